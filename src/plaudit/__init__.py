@@ -1,0 +1,36 @@
+"""Plaudit turns a reward into a better generative model. Importing it imports no torch: names load when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plaudit.data.prompt import Prompt
+    from plaudit.recipe.load import load
+    from plaudit.recipe.schema import Recipe
+    from plaudit.rewards.base import Score
+    from plaudit.train.loop import align
+
+__version__ = "0.1.0"
+__all__ = ["Prompt", "Recipe", "Score", "__version__", "align", "load"]
+
+HOMES = {
+    "align": "plaudit.train.loop",
+    "load": "plaudit.recipe.load",
+    "Recipe": "plaudit.recipe.schema",
+    "Prompt": "plaudit.data.prompt",
+    "Score": "plaudit.rewards.base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module 'plaudit' has no attribute {name!r}; it has {', '.join(sorted(HOMES))}")
+    value = getattr(importlib.import_module(HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *HOMES})

@@ -1,0 +1,325 @@
+"""The report of one run: a single HTML file that shows whether the model really got better, and what is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from plaudit.audit import plots
+from plaudit.audit.gallery import gallery
+from plaudit.audit.measures import (
+    ABSENT,
+    Change,
+    Style,
+    capital,
+    category_changes,
+    change,
+    number,
+    style_of,
+)
+from plaudit.audit.page import Content, Html, document, element, folded, join, paragraphs, section, table, themed_chart
+from plaudit.audit.runs import Check, RunRecord, read_run
+from plaudit.audit.verdict import judge
+from plaudit.storage import write_text
+
+PARTS = ("rollout", "reward", "learn")
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html`, `curves.png` and `categories.png` into a run folder, whatever state the run is in."""
+    record = read_run(run)
+    plots.write_charts(record)
+    path = run / "report.html"
+    write_text(path, render(record))
+    return path
+
+
+def render(run: RunRecord) -> str:
+    parts = (
+        _top(run),
+        _headline(run),
+        _verdict(run),
+        gallery(run),
+        _curves(run),
+        _categories(run),
+        *(_other_split(run, split) for split in run.splits() if split != run.main_split),
+        _checks(run.checks),
+        _costs(run),
+        _missing(run),
+        _recipe(run),
+    )
+    return document(f"{_name(run)}: Plaudit report", *parts)
+
+
+# --- what happened -------------------------------------------------------------------------------------------------
+
+
+def _name(run: RunRecord) -> str:
+    return run.folder.resolve().name
+
+
+def _top(run: RunRecord) -> Html:
+    system = f"system {run.recipe.system}" if run.recipe and run.recipe.system else None
+    facts = (f"recipe {run.recipe.name}" if run.recipe else None, system, _status(run))
+    return element("div", element("h1", _name(run)), *(element("span", fact) for fact in facts if fact), cls="top")
+
+
+def _status(run: RunRecord) -> str:
+    if run.summary is None:
+        return f"in progress or killed after step {_last_step(run)}: there is no summary yet"
+    return f"ended: {run.summary.stopped}" if run.summary.stopped else "ended"
+
+
+def _last_step(run: RunRecord) -> int:
+    return max((row["step"] for row in run.metrics if "step" in row), default=0)
+
+
+def _headline(run: RunRecord) -> Html:
+    found, style = change(run), style_of(run)
+    if found is None:
+        return element("section", *_headline_without_gain(run, style), _tiles(run, None, style), cls="card")
+    heading = element(
+        "p",
+        f"{capital(style.truth)} ",
+        element("span", style.score(found.before.mean), cls="was nowrap"),
+        " → ",
+        element("span", style.score(found.after.mean), cls="now nowrap"),
+        cls="headline",
+    )
+    so_far = "" if found.finished else f" so far, at step {found.step}"
+    sentence = (
+        f"A gain of {style.gain(found.gain.mean)}{so_far} (95 % interval of the gain {style.gain_bounds(found.gain)}, "
+        f"{_pairs(found)}) in {_duration(run)}."
+    )
+    return element("section", heading, element("p", sentence), _tiles(run, found, style), cls="card")
+
+
+def _headline_without_gain(run: RunRecord, style: Style) -> Iterator[Html]:
+    before = run.before()
+    if before is None:
+        yield element("p", "No measurement yet", cls="headline")
+        yield element("p", "Missing: evaluations.jsonl holds no measurement before training, so no gain can be stated.")
+    else:
+        yield element("p", f"{capital(style.truth)} {style.score(before.mean)} before training", cls="headline")
+        yield element("p", "Missing: nothing was measured after training began, so no gain can be stated.")
+
+
+def _pairs(found: Change) -> str:
+    if not found.paired:
+        return "not paired by item"
+    lost = f", {found.gain.missing} more lack a score" if found.gain.missing else ""
+    return f"{number(found.gain.count)} paired items{lost}"
+
+
+def _duration(run: RunRecord) -> str:
+    summary = run.summary
+    if summary is not None and summary.minutes is not None:
+        training = summary.training_minutes
+        detail = "" if training is None else f" ({training:.1f} of them training)"
+        return f"{summary.minutes:.1f} minutes{detail}"
+    seconds = _training_seconds(run)
+    return "an unknown time (no timing was recorded)" if seconds is None else f"{seconds / 60:.1f} minutes of training"
+
+
+def _training_seconds(run: RunRecord) -> float | None:
+    return next((row["seconds"] for row in reversed(run.timing) if row.get("seconds") is not None), None)
+
+
+def _tiles(run: RunRecord, found: Change | None, style: Style) -> Html:
+    tiles = {"steps": number(run.summary.steps if run.summary else _last_step(run))}
+    if found is not None:
+        tiles = {
+            "before (95 %)": style.bounds(found.before.low, found.before.high),
+            "after (95 %)" if found.finished else "so far (95 %)": style.bounds(found.after.low, found.after.high),
+        } | tiles
+    tiles |= {
+        "network calls": number(_calls(run, "network_calls")),
+        "reward calls": number(_calls(run, "reward_calls")),
+    }
+    tiles |= {"seed": number(run.summary.seed)} if run.summary else {}
+    return element("dl", *(_tile(label, value) for label, value in tiles.items()), cls="tiles")
+
+
+def _tile(label: str, value: str) -> Html:
+    return element("div", element("dt", label), element("dd", value))
+
+
+def _calls(run: RunRecord, key: str) -> int | None:
+    """A cumulative count: the summary's or, in a run that has not ended, that of the last step."""
+    stated = getattr(run.summary, key) if run.summary else None
+    counted = (row[key] for row in reversed(run.metrics) if row.get(key) is not None)
+    return stated if stated is not None else next(counted, None)
+
+
+def _verdict(run: RunRecord) -> Html:
+    verdict = judge(run)
+    details = element("ul", *(element("li", line) for line in verdict.details))
+    return element("section", element("h2", verdict.headline), details, cls=f"card verdict {verdict.level}")
+
+
+# --- measurements --------------------------------------------------------------------------------------------------
+
+
+def _curves(run: RunRecord) -> Html:
+    drawn = plots.panels(run)
+    if not drawn:
+        return section("Curves", element("p", "Missing: no step was recorded in metrics.jsonl.", cls="muted"))
+    charts = (element("figure", _chart(panel)) for panel in drawn)
+    absent = plots.absent_panels(run)
+    note = element("p", f"Nothing was recorded to draw: {', '.join(absent)}.", cls="muted") if absent else None
+    lead = "Long curves are moving means over the faint values of single steps; bands are 95 % intervals."
+    return section("Curves", element("div", *charts, cls="charts"), note, lead=lead)
+
+
+def _chart(panel: plots.Panel) -> Html:
+    return themed_chart(plots.panel_png(panel, plots.LIGHT), plots.panel_png(panel, plots.DARK), panel.title)
+
+
+def _categories(run: RunRecord) -> Html:
+    title = "By category"
+    light, dark = (plots.categories_png(run, theme) for theme in (plots.LIGHT, plots.DARK))
+    if light is None or dark is None:
+        return section(title, element("p", "Missing: no category was measured before and after.", cls="muted"))
+    chart = element("figure", themed_chart(light, dark, "score by category, before and after"), cls="wide")
+    return section(title, chart, _split_table(run, run.main_split), lead="Whiskers and brackets are 95 % intervals.")
+
+
+def _other_split(run: RunRecord, split: str) -> Html:
+    explanation = {"compositional": "Attribute pairs that no training prompt names: what was learned, or memorised?"}
+    title = f"Split: {split}"
+    if change(run, split) is None:
+        return section(title, _single_measurements(run, split), lead=explanation.get(split))
+    return section(title, _split_table(run, split), lead=explanation.get(split))
+
+
+def _single_measurements(run: RunRecord, split: str) -> Html:
+    """What there is of a split that was not measured both before and after."""
+    style = style_of(run)
+    rows = [row for row in run.evaluations if row.split == split]
+    lines = (f"Step {row.step} ({row.label}): {style.score(row.mean)}, {number(row.count)} items." for row in rows)
+    return paragraphs([*lines, "Missing: the counterpart, so no gain can be stated."])
+
+
+def _split_table(run: RunRecord, split: str) -> Html:
+    style, whole = style_of(run), change(run, split)
+    assert whole is not None
+    rows = [_change_row("all", whole, style), *(_change_row(c.name, c, style) for c in category_changes(run, split))]
+    after = "after" if whole.finished else f"step {whole.step}"
+    return table(("category", "items", "before", after, "gain"), rows, total=True)
+
+
+def _change_row(name: str, found: Change, style: Style) -> tuple[Content, ...]:
+    counts = found.after if found.before.count == found.after.count else None
+    items = number(found.after.count) if counts else f"{number(found.before.count)} / {number(found.after.count)}"
+    missing = found.before.missing + found.after.missing
+    direction = "yes" if found.gain.low > 0 else "no" if found.gain.high < 0 else "even"
+    return (
+        name,
+        f"{items} ({missing} missing)" if missing else items,
+        _bracketed(style.score(found.before.mean), style.bounds(found.before.low, found.before.high)),
+        _bracketed(style.score(found.after.mean), style.bounds(found.after.low, found.after.high)),
+        _bracketed(
+            element("span", style.gain(found.gain.mean), cls=f"mark {direction}"),
+            style.gain_bounds(found.gain),
+        ),
+    )
+
+
+def _bracketed(value: Content, bounds: str) -> Html:
+    brackets = None if bounds == ABSENT else element("span", f" [{bounds}]", cls="muted")
+    return join(value, brackets)
+
+
+# --- trust and cost ------------------------------------------------------------------------------------------------
+
+
+def _checks(checks: Sequence[Check] | None) -> Html:
+    title = "What was checked"
+    if not checks:
+        return section(title, element("p", "Missing: checks.json holds no checks of this run.", cls="muted"))
+    passed, failed = (sum(check.passed is state for check in checks) for state in (True, False))
+    lead = f"{passed} passed, {failed} failed, {len(checks) - passed - failed} not applicable."
+    ordered = sorted(checks, key=lambda check: check.passed is not False)
+    rows = [_check_row(check) for check in ordered]
+    return section(title, table(("check", "result", "value", "limit", "what to do"), rows, numeric_from=9), lead=lead)
+
+
+def _check_row(check: Check) -> tuple[Content, ...]:
+    word, text = {True: ("yes", "✓ pass"), False: ("no", "✗ fail"), None: ("", "not applicable")}[check.passed]
+    remedy = check.remedy if check.passed is False else None
+    result = element("span", text, cls=f"mark nowrap {word}".strip())
+    return (check.name, result, _check_value(check.value), _check_value(check.limit), remedy or "")
+
+
+def _check_value(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else number(value)
+
+
+def _costs(run: RunRecord) -> Html:
+    lead = "Network calls are samples times network evaluations; both counts include every step of training."
+    return section("Where time went", _time_shares(run), _call_table(run), _missing_scores(run), lead=lead)
+
+
+def _time_shares(run: RunRecord) -> Html:
+    seconds = {part: sum(row.get(f"timing_s/{part}") or 0.0 for row in run.timing) for part in PARTS}
+    total = sum(row.get("timing_s/step") or 0.0 for row in run.timing)
+    if total <= 0:
+        return element("p", "Missing: timing.jsonl holds no step times.", cls="muted")
+    seconds["other"] = max(total - sum(seconds.values()), 0.0)
+    bar = element(
+        "div",
+        *(element("span", cls=f"c{i}", style=f"width: {100 * s / total:.2f}%") for i, s in enumerate(seconds.values())),
+        cls="bar",
+    )
+    rows = [
+        (
+            join(element("span", cls=f"key c{i}"), part),
+            f"{s:.1f} s",
+            f"{100 * s / total:.0f} %",
+            f"{s / len(run.timing):.2f} s",
+        )
+        for i, (part, s) in enumerate(seconds.items())
+    ]
+    rows.append(("all training steps", f"{total:.1f} s", "100 %", f"{total / len(run.timing):.2f} s"))
+    return join(bar, table(("part of a step", "time", "share", "per step"), rows))
+
+
+def _call_table(run: RunRecord) -> Html:
+    rows: list[tuple[Content, ...]] = [
+        ("network calls", number(_calls(run, "network_calls"))),
+        ("reward calls", number(_calls(run, "reward_calls"))),
+    ]
+    summary = run.summary
+    if summary and summary.minutes is not None and summary.training_minutes is not None:
+        outside = 60 * (summary.minutes - summary.training_minutes)
+        rows.append(("evaluation, checks and saving, outside of training", f"{outside:.1f} s"))
+    return join(element("h3", "Calls"), table(("", ""), rows))
+
+
+def _missing_scores(run: RunRecord) -> Html | None:
+    """Rewards that failed to answer at some step, at their worst step."""
+    worst = {name: run.series(f"rewards/{name}/missing_frac").values for name in run.rewards()}
+    lines = [
+        f"{name}: up to {100 * v.max():.1f} % of a step's scores were missing" for name, v in worst.items() if v.any()
+    ]
+    return join(element("h3", "Missing scores"), paragraphs(lines)) if lines else None
+
+
+def _missing(run: RunRecord) -> Html:
+    if run.notes:
+        return section("What is missing", paragraphs(run.notes), lead="Nothing above was guessed to fill these gaps.")
+    return section("What is missing", element("p", "Nothing: every file of a finished run is here and complete."))
+
+
+def _recipe(run: RunRecord) -> Html:
+    summary = run.summary
+    versions = {
+        "plaudit": summary.plaudit if summary else None,
+        "torch": summary.torch if summary else None,
+        "CPU threads": number(summary.threads) if summary else None,
+        "seed": number(summary.seed) if summary else None,
+    }
+    rows = [(name, value or ABSENT) for name, value in versions.items()]
+    text = folded("The resolved recipe", element("pre", run.recipe_text)) if run.recipe_text else None
+    absent = element("p", "Missing: recipe.yaml.", cls="muted") if text is None else None
+    return section("How to reproduce it", table(("", ""), rows), text, absent)

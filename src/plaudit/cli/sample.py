@@ -1,0 +1,44 @@
+"""`plaudit sample`: a grid of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plaudit.cli.command import Recipes, load_recipe
+
+
+def run(
+    context: typer.Context,
+    recipes: Recipes = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Text to draw, may be repeated; default: held-out prompts.", show_default=False),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures per prompt, or number of held-out prompts.")] = 6,
+    run: Annotated[Path | None, typer.Option(help="A run folder: draw with its weights.", show_default=False)] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="One checkpoint folder, runs/NAME/checkpoints/step_N.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("grid.png"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Draw a grid of pictures with a model, run or checkpoint."""
+    from plaudit.errors import RecipeError
+
+    if run is not None and checkpoint is not None:
+        raise RecipeError("--run takes the last checkpoint of a run and --checkpoint a given one; give one of the two")
+    weights = run or checkpoint
+    recipe = load_recipe(context, recipes or recipe_of(run, checkpoint))
+    from plaudit.train.preview import sample_grid
+
+    path = sample_grid(recipe, prompts=prompt or None, count=count, run=weights, out=out, seed=seed)
+    typer.echo(f"wrote {path}")
+
+
+def recipe_of(run: Path | None, checkpoint: Path | None) -> list[str]:
+    """The recipe that a run was made with lies in its folder, two above its checkpoints."""
+    folder = run or (checkpoint.resolve().parents[1] if checkpoint else None)
+    return [str(folder / "recipe.yaml")] if folder else []

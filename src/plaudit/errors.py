@@ -1,0 +1,25 @@
+"""User-facing errors. Each names the key or row, the value seen, what is allowed and the next step."""
+
+
+class PlauditError(Exception):
+    """Base of every error that is the user's to mend; the CLI prints its message and no traceback."""
+
+
+class RecipeError(PlauditError):
+    """A recipe asks for something that does not exist or cannot be combined."""
+
+
+class DataError(PlauditError):
+    """A prompt, record or file is not what it should be."""
+
+
+class RewardError(PlauditError):
+    """A reward failed, or too many of its scores are missing."""
+
+
+class RunError(PlauditError):
+    """A run cannot start, continue or be written."""
+
+
+class Interrupted(PlauditError):
+    """The user stopped the work; the message says what was saved and how to go on."""

@@ -1,0 +1,1 @@
+"""The `scenes` world: captions of coloured shapes, their renderer and their exact checker."""

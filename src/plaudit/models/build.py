@@ -1,0 +1,24 @@
+"""From a recipe's `model:` to a flow model."""
+
+from __future__ import annotations
+
+from plaudit.errors import RecipeError
+from plaudit.models.flow import FlowModel
+from plaudit.recipe.schema import DottedModel, LabModel, Model, Sd3Model
+
+
+def build_model(config: Model) -> FlowModel:
+    match config:
+        case LabModel():
+            from plaudit.models.lab import LabFlowModel
+
+            return LabFlowModel(config.name, config.weights)
+        case Sd3Model():
+            from plaudit.models.sd3 import Sd3FlowModel  # diffusers takes seconds to import
+
+            return Sd3FlowModel.from_config(config)
+        case DottedModel():
+            from plaudit.rewards.base import import_dotted
+
+            return import_dotted(config.factory, "model.factory")(**config.arguments)
+    raise RecipeError(f"model.type: {config!r} is not known")

@@ -1,0 +1,54 @@
+"""The lab's generators as flow models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from plaudit.data.prompt import Prompt
+from plaudit.errors import RecipeError
+from plaudit.lab.build import NETWORKS, WEIGHTS, from_pixel_latents
+from plaudit.lab.scenes.grammar import tokenise
+from plaudit.lab.scenes.render import rasterise
+from plaudit.models.flow import Condition, shifted_times
+
+OWN_SHIFT = {"slots": 1.0, "pixels": 1.0}
+
+
+class LabFlowModel:
+    """`slots`: object slots drawn by a differentiable rasteriser. `pixels`: 32x32 RGB pictures."""
+
+    lora_targets = ("qkv", "project", "up", "down")
+
+    def __init__(self, name: str, weights: str | None = None) -> None:
+        self.name = name
+        self.network: nn.Module = NETWORKS[name]()
+        self.latent_shape: tuple[int, ...] = self.network.latent_shape  # type: ignore[assignment]
+        path = Path(weights) if weights else WEIGHTS / f"{name}.safetensors"
+        if not path.is_file():
+            raise RecipeError(
+                f"model.weights: {path} does not exist; build it with `plaudit lab build {name}` or leave the key out"
+            )
+        self.network.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+        self.network.eval()
+
+    def encode(self, prompts: Sequence[Prompt]) -> Condition:
+        return Condition(tensors={"ids": torch.from_numpy(tokenise([prompt.text for prompt in prompts]))})
+
+    def velocity(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self.network(x, t, condition.tensors["ids"])
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return rasterise(x0) if self.name == "slots" else from_pixel_latents(x0)
+
+    def schedule(self, steps: int, shift: float | None) -> Tensor:
+        return shifted_times(steps, shift or OWN_SHIFT[self.name])
+
+    def save(self, folder: Path) -> None:
+        """All weights, adapters included, as one file that `model.weights` reads (adapters under their peft names)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, folder / f"{self.name}.safetensors")

@@ -1,0 +1,164 @@
+"""What an objective may ask for, computed when it is first read and only then.
+
+`terms.log_prob`, `terms.old.velocity`, `terms.reference.step` ... are bound to one micro-batch. All policies see the same
+noise, times and recorded states; snapshots are evaluated without gradient.
+
+Shape legend: B samples, D recorded decisions, T forward-process times per sample, * latent dimensions.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from plaudit.models.flow import Conditioning, FlowModel, clean_prediction, guided_velocity, per_sample
+from plaudit.sampling.kernels import Transition
+from plaudit.sampling.noise import SampleKey, gaussian, uniform
+from plaudit.sampling.rollout import Trace, replay, replay_log_prob
+
+
+R = TypeVar("R")
+
+
+class SnapshotPolicy(Protocol):
+    """What terms need of a policy: its model, and a way to run with a snapshot's weights."""
+
+    model: FlowModel
+
+    def using(self, name: str) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples to learn from. `advantage [B]` is 0 where not `valid`; `informative` is False in groups without contrast."""
+
+    conditioning: Conditioning
+    latents: Tensor
+    trace: Trace | None
+    keys: tuple[SampleKey, ...]
+    advantage: Tensor
+    valid: Tensor
+    informative: Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def select(self, rows: Tensor) -> Batch:
+        return Batch(
+            conditioning=self.conditioning.select(rows),
+            latents=self.latents[rows],
+            trace=self.trace.select(rows) if self.trace else None,
+            keys=tuple(self.keys[i] for i in rows.tolist()),
+            advantage=self.advantage[rows],
+            valid=self.valid[rows],
+            informative=self.informative[rows],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward:
+    """Points of the forward process `x_t = (1 - t) x_0 + t e`, T per sample, flattened to B * T rows."""
+
+    x0: Tensor
+    x: Tensor
+    t: Tensor
+    noise: Tensor
+    sample: Tensor  # [B * T]: which sample a row belongs to
+
+
+def forward_points(batch: Batch, times: Tensor) -> Forward:
+    """Noise every sample to its times `[B, T]` with its own counter-based noise."""
+    B, T = times.shape
+    sample = torch.arange(B).repeat_interleave(T)
+    noise = gaussian(batch.keys, "forward", (T, *batch.latents.shape[1:])).flatten(0, 1)
+    t, x0 = times.flatten(), batch.latents[sample]
+    spread = per_sample(t, x0)
+    return Forward(x0=x0, x=(1 - spread) * x0 + spread * noise, t=t, noise=noise, sample=sample)
+
+
+def stratified_times(keys: Sequence[SampleKey], count: int, low: float, high: float, shift: float) -> Tensor:
+    """Times `[B, count]` in (low, high), one in each of `count` equal strata, bent toward noise by `shift`."""
+    position = (torch.arange(count) + uniform(keys, "times", count)) / count
+    t = low + (high - low) * position
+    return shift * t / (1 + (shift - 1) * t)
+
+
+class PolicyTerms:
+    """One policy's view of the micro-batch."""
+
+    def __init__(self, policy: SnapshotPolicy, name: str, batch: Batch, forward: Forward | None) -> None:
+        self._policy, self._name, self._batch, self._forward = policy, name, batch, forward
+
+    def _evaluate(self, compute: functools.partial[R]) -> R:
+        if self._name == "current":
+            return compute()
+        with torch.no_grad(), self._policy.using(self._name):
+            return compute()
+
+    @functools.cached_property
+    def velocity(self) -> Tensor:
+        """Velocity `[B * T, *]` at the forward points."""
+        points = self._points
+        conditioning = self._batch.conditioning.select(points.sample)
+        return self._evaluate(functools.partial(guided_velocity, self._policy.model, points.x, points.t, conditioning))
+
+    @functools.cached_property
+    def x0(self) -> Tensor:
+        """Clean prediction `[B * T, *]`."""
+        return clean_prediction(self._points.x, self.velocity, self._points.t)
+
+    @functools.cached_property
+    def error(self) -> Tensor:
+        """Mean squared velocity error `[B * T]`."""
+        points = self._points
+        return (self.velocity - (points.noise - points.x0)).square().flatten(1).mean(1)
+
+    @functools.cached_property
+    def step(self) -> Transition:
+        """Replayed transitions `[B * D]`."""
+        trace = self._trace
+        return self._evaluate(functools.partial(replay, self._policy.model, self._batch.conditioning, trace))
+
+    @functools.cached_property
+    def log_prob(self) -> Tensor:
+        """Log-density `[B, D]` of the recorded decisions, in the density they were recorded with."""
+        return replay_log_prob(self._trace, self.step, self._trace.density)
+
+    @property
+    def _points(self) -> Forward:
+        assert self._forward is not None, "this objective did not ask for forward points"
+        return self._forward
+
+    @property
+    def _trace(self) -> Trace:
+        assert self._batch.trace is not None, "this objective needs a rollout with stochastic steps"
+        return self._batch.trace
+
+
+class Terms(PolicyTerms):
+    """The current policy's terms, and by name those of its snapshots."""
+
+    def __init__(self, policy: SnapshotPolicy, batch: Batch, times: Tensor | None = None) -> None:
+        forward = None if times is None else forward_points(batch, times)
+        super().__init__(policy, "current", batch, forward)
+        self.batch, self.forward = batch, forward
+        self._views: dict[str, PolicyTerms] = {}
+
+    def snapshot(self, name: str) -> PolicyTerms:
+        if name not in self._views:
+            self._views[name] = PolicyTerms(self._policy, name, self.batch, self.forward)
+        return self._views[name]
+
+    @property
+    def old(self) -> PolicyTerms:
+        return self.snapshot("old")
+
+    @property
+    def reference(self) -> PolicyTerms:
+        return self.snapshot("reference")

@@ -1,0 +1,182 @@
+"""Validation errors in the user's words: the dotted key, the value seen, where it was set, what is allowed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher, get_close_matches
+from types import NoneType
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from plaudit.recipe.schema import Recipe
+from plaudit.recipe.walk import inside, known_keys, type_of, variants
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """What one source says, before it is merged with the others."""
+
+    label: str
+    content: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a validation error lies: its keys without pydantic's names of union members."""
+
+    keys: tuple[str, ...]
+    index: str  # "[1]" inside a list, else empty
+    annotation: Any
+
+    @property
+    def dotted(self) -> str:
+        return ".".join(self.keys) + self.index
+
+
+Problem = tuple[Place, Mapping[str, Any]]  # and pydantic's details
+
+
+def explain(error: ValidationError, document: Mapping[str, Any], layers: Sequence[Layer]) -> str:
+    """One line per key in error; the members of a union that all refused a value share a line."""
+    grouped: dict[str, list[Problem]] = {}
+    for details in _causes(error):
+        place = locate(details["loc"], document)
+        if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            place = Place(keys=(*place.keys, "type"), index="", annotation=None)
+        grouped.setdefault(place.dotted, []).append((place, details))
+    return "\n".join(_line(problems, document, layers) for problems in grouped.values())
+
+
+def _causes(error: ValidationError) -> list[Mapping[str, Any]]:
+    """Without the lists that are too short only because an item of theirs was refused."""
+    found = error.errors(include_url=False)
+    parents = {details["loc"][:-1] for details in found}
+    return [details for details in found if details["type"] != "too_short" or details["loc"] not in parents]
+
+
+def locate(location: Sequence[str | int], document: Mapping[str, Any]) -> Place:
+    """Follow a pydantic location through the document and the schema together."""
+    keys: list[str] = []
+    index = ""
+    annotation: Any = Recipe
+    value: Any = document
+    tag_is_next = False
+    for item in location:
+        below = inside(annotation, value)
+        if tag_is_next or (isinstance(item, str) and below is None):
+            tag_is_next = False
+        elif below is None:
+            index += f"[{item}]"
+        else:
+            keys.append(str(item))
+            annotation = below.get(str(item))
+            value = value.get(item) if isinstance(value, Mapping) else None
+            tag_is_next = len(variants(annotation)) > 1
+    return Place(keys=tuple(keys), index=index, annotation=annotation)
+
+
+def _line(problems: Sequence[Problem], document: Mapping[str, Any], layers: Sequence[Layer]) -> str:
+    place, details = problems[0]
+    kind = details["type"]
+    if kind == "value_error":
+        return "\n".join(str(each["ctx"]["error"]) for _, each in problems)
+    if kind == "extra_forbidden":
+        return _unknown(place, details["input"], document, layers)
+    if kind in ("missing", "union_tag_not_found"):
+        return f"`{place.dotted}` is missing; {_allowed(place, details)}"
+    seen = details["ctx"]["tag"] if kind == "union_tag_invalid" else details["input"]
+    allowed = " or ".join(dict.fromkeys(_allowed(each_place, each) for each_place, each in problems))
+    text = f"`{place.dotted}` is {shown(seen)}{_origin(place.keys, layers)}; {allowed.replace(' or allowed: ', ' or ')}"
+    near = get_close_matches(str(seen), _choices(details), n=1)
+    return f"{text}; did you mean {near[0]}?" if near else text
+
+
+def _allowed(place: Place, details: Mapping[str, Any]) -> str:
+    kind, message = details["type"], details["msg"]
+    or_null = " or null" if NoneType in get_args(place.annotation) else ""
+    if choices := _choices(details):
+        return f"allowed: {', '.join(choices)}{or_null}"
+    if kind in ("missing", "union_tag_not_found"):
+        return "give the list more items" if place.index else f"give it a value, for example --{place.dotted} VALUE"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"it must be a mapping{_keys_inside(place)}{or_null}"
+    if kind == "string_type" and isinstance(details["input"], int | float):
+        return f"it must be text: write it in quotes, '\"{details['input']}\"' on the command line"
+    if not message.startswith(("Input should ", "Tuple should ")):
+        return str(message)
+    demand = message.split(" should ", 1)[1].partition(", ")[0]
+    return f"it must {demand.replace(' after validation', '').replace('tuple', 'list')}{or_null}"
+
+
+def _keys_inside(place: Place) -> str:
+    """What a mapping would have to contain there."""
+    possible = variants(place.annotation)
+    if len(possible) > 1:
+        return f" with `type` {', '.join(filter(None, map(type_of, possible)))}"
+    return f" with keys {', '.join(possible[0].model_fields)}" if possible else ""
+
+
+def _choices(details: Mapping[str, Any]) -> list[str]:
+    context = details.get("ctx", {})
+    listed = context.get("expected_tags") or (context.get("expected") if details["type"] == "literal_error" else None)
+    return [part.strip(" '") for part in listed.replace(" or ", ", ").split(", ")] if listed else []
+
+
+def _unknown(place: Place, value: Any, document: Mapping[str, Any], layers: Sequence[Layer]) -> str:
+    """The unknown key with its nearest relative; `--trian.steps 5` makes a chain that is followed down."""
+    keys = place.keys
+    while isinstance(value, Mapping) and len(value) == 1:
+        key, value = next(iter(value.items()))
+        keys = (*keys, str(key))
+    dotted, parent = ".".join(keys), ".".join(place.keys[:-1])
+    near = nearest(dotted, list(known_keys(document)))
+    siblings = [key.rpartition(".")[2] for key in known_keys(document) if key.rpartition(".")[0] == parent]
+    text = f"unknown key `{dotted}`"
+    if owner := _other_variant(place.keys, document):
+        text += f"; it belongs to `{parent}.type` {owner}"
+    elif near:
+        text += f"; did you mean {' or '.join(f'`{key}`' for key in near)}?"
+    where = f"keys of `{parent}`" if parent else "top-level keys"
+    return f"{text} (value {shown(value)}{_origin(keys, layers, ' from {}')}; {where}: {', '.join(siblings)})"
+
+
+def _other_variant(keys: Sequence[str], document: Mapping[str, Any]) -> str | None:
+    """The `type` of a sibling variant that has this key."""
+    parent = locate(keys[:-1], document) if len(keys) > 1 else None
+    for variant in variants(parent.annotation) if parent else ():
+        if keys[-1] in variant.model_fields:
+            return type_of(variant)
+    return None
+
+
+def nearest(dotted: str, known: Sequence[str]) -> list[str]:
+    """Known keys the user may have meant: a similar one beside it, or the same name elsewhere."""
+    parent, _, leaf = dotted.rpartition(".")
+    beside = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == parent}
+    found = [beside[name] for name in get_close_matches(leaf, beside, n=1)]
+    elsewhere = [key for key in known if key.rpartition(".")[2] == leaf]
+    found += sorted(elsewhere, key=lambda key: SequenceMatcher(None, dotted, key).ratio())[-1:]
+    if not found and not beside:
+        as_deep = [key for key in known if key.count(".") == dotted.count(".")]
+        found = get_close_matches(dotted, as_deep, n=1, cutoff=0.8)
+    return list(dict.fromkeys(found))
+
+
+def shown(value: Any) -> str:
+    """A value as YAML's users write it, cut to a readable length."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _origin(keys: Iterable[str], layers: Sequence[Layer], form: str = " (from {})") -> str:
+    """Which source set a key: the last that mentions it."""
+    for layer in reversed(layers):
+        value: Any = layer.content
+        for key in keys:
+            value = value.get(key, layers) if isinstance(value, Mapping) else layers
+        if value is not layers:
+            return form.format(layer.label)
+    return ""

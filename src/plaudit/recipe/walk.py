@@ -1,0 +1,92 @@
+"""What the schema knows about a document: which keys a place has, which component describes it, what its defaults are.
+
+An annotation is what pydantic keeps of a field's type: a component, a union of components told apart by `type`, a table
+`dict[str, component]`, or a leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from plaudit.recipe.schema import Recipe
+
+Component = type[BaseModel]
+
+
+def variants(annotation: Any) -> list[Component]:
+    """The components that may describe a place: none for a leaf, several for a union told apart by `type`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    return [variant for member in members for variant in variants(member)]
+
+
+def type_of(component: Component) -> str | None:
+    """The value of `type` that picks this variant of a union."""
+    field = component.model_fields.get("type")
+    return get_args(field.annotation)[0] if field and get_origin(field.annotation) is Literal else None
+
+
+def component_of(annotation: Any, value: Any) -> Component | None:
+    """The component that describes `value`, if its `type` is known."""
+    possible = variants(annotation)
+    if len(possible) > 1:
+        chosen = value.get("type") if isinstance(value, Mapping) else None
+        possible = [variant for variant in possible if type_of(variant) == chosen]
+    return possible[0] if possible else None
+
+
+def inside(annotation: Any, value: Any) -> dict[str, Any] | None:
+    """Annotations of the keys at a place; None for a leaf."""
+    if get_origin(annotation) is dict and variants(get_args(annotation)[1]):
+        return {key: get_args(annotation)[1] for key in value} if isinstance(value, Mapping) else {}
+    component = component_of(annotation, value)
+    return {key: field.annotation for key, field in component.model_fields.items()} if component else None
+
+
+def known_keys(document: Any, annotation: Any = Recipe, prefix: str = "") -> Iterator[str]:
+    """Every dotted key that this document could have, given the variants it has chosen."""
+    for key, below in (inside(annotation, document) or {}).items():
+        yield prefix + key
+        yield from known_keys(document.get(key) if isinstance(document, Mapping) else None, below, f"{prefix}{key}.")
+
+
+def filled(document: Mapping[str, Any], annotation: Any = Recipe, default_type: str | None = None) -> dict[str, Any]:
+    """The document with every absent key at its default, so that an overlay sees what the recipe resolves to.
+
+    What the schema does not know stays as it is, for validation to name.
+    """
+    if default_type is not None:
+        document = {"type": default_type, **document}
+    component = component_of(annotation, document)
+    complete = dict(document)
+    for key, field in component.model_fields.items() if component else ():
+        default = field.get_default(call_default_factory=True)
+        if key in document:
+            complete[key] = _filled_value(document[key], field.annotation, getattr(default, "type", None))
+        elif not field.is_required():
+            complete[key] = _plain(default)
+    return complete
+
+
+def _filled_value(value: Any, annotation: Any, default_type: str | None) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if variants(annotation):
+        return filled(value, annotation, default_type)
+    if below := inside(annotation, value):
+        return {key: _filled_value(entry, below[key], None) for key, entry in value.items()}
+    return value
+
+
+def _plain(default: Any) -> Any:
+    """A default as YAML would give it."""
+    if isinstance(default, BaseModel):
+        return default.model_dump(mode="json")
+    if isinstance(default, dict):
+        return {key: _plain(value) for key, value in default.items()}
+    return list(default) if isinstance(default, tuple) else default

@@ -1,0 +1,143 @@
+"""Transition kernels: one function per kernel, used to draw and to replay.
+
+A step goes from time t to t' < t, dt = t - t' > 0. With x_0 = x - t v, e = x + (1 - t) v and the score -(x + (1 - t) v) / t:
+
+    ode           mean x - v dt, no noise
+    flow_sde      s = a sqrt(t / (1 - t));  mean x - v dt + s^2/2 score dt, std s sqrt(dt)         (Flow-GRPO)
+    constant_eta  s = a;                    the same mean and std                                (DanceGRPO)
+    cps           std t' sin(a pi / 2);     mean (1 - t') x_0 + sqrt(t'^2 - std^2) e                    (coefficient-preserving)
+    ddim_eta      std of DDIM with eta = a, in flow coordinates; mean as in cps                        (DDPO)
+
+Conventions. Level a = 0 is the Euler step of the ODE for every kernel. The step to t' = 0 is always deterministic, so it
+has no density and is never trained. At t = 1, where sqrt(t / (1 - t)) is singular, flow_sde takes its diffusion
+coefficient at t' (public code takes the second time of its schedule, which is the same number).
+
+Shape legend: B batch, * latent dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plaudit.models.flow import per_sample
+
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """A Gaussian step: `mean [B, *]` and one `std [B]` per sample, 0 where the step is deterministic."""
+
+    mean: Tensor
+    std: Tensor
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Transition]
+
+
+def _langevin(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, diffusion: Tensor) -> Transition:
+    dt = t - t_next
+    diffusion = torch.where(t_next > 0, diffusion, torch.zeros_like(diffusion))
+    score_t = -(x + per_sample(1 - t, x) * v)  # score times t
+    drift = per_sample(0.5 * diffusion.square() * dt / t, x) * score_t
+    return Transition(mean=x - per_sample(dt, x) * v + drift, std=diffusion * dt.sqrt())
+
+
+def flow_sde(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:
+    at = torch.where(t < 1, t, t_next)
+    return _langevin(x, v, t, t_next, level * torch.sqrt(at / (1 - at)))
+
+
+def constant_eta(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:
+    return _langevin(x, v, t, t_next, level.expand_as(t))
+
+
+def _preserving(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, std: Tensor) -> Transition:
+    clean = x - per_sample(t, x) * v
+    noise = x + per_sample(1 - t, x) * v
+    kept = (t_next.square() - std.square()).clamp(min=0).sqrt()
+    return Transition(mean=per_sample(1 - t_next, x) * clean + per_sample(kept, x) * noise, std=std)
+
+
+def cps(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:
+    return _preserving(x, v, t, t_next, t_next * torch.sin(level * math.pi / 2))
+
+
+def ddim_eta(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:
+    """DDIM's eta noise. A variance-preserving latent is sqrt((1 - t)^2 + t^2)^-1 times ours, hence the last factor."""
+    scale, scale_next = ((1 - u).square() + u.square() for u in (t, t_next))
+    kept, kept_next = (1 - t).square() / scale, (1 - t_next).square() / scale_next  # alpha-bar
+    vp_std = torch.sqrt((1 - kept_next) / (1 - kept) * (1 - kept / kept_next).clamp(min=0))
+    return _preserving(x, v, t, t_next, level * vp_std * scale_next.sqrt())
+
+
+def ode(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:
+    return Transition(mean=x - per_sample(t - t_next, x) * v, std=torch.zeros_like(t))
+
+
+KERNELS: dict[str, Kernel] = {
+    "ode": ode,
+    "flow_sde": flow_sde,
+    "constant_eta": constant_eta,
+    "cps": cps,
+    "ddim_eta": ddim_eta,
+}
+
+
+def transition(kernel: str, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:
+    """One step of a named kernel in float32; `t`, `t_next` and `level` are `[B]`."""
+    assert x.shape == v.shape and t.shape == t_next.shape == level.shape == x.shape[:1]
+    return KERNELS[kernel](x.float(), v.float(), t.float(), t_next.float(), level.float())
+
+
+def _dims(x: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, x.ndim))
+
+
+def log_density(x_next: Tensor, step: Transition, density: str = "exact") -> Tensor:
+    """Log-density `[B]` of drawn next states, in float64; 0 where the step is deterministic.
+
+    `exact` is the Gaussian's, summed over dimensions. `mean` (public name `flow_grpo`) divides it by their number. `cps`
+    is the mean squared distance without variance or constant. The scalings are not interchangeable: a clip range
+    belongs to one of them.
+    """
+    random = step.std > 0
+    std = per_sample(torch.where(random, step.std, torch.ones_like(step.std)), x_next).double()
+    squared = (x_next.double() - step.mean.double()).square()
+    gaussian = -squared / (2 * std.square()) - std.log() - LOG_SQRT_2PI
+    match density:
+        case "exact":
+            value = gaussian.sum(_dims(x_next))
+        case "mean" | "flow_grpo":
+            value = gaussian.mean(_dims(x_next))
+        case "cps":
+            value = -squared.mean(_dims(x_next))
+        case _:
+            raise ValueError(f"density {density!r}; allowed: exact, mean, flow_grpo, cps")
+    return torch.where(random, value, torch.zeros_like(value))
+
+
+def kl_divergence(step: Transition, reference: Transition, t: Tensor, t_next: Tensor, scaling: str = "exact") -> Tensor:
+    """KL `[B]` of two transitions that share their std; 0 where the step is deterministic.
+
+    `exact` sums over dimensions; `mean` averages; `flow_grpo` averages and divides by the variance without its dt, as
+    the published code does (0.04 to 0.18 of the true value at 10 steps).
+    """
+    random = step.std > 0
+    variance = torch.where(random, step.std, torch.ones_like(step.std)).square()
+    squared = (step.mean - reference.mean).square()
+    match scaling:
+        case "exact":
+            value = squared.sum(_dims(squared)) / (2 * variance)
+        case "mean":
+            value = squared.mean(_dims(squared)) / (2 * variance)
+        case "flow_grpo":
+            value = squared.mean(_dims(squared)) / (2 * variance / (t - t_next))
+        case _:
+            raise ValueError(f"KL scaling {scaling!r}; allowed: exact, mean, flow_grpo")
+    return torch.where(random, value, torch.zeros_like(value))

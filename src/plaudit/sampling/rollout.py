@@ -1,0 +1,139 @@
+"""Drawing samples, and replaying the stochastic decisions with gradients.
+
+Both go through `kernels.transition`; there is no second copy of a formula.
+
+Shape legend: B samples, K steps, D recorded decisions, * latent dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plaudit.models.flow import Conditioning, FlowModel, guided_velocity
+from plaudit.sampling.kernels import Transition, log_density, transition
+from plaudit.sampling.noise import SampleKey, gaussian
+from plaudit.sampling.plan import SamplingPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What replay needs of a rollout: the visited states around the decisions, their times and levels."""
+
+    kernel: str
+    states: Tensor  # [B, D + 1, *]
+    times: Tensor  # [B, D + 1]
+    levels: Tensor  # [B, D]
+    mask: Tensor  # [B, D] bool: a decision was drawn here
+    log_prob: Tensor  # [B, D] float64, of the policy that drew, in the `density` it was recorded with
+    density: str
+
+    def select(self, rows: Tensor) -> Trace:
+        return Trace(
+            kernel=self.kernel,
+            states=self.states[rows],
+            times=self.times[rows],
+            levels=self.levels[rows],
+            mask=self.mask[rows],
+            log_prob=self.log_prob[rows],
+            density=self.density,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Clean latents `[B, *]` of a batch, with the trace when there were stochastic decisions."""
+
+    latents: Tensor
+    trace: Trace | None
+    network_calls: int
+
+
+def tiled_velocity(model: FlowModel, x: Tensor, t: Tensor, conditioning: Conditioning, tile: int) -> Tensor:
+    """Velocity in network calls of at most `tile` samples."""
+    if len(x) <= tile:
+        return guided_velocity(model, x, t, conditioning)
+    parts = [
+        guided_velocity(model, x[rows], t[rows], conditioning.select(rows)) for rows in torch.arange(len(x)).split(tile)
+    ]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def draw(
+    model: FlowModel,
+    conditioning: Conditioning,
+    plan: SamplingPlan,
+    keys: Sequence[SampleKey],
+    *,
+    tile: int,
+    initial_keys: Sequence[SampleKey] | None = None,
+    density: str = "exact",
+) -> Samples:
+    """Sample from noise to data, recording the stochastic decisions of the plan."""
+    x = gaussian(initial_keys or keys, "initial", model.latent_shape)
+    B, D = len(x), plan.decisions
+    states = x.new_zeros(B, D + 1, *model.latent_shape)
+    log_prob = torch.zeros(B, D, dtype=torch.float64)
+    rows, calls = torch.arange(B), 0
+    for k in range(plan.steps):
+        t, t_next = (plan.times[j].expand(B) for j in (k, k + 1))
+        v = tiled_velocity(model, x, t, conditioning, tile)
+        calls += B * conditioning.calls_per_velocity
+        if plan.solver == "heun" and t_next[0] > 0:
+            ahead = transition("ode", x, v, t, t_next, plan.levels[:, k]).mean
+            v = 0.5 * (v + tiled_velocity(model, ahead, t_next, conditioning, tile))
+            calls += B * conditioning.calls_per_velocity
+        step = transition(plan.kernel, x, v, t, t_next, plan.levels[:, k])
+        x_next = _move(step, keys, k)
+        slot = k - plan.first
+        inside = (slot >= 0) & (slot < D)
+        if inside.any():
+            states[rows[inside], slot[inside]] = x[inside]
+            states[rows[inside], slot[inside] + 1] = x_next[inside]
+            log_prob[rows[inside], slot[inside]] = log_density(x_next, step, density)[inside]
+        x = x_next
+    trace = _trace(plan, states, log_prob, density) if D else None
+    return Samples(latents=x, trace=trace, network_calls=calls)
+
+
+def _move(step: Transition, keys: Sequence[SampleKey], decision: int) -> Tensor:
+    """Draw the next state; rows without noise get none, and cost none."""
+    random = (step.std > 0).nonzero()[:, 0]
+    moved = step.mean.clone()
+    if len(random):
+        noise = gaussian([keys[i] for i in random.tolist()], "transition", step.mean.shape[1:], decision)
+        moved[random] += step.std[random].reshape(-1, *[1] * (moved.ndim - 1)) * noise
+    return moved
+
+
+def _trace(plan: SamplingPlan, states: Tensor, log_prob: Tensor, density: str) -> Trace:
+    index = plan.first[:, None] + torch.arange(plan.decisions + 1)
+    levels = plan.levels.gather(1, index[:, :-1])
+    return Trace(
+        kernel=plan.kernel,
+        states=states,
+        times=plan.times[index],
+        levels=levels,
+        mask=levels > 0,
+        log_prob=log_prob,
+        density=density,
+    )
+
+
+def replay(model: FlowModel, conditioning: Conditioning, trace: Trace) -> Transition:
+    """The transitions `[B * D]` of the current weights at the recorded states: all steps in one network call."""
+    B, D = trace.levels.shape
+    flat = [trace.states[:, :D].flatten(0, 1), *(u.flatten() for u in (trace.times[:, :D], trace.times[:, 1:], trace.levels))]
+    x, t, t_next, level = flat
+    each = torch.arange(B).repeat_interleave(D)
+    v = guided_velocity(model, x, t, conditioning.select(each))
+    return transition(trace.kernel, x, v, t, t_next, level)
+
+
+def replay_log_prob(trace: Trace, step: Transition, density: str) -> Tensor:
+    """Log-density `[B, D]` of the recorded next states under replayed transitions."""
+    return log_density(trace.states[:, 1:].flatten(0, 1), step, density).unflatten(0, trace.levels.shape)

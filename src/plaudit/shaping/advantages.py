@@ -1,0 +1,83 @@
+"""Scores to advantages, as pure functions of tensors. A missing score (NaN) is left out everywhere and never becomes a number.
+
+Shape legend: B samples; `group [B]` holds integer group ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Deviation = Literal["group", "batch", "none", "loo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advantages:
+    """`value [B]` is exactly 0 where `valid [B]` is False; `constant_groups` counts groups that carry no signal."""
+
+    value: Tensor
+    valid: Tensor
+    groups: int
+    constant_groups: int
+
+
+def _group_sum(values: Tensor, index: Tensor, groups: int) -> Tensor:
+    return values.new_zeros(groups).index_add_(0, index, values)
+
+
+def group_advantage(
+    score: Tensor, group: Tensor, *, std: Deviation = "group", floor: float = 1e-3, clip: float | None = None
+) -> Advantages:
+    """Distance of each score to its group's mean, divided by a standard deviation.
+
+    `std`: `group` divides by the group's (n - 1), `batch` by the deviation of all centred scores from their group means
+    pooled over the batch, `none` by nothing, `loo` takes the mean of the *other* members as baseline and divides by
+    nothing. The divisor is never below `floor`; a group of equal scores gets exactly 0, as does a group with fewer than
+    two scores, whose samples are not valid. Means are taken before squares, in float64, so a large mean costs nothing.
+    """
+    assert score.ndim == 1 and score.shape == group.shape, (score.shape, group.shape)
+    _, index = torch.unique(group, return_inverse=True)
+    groups = int(index.max()) + 1
+    present = torch.isfinite(score)
+    filled = torch.where(present, score, torch.zeros_like(score)).double()
+    count = _group_sum(present.double(), index, groups)
+    mean = _group_sum(filled, index, groups) / count.clamp(min=1)
+    valid = present & (count[index] >= 2)
+    centred = torch.where(valid, filled - mean[index], torch.zeros_like(filled))
+    constant = _constant_groups(filled, present, index, groups)
+    centred = torch.where(constant[index], torch.zeros_like(centred), centred)
+    match std:
+        case "group":
+            spread = (_group_sum(centred.square(), index, groups) / (count - 1).clamp(min=1)).sqrt()[index]
+        case "batch":
+            freedom = (count - 1).clamp(min=0).sum().clamp(min=1)
+            spread = (centred.square().sum() / freedom).sqrt().expand_as(centred)
+        case "none":
+            spread = torch.ones_like(centred)
+        case "loo":
+            spread = ((count - 1).clamp(min=1) / count.clamp(min=1))[index]  # x - mean(others) = n/(n-1) (x - mean)
+        case _:
+            raise ValueError(f"std {std!r}; allowed: group, batch, none, loo")
+    value = centred / (spread if std in ("none", "loo") else spread.clamp(min=floor))
+    if clip is not None:
+        value = value.clamp(-clip, clip)
+    counted = count >= 1
+    return Advantages(
+        value=value.to(score.dtype), valid=valid, groups=groups, constant_groups=int((constant & counted).sum())
+    )
+
+
+def _constant_groups(score: Tensor, present: Tensor, index: Tensor, groups: int) -> Tensor:
+    """Groups `[groups]` whose present scores are all equal."""
+    infinity = torch.full((groups,), float("inf"), dtype=score.dtype)
+    low = infinity.scatter_reduce(0, index[present], score[present], "amin")
+    high = (-infinity).scatter_reduce(0, index[present], score[present], "amax")
+    return low >= high
+
+
+def optimality(advantage: Tensor, clip: float) -> Tensor:
+    """DiffusionNFT's probability of being optimal: advantage -clip..clip mapped linearly to 0..1."""
+    return (advantage / clip / 2 + 0.5).clamp(0, 1)

@@ -1,0 +1,131 @@
+"""Folders of tensors and JSON that are either complete or absent, whenever the process is killed.
+
+A snapshot is written beside its destination, every file is flushed to disk, a marker with the checksums is written last,
+and only then the folder is renamed into place. Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from plaudit.errors import RunError
+
+TENSORS, META, MARKER = "state.safetensors", "state.json", "COMPLETE.json"
+
+
+@contextlib.contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Turn what a file system refuses into one line that says where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}. What was written before is intact; free some space or make "
+            "the folder writable, then go on with --resume"
+        ) from error
+
+
+def flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file atomically."""
+    partial = path.with_name(path.name + ".partial")
+    with explain_write_errors(path):
+        partial.write_text(text, encoding="utf-8")
+        flush(partial)
+        os.replace(partial, path)
+        flush(path.parent)
+
+
+def write_snapshot(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write a complete snapshot, replacing an older one of the same name."""
+    partial = folder.with_name("." + folder.name + ".partial")
+    with explain_write_errors(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            _save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
+            (partial / META).write_text(json.dumps(meta), encoding="utf-8")
+            sums = {name: _checksum(partial / name) for name in (TENSORS, META)}
+            (partial / MARKER).write_text(json.dumps(sums), encoding="utf-8")
+            for name in (TENSORS, META, MARKER):
+                flush(partial / name)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+            flush(folder.parent)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except Exception as error:  # safetensors wraps the operating system's refusal in its own type
+        if "I/O error" in str(error) or "Io" in type(error).__name__ or "os error" in str(error):
+            raise OSError(None, str(error)) from error
+        raise
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file of a snapshot is there and is what its marker says."""
+    try:
+        sums = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        return sums == {name: _checksum(folder / name) for name in (TENSORS, META)}
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return False
+
+
+def read_snapshot(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not is_complete(folder):
+        raise RunError(f"{folder} is not a complete snapshot; use an older one or start again")
+    return load_file(folder / TENSORS), json.loads((folder / META).read_text(encoding="utf-8"))
+
+
+def latest_snapshot(parent: Path) -> Path | None:
+    """The complete `step_N` snapshot with the largest N."""
+    steps = sorted(parent.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+    return next((path for path in steps if is_complete(path)), None)
+
+
+def prune_snapshots(parent: Path, keep: int) -> None:
+    steps = sorted(parent.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+    for path in steps[:-keep]:
+        shutil.rmtree(path)
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """Optimiser state as named tensors; learning rates are the schedule's, not the state's."""
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}.{index}.{name}": torch.as_tensor(v) for index, entry in state.items() for name, v in entry.items()}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(prefix + "."):
+            index, name = key.removeprefix(prefix + ".").split(".", 1)
+            state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

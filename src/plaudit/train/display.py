@@ -1,0 +1,157 @@
+"""What a person sees of a run while it goes on. A display is told the numbers and never changes them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+RATIO_CHECK = "ratio/first_step_max_dev"
+
+Metrics = Mapping[str, float | None]
+
+
+class Display(Protocol):
+    """`say` and `evaluation` may come before `begin`; `end` may come twice."""
+
+    def begin(self, total_steps: int | None, minutes: float | None) -> None: ...
+
+    def step(self, step: int, metrics: Metrics, seconds: float) -> None:
+        """After a training step; `seconds` of training so far, as `train.minutes` counts them."""
+
+    def evaluation(self, step: int, label: str, mean: float, low: float, high: float) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def make_display(plain: bool) -> Display:
+    """A progress bar on a terminal, lines elsewhere or when asked for."""
+    return PlainDisplay() if plain or not sys.stderr.isatty() else LiveDisplay()
+
+
+class Silent:
+    """Nothing at all, for notebooks and tests."""
+
+    def begin(self, total_steps: int | None, minutes: float | None) -> None: ...
+
+    def step(self, step: int, metrics: Metrics, seconds: float) -> None: ...
+
+    def evaluation(self, step: int, label: str, mean: float, low: float, high: float) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Limits:
+    """How much of a run is done: the limit that will be reached first decides."""
+
+    def __init__(self, total_steps: int | None, minutes: float | None) -> None:
+        self.total_steps = total_steps
+        self.minutes = minutes
+
+    def fraction(self, step: int, seconds: float) -> float:
+        """0 to 1; 0 when neither limit is known."""
+        by_steps = step / self.total_steps if self.total_steps else 0.0
+        by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(1.0, max(by_steps, by_time))
+
+    def seconds_left(self, step: int, seconds: float) -> float | None:
+        fraction = self.fraction(step, seconds)
+        return seconds * (1 - fraction) / fraction if fraction > 0 else None
+
+    def steps_text(self, step: int) -> str:
+        return f"step {step}/{self.total_steps}" if self.total_steps else f"step {step}"
+
+
+class PlainDisplay:
+    """One line a step on standard output, for logs."""
+
+    def __init__(self) -> None:
+        self.limits = Limits(None, None)
+
+    def begin(self, total_steps: int | None, minutes: float | None) -> None:
+        self.limits = Limits(total_steps, minutes)
+
+    def step(self, step: int, metrics: Metrics, seconds: float) -> None:
+        left = duration(self.limits.seconds_left(step, seconds))
+        self.say(
+            f"{self.limits.steps_text(step)}  reward {number(metrics.get('reward'))}  "
+            f"ratio check {number(metrics.get(RATIO_CHECK), '.1e')}  {duration(seconds)} trained, {left} left"
+        )
+
+    def evaluation(self, step: int, label: str, mean: float, low: float, high: float) -> None:
+        self.say(evaluation_line(step, label, mean, low, high))
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def end(self) -> None: ...
+
+
+class LiveDisplay:
+    """A progress bar on standard error: step, reward, held-out accuracy, ratio check and time left."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.limits = Limits(None, None)
+        self.held_out: float | None = None
+        self.progress: Progress = _make_progress(console)
+        self.task: TaskID | None = None
+
+    def begin(self, total_steps: int | None, minutes: float | None) -> None:
+        self.limits = Limits(total_steps, minutes)
+        if self.task is not None:  # a comparison shows many runs, one bar at a time
+            self.progress.remove_task(self.task)
+        self.task = self.progress.add_task("training", total=1.0, numbers="waiting for the first step")
+        self.progress.start()
+
+    def step(self, step: int, metrics: Metrics, seconds: float) -> None:
+        if self.task is None:
+            return
+        numbers = (
+            f"{self.limits.steps_text(step)}  reward {number(metrics.get('reward'))}  "
+            f"held-out {number(self.held_out)}  ratio check {number(metrics.get(RATIO_CHECK), '.1e')}  "
+            f"{duration(self.limits.seconds_left(step, seconds))} left"
+        )
+        self.progress.update(self.task, completed=self.limits.fraction(step, seconds), numbers=numbers)
+
+    def evaluation(self, step: int, label: str, mean: float, low: float, high: float) -> None:
+        if label.startswith("heldout"):
+            self.held_out = mean
+        self.say(evaluation_line(step, label, mean, low, high))
+
+    def say(self, text: str) -> None:
+        self.progress.console.print(text, markup=False, highlight=False)
+
+    def end(self) -> None:
+        self.progress.stop()
+
+
+def _make_progress(console: Console | None) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}", markup=False)
+    return Progress(*columns, console=console or Console(stderr=True))
+
+
+def evaluation_line(step: int, label: str, mean: float, low: float, high: float) -> str:
+    return f"step {step}  {label} {number(mean)} [{number(low)}, {number(high)}]"
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    """A metric, or n/a where an objective has none or it is missing."""
+    return "n/a" if value is None or value != value else f"{value:{form}}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,85 @@
+"""Held-out measurement at fixed prompts and fixed noise, so that before and after differ in the weights alone."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from plaudit.audit.statistics import Interval, mean_interval
+from plaudit.rewards.base import score_batch
+from plaudit.train.folder import RunFolder
+from plaudit.train.preview import generate, save_grid
+from plaudit.train.setup import Setup
+
+EVALUATION_SEED = 20_000_003
+PREVIEWS = 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One split's result; `scores` belongs to `ids` item by item."""
+
+    split: str
+    interval: Interval
+    ids: list[str]
+    scores: np.ndarray
+
+
+def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: int) -> dict[str, Measured]:
+    """Measure every held-out split, log the results, and save the preview grid."""
+    measured = {}
+    for split, prompts in setup.prompts.evaluation(count).items():
+        with setup.policy.using(setup.result):
+            images, _ = generate(
+                setup.policy.model, setup.encoder, prompts, setup.recipe.evaluate.sampler, EVALUATION_SEED
+            )
+        truth = np.array([score.value for score in setup.truth(prompts, images)])
+        training = score_batch(setup.rewards, prompts, images)
+        interval = mean_interval(truth)
+        items = f"evaluations/{label}_{step:06d}_{split}.json"
+        categories = [str(prompt.facts.get("category", "all")) for prompt in prompts]
+        ids = [f"{prompt.id}/{i}" for i, prompt in enumerate(prompts)]
+        folder.write_json(items, {"id": ids, "category": categories, "score": truth.tolist()})
+        entry = {
+            "step": step,
+            "split": split,
+            "label": label,
+            "reward": setup.recipe.evaluate.reward.type,
+            "mean": interval.mean,
+            "low": interval.low,
+            "high": interval.high,
+            "count": interval.count,
+            "missing": interval.missing,
+            "by_category": _by_category(categories, truth),
+            "rewards": {name: float(np.nanmean(values.numpy())) for name, values in training.parts.items()},
+            "items": items,
+        }
+        folder.append("evaluations.jsonl", entry)
+        measured[split] = Measured(split=split, interval=interval, ids=ids, scores=truth)
+        if len(measured) == 1:
+            _preview(folder, images, prompts, truth, step, label)
+    return measured
+
+
+def _by_category(categories: list[str], scores: np.ndarray) -> dict[str, dict[str, float]]:
+    grouped: dict[str, list[float]] = defaultdict(list)
+    for category, score in zip(categories, scores, strict=True):
+        if np.isfinite(score):
+            grouped[category].append(float(score))
+    return {name: {"mean": float(np.mean(values)), "count": len(values)} for name, values in grouped.items()}
+
+
+def _preview(folder: RunFolder, images: Tensor, prompts: list, truth: np.ndarray, step: int, label: str) -> None:
+    name = f"step_{step:06d}" if label == "step" else label
+    save_grid(images[:PREVIEWS], folder.samples / f"{name}.png")
+    if label == "step":
+        return
+    path = folder.samples / "prompts.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known |= {"prompts": [prompt.text for prompt in prompts[:PREVIEWS]], "columns": 6}
+    known[label] = [bool(score == 1.0) if np.isfinite(score) else None for score in truth[:PREVIEWS]]
+    folder.write_json("samples/prompts.json", known)

@@ -1,0 +1,113 @@
+"""The files of a run: `runs/<name>/`.
+
+Metrics hold only what is a function of the recipe, so an interrupted and resumed run writes the very same lines; times go
+to a file of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plaudit import storage
+from plaudit.errors import RunError
+from plaudit.recipe.load import dump
+from plaudit.recipe.schema import Recipe
+
+LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
+
+
+class RunFolder:
+    """Paths and append-only logs of one run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
+
+    def write_json(self, name: str, value: Any) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_text(path, json.dumps(_without_nan(value), indent=1))
+
+    def append(self, log: str, entry: Mapping[str, Any]) -> None:
+        with storage.explain_write_errors(self.root / log), (self.root / log).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_without_nan(entry)) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after a checkpoint; the resumed run writes it again."""
+        for log in LOGS:
+            path = self.root / log
+            if path.exists():
+                storage.write_text(path, "".join(line + "\n" for line in _up_to(path, step)))
+
+
+def _up_to(path: Path, step: int) -> list[str]:
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the line that was being written when the process was killed
+        if entry["step"] <= step and entry.get("label") != "after":
+            kept.append(line)
+    return kept
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: what is missing is null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_without_nan(item) for item in value]
+    return value
+
+
+def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
+    """Create the run's folder, or take up an existing one. A name is never reused by accident."""
+    root = Path(recipe.run.folder) / (recipe.run.name or recipe.name)
+    folder = RunFolder(root)
+    if resume:
+        if storage.latest_snapshot(folder.checkpoints) is None:
+            raise RunError(f"--resume: {root} has no complete checkpoint; start it without --resume (and with --overwrite if it exists)")
+        _same_recipe(recipe, root)
+        return folder
+    if root.exists() and any(root.iterdir()):
+        if not overwrite:
+            raise RunError(f"{root} exists; go on with --resume, replace it with --overwrite, or choose another --run.name")
+        shutil.rmtree(root)
+    with storage.explain_write_errors(root):
+        folder.samples.mkdir(parents=True)
+        if not os.access(root, os.W_OK):
+            raise PermissionError(13, "the folder is read-only")
+    storage.write_text(root / "recipe.yaml", dump(recipe))
+    return folder
+
+
+def _same_recipe(recipe: Recipe, root: Path) -> None:
+    """A run may be prolonged, but nothing that changes its numbers may differ."""
+    from plaudit.recipe.load import load
+
+    before = load([root / "recipe.yaml"])
+    free = {"train": {"steps", "minutes", "network_calls"}, "run": {"folder", "name", "save_every", "keep_checkpoints", "threads"}}
+    old, new = (r.model_dump(exclude=free) for r in (before, recipe))
+    changed = [key for key in new if new[key] != old[key]]
+    if changed:
+        raise RunError(
+            f"--resume: {', '.join(changed)} differ from {root / 'recipe.yaml'}; only train.steps, train.minutes, "
+            "train.network_calls and run.* may change. Start a new --run.name instead"
+        )
+    storage.write_text(root / "recipe.yaml", dump(recipe))

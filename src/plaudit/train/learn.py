@@ -1,0 +1,111 @@
+"""Optimiser updates from a batch of samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from plaudit.errors import RunError
+from plaudit.objectives.base import Losses, Objective
+from plaudit.objectives.terms import Batch
+from plaudit.recipe.schema import Recipe, Train
+from plaudit.train.policy import Policy
+
+RATIO_REMEDY = (
+    "rollout and replay disagree before any update: look for conditioning, guidance, precision or dropout that differ "
+    "between them (`plaudit doctor` measures it)"
+)
+
+
+@dataclass
+class Sums:
+    """Sums over the elements of an update, so that means do not depend on how it was split."""
+
+    totals: dict[str, float] = field(default_factory=dict)
+    largest_deviation: float | None = None
+
+    def add(self, losses: Losses, count: float, computed: float) -> None:
+        """Loss parts are shares of the whole update's `count`, metrics means over the `computed` elements."""
+        for values, divisor, prefix in ((losses.parts, count, "loss/"), (losses.metrics, computed, "")):
+            for name, value in values.items():
+                share = (value.detach().double() * losses.mask).sum().item() / divisor
+                self.totals[prefix + name] = self.totals.get(prefix + name, 0.0) + share
+        deviation = losses.metrics.get("ratio/deviation")
+        if deviation is not None and losses.mask.any():
+            self.largest_deviation = max(self.largest_deviation or 0.0, deviation[losses.mask].max().item())
+
+
+def make_optimizer(policy: Policy, train: Train) -> torch.optim.AdamW:
+    parameters = list(policy.trainable.values())
+    return torch.optim.AdamW(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+
+
+def update_rows(batch: int, updates: int, seed: int, step: int) -> Iterator[Tensor]:
+    """Rows of each optimiser update: all in order for one update, otherwise equal random parts."""
+    order = torch.arange(batch)
+    if updates > 1:
+        order = torch.from_numpy(np.random.default_rng([seed, step, 3]).permutation(batch))
+    yield from order.split(batch // updates)
+
+
+def accumulate(policy: Policy, objective: Objective, batch: Batch, micro_batch: int) -> Sums:
+    """Gradients of one update. Every element is divided by the update's count, so the split does not matter; samples whose
+    gradient is certainly zero are counted but not computed."""
+    count = float(objective.mask(batch).sum().item())
+    sums = Sums()
+    if count == 0:
+        return sums
+    needed = objective.computed(batch).nonzero()[:, 0]
+    computed = float(objective.mask(batch)[needed].sum().item())
+    for rows in needed.split(micro_batch):
+        losses = objective.losses(objective.terms(policy, batch.select(rows)))
+        loss = torch.stack([(part * losses.mask).sum() for part in losses.parts.values()]).sum() / count
+        loss.backward()
+        sums.add(losses, count, computed)
+    return sums
+
+
+def learn(
+    recipe: Recipe, policy: Policy, objective: Objective, optimizer: torch.optim.Optimizer, batch: Batch, step: int
+) -> dict[str, float | None]:
+    """All updates of a step; returns its metrics. Stops before an optimiser step that would spoil the weights."""
+    parameters = list(policy.trainable.values())
+    train, collected = recipe.train, []
+    for number, rows in enumerate(update_rows(len(batch), train.updates_per_step, recipe.run.seed, step)):
+        optimizer.zero_grad(set_to_none=True)
+        sums = accumulate(policy, objective, batch.select(rows), train.micro_batch)
+        if number == 0:
+            _check_ratio(sums, train, step)
+        norm = nn.utils.clip_grad_norm_(parameters, train.grad_clip).item()
+        total = sum(value for name, value in sums.totals.items() if name.startswith("loss/"))
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            raise RunError(
+                f"step {step}: the loss is {total} and the gradient norm {norm}; the optimiser step was not taken and the "
+                "last checkpoint is sound. Lower train.lr or sampler.level, then go on with --resume"
+            )
+        if any(parameter.grad is not None for parameter in parameters):
+            optimizer.step()
+        entry: dict[str, float] = {"loss": total, "grad_norm": norm, **sums.totals}
+        if number == 0 and sums.largest_deviation is not None:
+            entry["ratio/first_step_max_dev"] = sums.largest_deviation
+        collected.append(entry)
+    names = {name: None for entry in collected for name in entry}
+    return {name: _mean([entry[name] for entry in collected if name in entry]) for name in names}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _check_ratio(sums: Sums, train: Train, step: int) -> None:
+    deviation = sums.largest_deviation
+    if deviation is not None and deviation > train.ratio_tolerance:
+        raise RunError(
+            f"step {step}: the importance ratio deviates from 1 by {deviation:.2e} before the first update "
+            f"(train.ratio_tolerance {train.ratio_tolerance:g}); {RATIO_REMEDY}"
+        )

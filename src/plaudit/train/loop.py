@@ -1,0 +1,224 @@
+"""The training loop: collect -> score -> shape -> learn, measured, logged, and never lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import plaudit
+from plaudit.audit.doctor import cheap_checks, failed_message
+from plaudit.audit.report import write_report
+from plaudit.audit.runs import read_run
+from plaudit.audit.statistics import Items, paired_gain
+from plaudit.errors import Interrupted, RunError
+from plaudit.recipe.schema import Recipe
+from plaudit.train.checkpoint import Progress, restore_checkpoint, save_checkpoint
+from plaudit.train.collect import Rollout, collect
+from plaudit.train.display import Display, Silent
+from plaudit.train.evaluate import Measured, evaluate
+from plaudit.train.folder import RunFolder, open_run
+from plaudit.train.interrupt import Patience, between_steps
+from plaudit.train.learn import learn
+from plaudit.train.setup import Setup, prepare
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """Where a finished run lies and what it found."""
+
+    folder: Path
+    report: Path
+    summary: Mapping[str, Any]
+
+
+def align(
+    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, display: Display | None = None
+) -> RunResult:
+    """Train a generator on its rewards as the recipe says; returns where the report is."""
+    display = display or Silent()
+    folder = open_run(recipe, resume=resume, overwrite=overwrite)
+    setup = prepare(recipe)
+    if resume:
+        progress = restore_checkpoint(folder, setup)
+        display.say(f"resumed {folder.root} after step {progress.step}")
+    else:
+        progress = _start(setup, folder, display)
+    display.begin(recipe.train.steps, recipe.train.minutes)
+    try:
+        with between_steps(display.say) as patience:
+            stopped = _train(setup, folder, progress, display, patience)
+        if stopped is None:
+            save_checkpoint(folder, setup, progress)
+    except KeyboardInterrupt as signal:
+        raise Interrupted(_how_to_go_on(folder, "stopped at once; the last checkpoint is sound")) from signal
+    finally:
+        display.end()
+    if stopped is None:
+        raise Interrupted(_how_to_go_on(folder, f"stopped after step {progress.step}; everything is saved"))
+    return _finish(setup, folder, progress, display, stopped)
+
+
+def _how_to_go_on(folder: RunFolder, what: str) -> str:
+    return f"{what} in {folder.root}; go on with `plaudit align {folder.root / 'recipe.yaml'} --resume`"
+
+
+def _start(setup: Setup, folder: RunFolder, display: Display) -> Progress:
+    """Checks, the measurement before training, and a first checkpoint to come back to."""
+    started = time.monotonic()
+    checks = cheap_checks(setup)
+    folder.write_json("checks.json", [check.to_json() for check in checks])
+    if any(check.passed is False for check in checks):
+        raise RunError(failed_message(checks))
+    before = evaluate(setup, folder, step=0, label="before", count=setup.recipe.evaluate.final_prompts)
+    _show(display, 0, "before", before)
+    progress = Progress(total_seconds=time.monotonic() - started)
+    save_checkpoint(folder, setup, progress)
+    return progress
+
+
+def _train(
+    setup: Setup, folder: RunFolder, progress: Progress, display: Display, patience: Patience
+) -> str | None:
+    """Steps until a limit is reached; returns which one, or None when the user asked to stop."""
+    recipe, started, before = setup.recipe, time.monotonic(), progress.total_seconds
+    while (reason := _limit_reached(recipe, progress)) is None:
+        metrics, timing = _step(setup, progress)
+        folder.append("metrics.jsonl", {"step": progress.step, **metrics})
+        folder.append("timing.jsonl", {"step": progress.step, **timing, "seconds": progress.training_seconds})
+        display.step(progress.step, metrics, progress.training_seconds)
+        if progress.step % recipe.evaluate.every == 0:
+            measured = evaluate(setup, folder, step=progress.step, label="step", count=recipe.evaluate.prompts)
+            _show(display, progress.step, "step", measured)
+        progress.total_seconds = before + time.monotonic() - started
+        if progress.step % recipe.run.save_every == 0:
+            save_checkpoint(folder, setup, progress)
+        if patience.asked:
+            return None
+    return reason
+
+
+def _limit_reached(recipe: Recipe, progress: Progress) -> str | None:
+    train = recipe.train
+    if train.steps is not None and progress.step >= train.steps:
+        return f"train.steps {train.steps}"
+    if train.minutes is not None and progress.training_seconds >= 60 * train.minutes:
+        return f"train.minutes {train.minutes:g}"
+    if train.network_calls is not None and progress.network_calls >= train.network_calls:
+        return f"train.network_calls {train.network_calls}"
+    return None
+
+
+def _step(setup: Setup, progress: Progress) -> tuple[dict[str, float | None], dict[str, float]]:
+    """One step; `progress` moves only when all of it is done."""
+    recipe, policy, objective = setup.recipe, setup.policy, setup.objective
+    step, started = progress.step, time.perf_counter()
+    prompts = setup.prompts.batch(step, recipe.train.prompts_per_step, recipe.run.seed)
+    rollout = collect(
+        recipe, policy, setup.encoder, objective, setup.rewards, prompts, step=step, version=progress.updates
+    )
+    learning = time.perf_counter()
+    learned = learn(recipe, policy, objective, setup.optimizer, rollout.batch, step)
+    for name, decay in objective.snapshots.items():
+        if decay is not None:
+            policy.blend(name, decay(step + 1))
+    if recipe.train.ema > 0:
+        policy.blend("ema", min(recipe.train.ema, (1 + step) / (10 + step)))
+    ended = time.perf_counter()
+    progress.step += 1
+    progress.updates += recipe.train.updates_per_step
+    progress.network_calls += rollout.network_calls
+    progress.reward_calls += rollout.scored.calls
+    progress.training_seconds += ended - started
+    metrics = {**_rollout_metrics(rollout), **learned, "lr": recipe.train.lr}
+    metrics |= {"network_calls": progress.network_calls, "reward_calls": progress.reward_calls}
+    timing = {
+        "timing_s/rollout": rollout.seconds_sampling,
+        "timing_s/reward": rollout.seconds_scoring,
+        "timing_s/learn": ended - learning,
+        "timing_s/step": ended - started,
+    }
+    return metrics, timing
+
+
+def _rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = {"reward": rollout.scored.total.nanmean().item()}
+    for name, values in rollout.scored.parts.items():
+        present = values[values.isfinite()]
+        metrics[f"rewards/{name}/mean"] = present.mean().item()
+        metrics[f"rewards/{name}/std"] = present.std().item()
+        metrics[f"rewards/{name}/missing_frac"] = 1 - len(present) / len(values)
+    advantages = rollout.advantages
+    metrics["frac_reward_zero_std"] = advantages.constant_groups / advantages.groups
+    metrics["advantage/abs_mean"] = advantages.value.abs().mean().item()
+    metrics["diversity"] = _diversity(rollout.outputs, rollout.group)
+    return metrics
+
+
+def _diversity(outputs: Tensor, group: Tensor) -> float:
+    """Mean squared pixel distance between members of a group: twice the variance inside it."""
+    size = int((group == group[0]).sum())
+    members = outputs.flatten(1).unflatten(0, (-1, size))
+    return 2 * members.var(dim=1).mean().item()
+
+
+def _show(display: Display, step: int, label: str, measured: Mapping[str, Measured]) -> None:
+    for split, result in measured.items():
+        name = split if label == "step" else f"{split} {label}"
+        display.evaluation(step, name, result.interval.mean, result.interval.low, result.interval.high)
+
+
+def _finish(setup: Setup, folder: RunFolder, progress: Progress, display: Display, stopped: str) -> RunResult:
+    """The measurement after training, the result's weights, the summary and the report."""
+    started = time.monotonic()
+    after = evaluate(
+        setup, folder, step=progress.step, label="after", count=setup.recipe.evaluate.final_prompts
+    )
+    _show(display, progress.step, "after", after)
+    progress.total_seconds += time.monotonic() - started
+    save_checkpoint(folder, setup, progress)
+    with setup.policy.using(setup.result):
+        setup.policy.model.save(folder.root / "final")
+    summary = _summarise(setup, folder, progress, after, stopped)
+    folder.write_json("summary.json", summary)
+    report = write_report(folder.root)
+    return RunResult(folder=folder.root, report=report, summary=summary)
+
+
+def _summarise(
+    setup: Setup, folder: RunFolder, progress: Progress, after: Mapping[str, Measured], stopped: str
+) -> dict[str, Any]:
+    split, result = next(iter(after.items()))
+    record = read_run(folder.root)
+    before = record.before(split)
+    items = record.items_of(before)
+    if before is None or items is None:
+        raise RunError(f"{folder.root}: the measurement before training is gone, so there is no gain to report")
+    gain = paired_gain(items.items(), Items(ids=tuple(result.ids), scores=tuple(result.scores.tolist())))
+    return {
+        "split": split,
+        "before": before.mean,
+        "before_low": before.low,
+        "before_high": before.high,
+        "after": result.interval.mean,
+        "after_low": result.interval.low,
+        "after_high": result.interval.high,
+        "gain": gain.mean,
+        "gain_low": gain.low,
+        "gain_high": gain.high,
+        "minutes": progress.total_seconds / 60,
+        "training_minutes": progress.training_seconds / 60,
+        "steps": progress.step,
+        "network_calls": progress.network_calls,
+        "reward_calls": progress.reward_calls,
+        "stopped": stopped,
+        "plaudit": plaudit.__version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "seed": setup.recipe.run.seed,
+    }

@@ -1,0 +1,93 @@
+"""Pictures of a model: the same prompts and the same noise before, during and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from plaudit import storage
+from plaudit.data.prompt import Prompt
+from plaudit.data.sources import load_prompts
+from plaudit.errors import RunError
+from plaudit.models.flow import FlowModel
+from plaudit.recipe.schema import EvaluationSampler, Recipe
+from plaudit.sampling.noise import SampleKey
+from plaudit.sampling.plan import deterministic_plan
+from plaudit.sampling.rollout import draw
+from plaudit.train.collect import PromptEncoder
+
+EVALUATION_STEP = -1  # the step number of noise that belongs to no training step
+
+
+def generate(
+    model: FlowModel, encoder: PromptEncoder, prompts: Sequence[Prompt], sampler: EvaluationSampler, seed: int
+) -> tuple[Tensor, int]:
+    """Deterministic pictures `[B, 3, H, W]` of prompts at fixed noise, and the network calls they cost."""
+    seen: dict[str, int] = {}
+    keys = []
+    for prompt in prompts:
+        seen[prompt.id] = seen.get(prompt.id, -1) + 1
+        keys.append(SampleKey(seed=seed, step=EVALUATION_STEP, prompt=prompt.id, index=seen[prompt.id]))
+    plan = deterministic_plan(model.schedule(sampler.steps, sampler.shift), len(prompts), sampler.solver)
+    drawn = draw(model, encoder(prompts, sampler.guidance), plan, keys, tile=sampler.tile)
+    with torch.no_grad():
+        return model.decode(drawn.latents), drawn.network_calls
+
+
+def grid_image(images: Tensor, columns: int, scale: int | None = None) -> Image.Image:
+    """Pictures in rows, separated by thin lines, small ones enlarged without smoothing."""
+    count, _, height, width = images.shape
+    scale = scale or max(1, 96 // height)
+    rows = -(-count // columns)
+    canvas = np.full((rows * (height * scale + 2) - 2, columns * (width * scale + 2) - 2, 3), 128, dtype=np.uint8)
+    pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    for i, picture in enumerate(pixels):
+        row, column = divmod(i, columns)
+        top, left = row * (height * scale + 2), column * (width * scale + 2)
+        canvas[top : top + height * scale, left : left + width * scale] = picture.repeat(scale, 0).repeat(scale, 1)
+    return Image.fromarray(canvas)
+
+
+def save_grid(images: Tensor, path: Path, columns: int = 6) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name("." + path.name)
+    with storage.explain_write_errors(path):
+        grid_image(images, columns).save(partial, format="PNG")
+        partial.replace(path)
+    return path
+
+
+def sample_grid(
+    recipe: Recipe, *, prompts: Sequence[str] | None, count: int, run: Path | None, out: Path, seed: int
+) -> Path:
+    """Draw prompts (the held-out ones when none are given) with the base model or with a run's weights."""
+    from plaudit.train.setup import prepare
+
+    policy = prepare(recipe).policy
+    if run is not None:
+        load_result(policy.model, run)
+    if prompts:
+        chosen = [Prompt(id=text, text=text) for text in prompts for _ in range(count)]
+    else:
+        chosen = next(iter(load_prompts(recipe.prompts).evaluation(count).values()))
+    images, _ = generate(policy.model, PromptEncoder(policy.model), chosen, recipe.evaluate.sampler, seed)
+    return save_grid(images, out, columns=min(6, len(chosen)))
+
+
+def load_result(model: FlowModel, run: Path) -> None:
+    """The trained weights of a finished run, or of its last checkpoint."""
+    latest = storage.latest_snapshot(run / "checkpoints")
+    if latest is None:
+        raise RunError(f"{run} has no complete checkpoint; is it a run folder?")
+    tensors, meta = storage.read_snapshot(latest)
+    prefix = f"{meta['result']}."
+    own = dict(model.network.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if name.startswith(prefix):
+                own[name.removeprefix(prefix)].copy_(tensor)

@@ -1,0 +1,65 @@
+"""From a recipe to the objects of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from plaudit.data.sources import PromptSource, load_prompts
+from plaudit.errors import RecipeError
+from plaudit.models.build import build_model
+from plaudit.objectives.base import Objective
+from plaudit.objectives.grpo import Grpo
+from plaudit.objectives.nft import Nft
+from plaudit.recipe.schema import GrpoConfig, NftConfig, Recipe
+from plaudit.rewards.base import Reward, load_reward, load_rewards
+from plaudit.train.collect import PromptEncoder
+from plaudit.train.learn import make_optimizer
+from plaudit.train.policy import Policy, add_lora
+
+OBJECTIVES = {GrpoConfig: Grpo, NftConfig: Nft}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The pieces of a run; all of them usable by hand in a notebook."""
+
+    recipe: Recipe
+    policy: Policy
+    encoder: PromptEncoder
+    prompts: PromptSource
+    rewards: Sequence[Reward]
+    truth: Reward
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def result(self) -> str:
+        """Which weights the run is about: their average when the recipe asks for one."""
+        return "ema" if self.recipe.train.ema > 0 else "current"
+
+
+def prepare(recipe: Recipe) -> Setup:
+    if recipe.run.threads:
+        torch.set_num_threads(recipe.run.threads)
+    model = build_model(recipe.model)
+    if recipe.model.lora is not None:
+        add_lora(model, recipe.model.lora, recipe.run.seed)
+    policy = Policy(model)
+    if not policy.trainable:
+        raise RecipeError("model: nothing is trainable; leave model.lora out for full tuning or name its targets")
+    objective = OBJECTIVES[type(recipe.objective)](recipe.objective)
+    for name in (*objective.snapshots, *(["ema"] if recipe.train.ema > 0 else [])):
+        policy.take(name)
+    return Setup(
+        recipe=recipe,
+        policy=policy,
+        encoder=PromptEncoder(model),
+        prompts=load_prompts(recipe.prompts),
+        rewards=load_rewards(recipe.rewards),
+        truth=load_reward("evaluate", recipe.evaluate.reward),
+        objective=objective,
+        optimizer=make_optimizer(policy, recipe.train),
+    )
