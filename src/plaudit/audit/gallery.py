@@ -16,7 +16,7 @@ from plaudit.audit.runs import AFTER, BEFORE, RunRecord
 LINE = 2  # pixels between the cells of a grid
 PIXELATED_UP_TO = 128  # pixels; smaller pictures are enlarged without blurring
 STEPS_SHOWN = 8
-MARKS = {True: ("yes", "✓ correct"), False: ("no", "✗ wrong"), None: ("", "not judged")}
+MARKS = {True: ("yes", "✓ correct"), False: ("no", "✗ wrong"), None: ("", "unjudged")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +154,6 @@ def _lead(run: RunRecord, shown: Sequence[str]) -> str:
     counts = [
         f"{sum(mark is True for mark in marks)} of {sum(mark is not None for mark in marks)} correct {name}"
         for name, marks in ((BEFORE, run.samples.before), (AFTER, run.samples.after))
-        if any(mark is not None for mark in marks)
+        if name in shown and any(mark is not None for mark in marks)
     ]
     return f"{lead} {', '.join(counts)}." if counts else f"{lead} Whether they are correct was not judged."

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
-from plaudit.audit.runs import AFTER, HELDOUT, Evaluation, RunRecord, ScoredItems
-from plaudit.audit.statistics import Gain, Interval, is_binary, mean_interval, paired_gain
+from plaudit.audit.runs import AFTER, HELDOUT, Evaluation, RunRecord
+from plaudit.audit.statistics import Gain, Interval, Items, is_binary, matched, mean_interval, paired_gain
 
 ABSENT = "missing"
+MINUS = "\u2212"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,26 +28,28 @@ class Style:
         return f"{self.where} {self.noun}"
 
     def score(self, value: float | None) -> str:
-        if _absent(value):
+        if not known(value):
             return ABSENT
         return f"{100 * value:.1f} %" if self.accuracy else f"{value:.3f}"
 
     def gain(self, value: float | None) -> str:
-        if _absent(value):
-            return ABSENT
-        return f"{100 * value:+.1f} points" if self.accuracy else f"{value:+.3f}"
+        return f"{self.signed(value)} points" if self.accuracy and known(value) else self.signed(value)
 
     def bounds(self, low: float | None, high: float | None) -> str:
-        if _absent(low) or _absent(high):
+        if not known(low) or not known(high):
             return ABSENT
         return f"{100 * low:.1f} to {100 * high:.1f}" if self.accuracy else f"{low:.3f} to {high:.3f}"
 
     def gain_bounds(self, gain: Gain) -> str:
-        if _absent(gain.low) or _absent(gain.high):
+        if not known(gain.low) or not known(gain.high):
             return ABSENT
-        if self.accuracy:
-            return f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
-        return f"{gain.low:+.3f} to {gain.high:+.3f}"
+        return f"{self.signed(gain.low)} to {self.signed(gain.high)}"
+
+    def signed(self, value: float | None) -> str:
+        """A difference without its unit."""
+        if not known(value):
+            return ABSENT
+        return (f"{100 * value:+.1f}" if self.accuracy else f"{value:+.3f}").replace("-", MINUS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +70,13 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _absent(value: float | None) -> bool:
-    return value is None or math.isnan(value)
+def known(value: float | None) -> TypeGuard[float]:
+    return value is not None and not math.isnan(value)
 
 
 def number(value: float | int | None, digits: int = 4) -> str:
     """Counts with thin thousands, other numbers with a few significant digits, and a word where there is none."""
-    if _absent(value):
+    if not known(value):
         return ABSENT
     if float(value).is_integer():
         return f"{int(value):,}".replace(",", "\u202f")
@@ -96,50 +100,21 @@ def interval_of(evaluation: Evaluation) -> Interval:
 
 
 def change(run: RunRecord, split: str | None = None) -> Change | None:
-    """A split, the main one by default, before and after; None until both were measured."""
+    """A split, the main one by default, before and after; None until both were measured.
+
+    Measurements during a run are smaller than those around it; both sides are then those of the items in common.
+    """
     split = split or run.main_split
     first, last = run.before(split), run.latest(split)
     if first is None or last is None:
         return None
-    before, after = interval_of(first), interval_of(last)
     first_items, last_items = run.items_of(first), run.items_of(last)
-    gain, paired = _unpaired_gain(before, after), False
-    if first_items and last_items:
-        gain, paired = paired_gain(first_items.items(), last_items.items()), True
-    stated = _stated_gain(run, gain) if split == run.main_split and last.label == AFTER else None
-    return Change(
-        name=split,
-        before=before,
-        after=after,
-        gain=stated or gain,
-        step=last.step,
-        finished=last.label == AFTER,
-        paired=paired or stated is not None,
-    )
-
-
-def _stated_gain(run: RunRecord, computed: Gain) -> Gain | None:
-    """The gain of summary.json, so that a report never contradicts what the run printed."""
-    summary = run.summary
-    if summary is None or summary.gain is None or summary.gain_low is None or summary.gain_high is None:
-        return None
-    return Gain(
-        mean=summary.gain,
-        low=summary.gain_low,
-        high=summary.gain_high,
-        count=computed.count,
-        missing=computed.missing,
-        unpaired=computed.unpaired,
-    )
-
-
-def _unpaired_gain(before: Interval, after: Interval) -> Gain:
-    """Difference of two independent means: wider than the paired interval, and all there is without the items."""
-    half = math.hypot(before.high - before.low, after.high - after.low) / 2
-    mean = after.mean - before.mean
-    return Gain(
-        mean=mean, low=mean - half, high=mean + half, count=min(before.count, after.count), missing=0, unpaired=0
-    )
+    if first_items is not None and last_items is not None:
+        found = _paired_change(split, last, first_items.items(), last_items.items())
+    else:
+        found = _unpaired_change(split, last, interval_of(first), interval_of(last))
+    stated = _stated_gain(run, found.gain) if split == run.main_split and found.finished else None
+    return found if stated is None else dataclasses.replace(found, gain=stated, paired=True)
 
 
 def category_changes(run: RunRecord, split: str | None = None) -> list[Change]:
@@ -147,39 +122,53 @@ def category_changes(run: RunRecord, split: str | None = None) -> list[Change]:
     first, last = run.before(split), run.latest(split)
     if first is None or last is None:
         return []
-    before, after = _by_category(run, first), _by_category(run, last)
-    items = run.items_of(first), run.items_of(last)
+    first_items, last_items = run.items_of(first), run.items_of(last)
+    if first_items is None or last_items is None:
+        common = [name for name in first.by_category if name in last.by_category]
+        return [
+            _unpaired_change(name, last, _category_mean(first, name), _category_mean(last, name)) for name in common
+        ]
+    names = dict.fromkeys(name for name in first_items.category if name is not None)
     return [
-        Change(
-            name=name,
-            before=before[name],
-            after=after[name],
-            gain=_category_gain(name, before[name], after[name], items),
-            step=last.step,
-            finished=last.label == AFTER,
-            paired=None not in items,
-        )
-        for name in before
-        if name in after
+        _paired_change(name, last, first_items.items(name), last_items.items(name))
+        for name in names
+        if name in last_items.category
     ]
 
 
-def _category_gain(name: str, before: Interval, after: Interval, items: Sequence[ScoredItems | None]) -> Gain:
-    first, last = items
-    if first is None or last is None:
-        return _unpaired_gain(before, after)
-    return paired_gain(first.items(name), last.items(name))
+def _paired_change(name: str, last: Evaluation, before: Items, after: Items) -> Change:
+    first, second = matched(before, after)
+    return Change(
+        name=name,
+        before=mean_interval(first.scores),
+        after=mean_interval(second.scores),
+        gain=paired_gain(before, after),
+        step=last.step,
+        finished=last.label == AFTER,
+        paired=True,
+    )
 
 
-def _by_category(run: RunRecord, evaluation: Evaluation) -> dict[str, Interval]:
-    """Intervals from the items; without them the means alone."""
-    items = run.items_of(evaluation)
-    if items is None:
-        return {
-            name: Interval(
-                mean=math.nan if found.mean is None else found.mean, low=math.nan, high=math.nan, count=found.count
-            )
-            for name, found in evaluation.by_category.items()
-        }
-    names = dict.fromkeys(name for name in items.category if name is not None)
-    return {name: mean_interval(items.items(name).scores) for name in names}
+def _unpaired_change(name: str, last: Evaluation, before: Interval, after: Interval) -> Change:
+    """Difference of two independent means: wider than the paired interval, and all there is without the items."""
+    half = math.hypot(before.high - before.low, after.high - after.low) / 2
+    mean, count = after.mean - before.mean, min(before.count, after.count)
+    gain = Gain(mean=mean, low=mean - half, high=mean + half, count=count, missing=0, unpaired=0)
+    return Change(
+        name=name, before=before, after=after, gain=gain, step=last.step, finished=last.label == AFTER, paired=False
+    )
+
+
+def _category_mean(evaluation: Evaluation, name: str) -> Interval:
+    """The mean alone: without the items there is no interval."""
+    found = evaluation.by_category[name]
+    mean = math.nan if found.mean is None else found.mean
+    return Interval(mean=mean, low=math.nan, high=math.nan, count=found.count)
+
+
+def _stated_gain(run: RunRecord, computed: Gain) -> Gain | None:
+    """The gain of summary.json, so that a report never contradicts what the run printed."""
+    summary = run.summary
+    if summary is None or summary.gain is None or summary.gain_low is None or summary.gain_high is None:
+        return None
+    return dataclasses.replace(computed, mean=summary.gain, low=summary.gain_low, high=summary.gain_high)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 VOID_TAGS = frozenset({"img", "meta", "source"})
@@ -13,79 +13,115 @@ STYLESHEET = """
 :root {
   color-scheme: light dark;
   --ground: #f5f7fa; --card: #ffffff; --text: #1b2430; --muted: #5b6675; --line: #dfe4ea;
-  --before: #9aa5b4; --accent: #1f6feb; --good: #11734b; --warning: #8a5a00; --bad: #b3261e;
+  --first: #1f6feb; --second: #d9730d; --third: #0f8a6d; --fourth: #9aa5b4;
+  --good: #11734b; --warning: #8a5a00; --bad: #b3261e;
   --good-ground: #e3f5ec; --warning-ground: #fdf2d9; --bad-ground: #fdeae8; --unknown-ground: #eceff3;
-  --third: #0f8a6d; --second: #d9730d;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ground: #0d1117; --card: #161b22; --text: #e6edf3; --muted: #9aa6b4; --line: #2b333d;
-    --before: #6b7685; --accent: #58a6ff; --good: #56d39b; --warning: #e9b949; --bad: #ff8a80;
+    --first: #58a6ff; --second: #f0994a; --third: #3fc9a4; --fourth: #6b7685;
+    --good: #56d39b; --warning: #e9b949; --bad: #ff8a80;
     --good-ground: #12291f; --warning-ground: #2c2410; --bad-ground: #331a19; --unknown-ground: #1f2630;
-    --third: #3fc9a4; --second: #f0994a;
   }
 }
 * { box-sizing: border-box; }
 body {
-  margin: 0; background: var(--ground); color: var(--text);
+  margin: 0; background: var(--ground); color: var(--text); overflow-wrap: anywhere;
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
 }
 main { max-width: 1080px; margin: 0 auto; padding: 28px 20px 56px; }
-h1 { font-size: 1rem; font-weight: 600; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 0 0 4px; }
-h3 { font-size: .95rem; margin: 20px 0 8px; }
+h1 { font-size: 1rem; font-weight: 600; margin: 0; color: var(--text); }
+h2 { font-size: 1.15rem; line-height: 1.35; margin: 0 0 4px; }
+h3 { font-size: .95rem; margin: 22px 0 4px; }
 p { margin: 0 0 10px; }
-.muted, figcaption, .lead { color: var(--muted); }
+.card > :last-child { margin-bottom: 0; }
+a { color: var(--first); }
+img { max-width: 100%; height: auto; }
+figure { margin: 0; }
+figcaption { font-size: .82rem; margin-top: 4px; color: var(--muted); }
+pre { overflow-x: auto; margin: 0; font: 12.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+details { margin-top: 14px; }
+details summary { cursor: pointer; color: var(--muted); font-size: .9rem; }
+details[open] summary { margin-bottom: 12px; }
+ul.plain { margin: 0; padding-left: 18px; }
+.muted, .lead { color: var(--muted); }
 .lead { font-size: .9rem; margin-bottom: 14px; }
-.top { display: flex; flex-wrap: wrap; gap: 6px 14px; align-items: baseline; margin-bottom: 14px; color: var(--muted); }
-.top h1 { color: var(--text); }
+.nowrap { white-space: nowrap; }
+.top {
+  display: flex; flex-wrap: wrap; gap: 4px 14px; align-items: baseline; margin: 0 4px 14px; color: var(--muted);
+}
 .card {
   background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 20px 22px; margin-bottom: 18px;
 }
-.headline { font-size: clamp(1.5rem, 5.2vw, 2.3rem); line-height: 1.2; font-weight: 700; letter-spacing: -.02em; margin: 0 0 6px; }
-.headline .was { color: var(--muted); } .headline .now { color: var(--accent); }
-.nowrap { white-space: nowrap; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 14px 18px; margin: 18px 0 0; padding: 16px 0 0; border-top: 1px solid var(--line); }
-.tiles dt { color: var(--muted); font-size: .8rem; } .tiles dd { margin: 0; font-size: 1.12rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.headline {
+  font-size: clamp(1.5rem, 5.2vw, 2.3rem); line-height: 1.2; font-weight: 700; letter-spacing: -.02em; margin: 0 0 6px;
+}
+.headline .was { color: var(--muted); }
+.headline .now { color: var(--first); }
+.tiles {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 14px 18px;
+  margin: 16px 0 0; padding: 16px 0 0; border-top: 1px solid var(--line);
+}
+.tiles dt { color: var(--muted); font-size: .8rem; }
+.tiles dd { margin: 0; font-size: 1.12rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .verdict { border-left: 5px solid var(--muted); background: var(--unknown-ground); }
+.verdict ul { margin: 8px 0 0; padding-left: 18px; font-size: .92rem; }
+.verdict li + li { margin-top: 4px; }
 .verdict.good { border-left-color: var(--good); background: var(--good-ground); }
 .verdict.warning { border-left-color: var(--warning); background: var(--warning-ground); }
 .verdict.bad { border-left-color: var(--bad); background: var(--bad-ground); }
-.verdict ul { margin: 8px 0 0; padding-left: 18px; font-size: .92rem; } .verdict li + li { margin-top: 4px; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(196px, 1fr)); gap: 18px 16px; }
-.pair { margin: 0; } .pair > figcaption { font-size: .86rem; line-height: 1.35; margin-top: 6px; color: var(--text); overflow-wrap: anywhere; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 18px 20px; }
+.pair > figcaption { font-size: .86rem; line-height: 1.35; margin-top: 5px; color: var(--text); }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; }
-.side { font-size: .76rem; color: var(--muted); }
-.side img { width: 100%; aspect-ratio: 1; object-fit: contain; display: block; border-radius: 6px; border: 2px solid var(--line); }
-.side.yes img { border-color: var(--good); } .side.no img { border-color: var(--bad); }
+.side { font-size: .75rem; color: var(--muted); }
+.side img {
+  width: 100%; aspect-ratio: 1; object-fit: contain; display: block; border-radius: 6px; border: 2px solid var(--line);
+}
+.side.yes img { border-color: var(--good); }
+.side.no img { border-color: var(--bad); }
+.side div { display: flex; justify-content: space-between; flex-wrap: wrap; margin-top: 3px; }
 .pixelated { image-rendering: pixelated; }
-.side div { display: flex; justify-content: space-between; margin-top: 3px; }
-.mark { font-weight: 600; } .yes .mark, .mark.yes { color: var(--good); } .no .mark, .mark.no { color: var(--bad); }
+.mark { font-weight: 600; }
+.yes .mark, .mark.yes { color: var(--good); }
+.no .mark, .mark.no { color: var(--bad); }
 .grids { display: grid; grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); gap: 16px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 18px; }
-figure { margin: 0; } figcaption { font-size: .82rem; margin-top: 4px; }
-img { max-width: 100%; height: auto; } .chart { width: 100%; display: block; } .wide { max-width: 860px; margin: 0 auto; }
-.scroll { overflow-x: auto; }
+.charts + p { margin: 14px 0 0; }
+.chart { width: 100%; display: block; }
+.wide { max-width: 860px; margin: 0 auto 16px; }
+.wide .chart { min-width: 580px; }
+.scroll { overflow-x: auto; overflow-wrap: normal; }
 table { border-collapse: collapse; width: 100%; font-size: .89rem; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 600; color: var(--muted); font-size: .8rem; vertical-align: bottom; }
-th, td { padding: 7px 14px 7px 0; border-bottom: 1px solid var(--line); } td { vertical-align: top; }
-tbody tr:last-child td { border-bottom: 0; } td.number, th.number { text-align: right; white-space: nowrap; } td .muted { font-size: .82rem; }
+th, td { padding: 7px 16px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left; }
+th { font-weight: 600; color: var(--muted); font-size: .8rem; vertical-align: bottom; }
 th:last-child, td:last-child { padding-right: 0; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+td .muted { font-size: .82rem; font-weight: 400; }
+tbody tr:last-child td { border-bottom: 0; }
 tr.total td { font-weight: 600; border-bottom: 2px solid var(--line); }
 .bar { display: flex; height: 14px; border-radius: 7px; overflow: hidden; margin: 6px 0 12px; background: var(--line); }
 .key { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 7px; }
-.c0 { background: var(--accent); } .c1 { background: var(--second); } .c2 { background: var(--third); } .c3 { background: var(--before); }
-details summary { cursor: pointer; color: var(--muted); font-size: .9rem; } details[open] summary { margin-bottom: 12px; }
-h2 + details, .pairs + details, .scroll + details, .charts + p, .scroll + p { margin-top: 14px; }
-pre { overflow-x: auto; font: 12.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; margin: 0; }
-code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-ul.plain { margin: 0; padding-left: 18px; } a { color: var(--accent); }
+.c0 { background: var(--first); }
+.c1 { background: var(--second); }
+.c2 { background: var(--third); }
+.c3 { background: var(--fourth); }
 @media (max-width: 520px) {
-  main { padding: 16px 10px 40px; } .card { padding: 15px 14px; border-radius: 10px; }
-  .pairs { grid-template-columns: 1fr 1fr; gap: 16px 12px; } .sides { gap: 5px; } .side div { display: block; }
-  table { font-size: .83rem; } th, td { padding-right: 10px; }
+  main { padding: 16px 10px 40px; }
+  .card { padding: 15px 14px; border-radius: 10px; }
+  .tiles { grid-template-columns: 1fr 1fr; }
+  .pairs { grid-template-columns: 1fr 1fr; gap: 16px 14px; }
+  .sides { gap: 5px; }
+  table { font-size: .83rem; }
+  th, td { padding-right: 10px; }
+  td:not(.number) { min-width: 4.6em; }
+  td:nth-child(5):not(.number) { min-width: 11em; }
+  td.number .muted { display: block; }
 }
-@media print { .card { break-inside: avoid; } body { background: none; } }
+@media print {
+  body { background: none; }
+  .card { break-inside: avoid; }
+}
 """
 
 
@@ -128,23 +164,18 @@ def folded(summary: str, *children: Content) -> Html:
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[Sequence[Content]], *, numeric_from: int = 1, total: bool = False
+    columns: Sequence[str], rows: Iterable[Sequence[Content]], *, numeric: Container[int] = (), total: bool = False
 ) -> Html:
-    """A table that scrolls sideways on a phone; columns from `numeric_from` on are numbers, `total` stresses the first row."""
+    """A table that scrolls sideways on a phone. `numeric` columns hold numbers; in `total` the first row sums up."""
 
-    def cell(tag: str, column: int, content: Content) -> Html:
-        return element(tag, content, cls="number" if column >= numeric_from else None)
+    def cells(tag: str, row: Sequence[Content]) -> Html:
+        return join(*(element(tag, c, cls="number" if i in numeric else None) for i, c in enumerate(row)))
 
-    head = element("tr", *(cell("th", column, name) for column, name in enumerate(columns)))
+    head = element("thead", element("tr", cells("th", columns))) if any(columns) else None
     body = (
-        element(
-            "tr",
-            *(cell("td", column, content) for column, content in enumerate(row)),
-            cls="total" if total and index == 0 else None,
-        )
-        for index, row in enumerate(rows)
+        element("tr", cells("td", row), cls="total" if total and index == 0 else None) for index, row in enumerate(rows)
     )
-    return element("div", element("table", element("thead", head), element("tbody", *body)), cls="scroll")
+    return element("div", element("table", head, element("tbody", *body)), cls="scroll")
 
 
 def data_uri(png: bytes) -> str:

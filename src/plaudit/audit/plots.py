@@ -12,10 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from plaudit.audit.measures import Change, Style, capital, category_changes, change, interval_of, number, style_of
 from plaudit.audit.runs import BEFORE, Evaluation, RunRecord, Series
+from plaudit.audit.statistics import Interval
 from plaudit.storage import explain_write_errors
 
 DPI = 160
@@ -116,21 +117,22 @@ def categories_png(run: RunRecord, theme: Theme = LIGHT) -> bytes | None:
         return None
     style = style_of(run)
     figure, axes = _new_figure((max(4.8, 1.1 * len(changes) + 1.8), 3.2), theme)
-    for offset, label, color, side in (
-        (-0.2, "before", theme.before, "before"),
-        (0.2, "after", theme.lines[0], "after"),
-    ):
-        intervals = [getattr(found, side) for found in changes]
-        heights = [interval.mean for interval in intervals]
-        places = np.arange(len(changes)) + offset
-        axes.bar(places, heights, width=0.36, color=color, label=label, zorder=2)
-        errors = [[i.mean - i.low for i in intervals], [i.high - i.mean for i in intervals]]
-        axes.errorbar(places, heights, yerr=errors, fmt="none", ecolor=theme.text, elinewidth=1, capsize=2.5, zorder=3)
+    after = "after" if changes[0].finished else f"step {changes[0].step}"
+    _draw_bars(axes, -0.2, [found.before for found in changes], "before", theme.before, theme)
+    _draw_bars(axes, 0.2, [found.after for found in changes], after, theme.lines[0], theme)
     axes.set_xticks(range(len(changes)), [f"{found.name}\nn = {found.after.count}" for found in changes])
     axes.set_ylabel(style.truth)
     _score_axis(axes, style)
     _finish(axes, theme, title=_categories_title(changes))
     return _png(figure)
+
+
+def _draw_bars(axes: Axes, offset: float, found: Sequence[Interval], label: str, color: str, theme: Theme) -> None:
+    places = np.arange(len(found)) + offset
+    heights = [interval.mean for interval in found]
+    axes.bar(places, heights, width=0.36, color=color, label=label, zorder=2)
+    errors = [[i.mean - i.low for i in found], [i.high - i.mean for i in found]]
+    axes.errorbar(places, heights, yerr=errors, fmt="none", ecolor=theme.text, elinewidth=1, capsize=2.5, zorder=3)
 
 
 def write_charts(run: RunRecord) -> list[Path]:
@@ -249,7 +251,7 @@ def _ratio_panel(run: RunRecord) -> Panel | None:
             axes.axhline(limit, color=theme.muted, linestyle="--", linewidth=1, label=f"allowed: {limit:g}")
         # Exact agreement is common, and 0 has no logarithm.
         axes.set_yscale("symlog", linthresh=1e-9)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 100 * max(limit or 0.0, deviation.values.max()))
 
     return Panel(name="ratio deviation", title=title, draw=draw)
 
@@ -297,7 +299,8 @@ def _lines(lines: Mapping[str, Series], ylabel: str, *, from_zero: bool = False)
     """Draw curves over steps; long ones as a moving mean over the faint raw values."""
 
     def draw(axes: Axes, theme: Theme) -> None:
-        for color, (label, found) in zip(theme.lines, lines.items(), strict=False):
+        drawn = {label: found for label, found in lines.items() if len(found)}
+        for color, (label, found) in zip(theme.lines, drawn.items(), strict=False):
             if len(found) < SMOOTH_FROM:
                 axes.plot(found.steps, found.values, color=color, label=label)
                 continue
@@ -328,6 +331,7 @@ def comparison_png(curves: Mapping[str, Mapping[str, Sequence[Curve]]], style: S
         for index, (name, seeds) in enumerate(contestants.items()):
             _draw_band(axes, seeds, name, theme.lines[index % len(theme.lines)])
         axes.set_ylabel(style.truth)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _score_axis(axes, style)
         _finish(axes, theme, title=f"{capital(style.truth)} against {cost.split(' (')[0]}", xlabel=cost)
     return _png(figure)

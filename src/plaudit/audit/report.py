@@ -82,13 +82,13 @@ def _headline(run: RunRecord) -> Html:
         "p",
         f"{capital(style.truth)} ",
         element("span", style.score(found.before.mean), cls="was nowrap"),
-        " → ",
-        element("span", style.score(found.after.mean), cls="now nowrap"),
+        " ",
+        element("span", "→ ", element("span", style.score(found.after.mean), cls="now"), cls="nowrap"),
         cls="headline",
     )
     so_far = "" if found.finished else f" so far, at step {found.step}"
     sentence = (
-        f"A gain of {style.gain(found.gain.mean)}{so_far} (95 % interval of the gain {style.gain_bounds(found.gain)}, "
+        f"Gain {style.gain(found.gain.mean)}{so_far} (95 % interval of the gain {style.gain_bounds(found.gain)}, "
         f"{_pairs(found)}) in {_duration(run)}."
     )
     return element("section", heading, element("p", sentence), _tiles(run, found, style), cls="card")
@@ -180,7 +180,7 @@ def _categories(run: RunRecord) -> Html:
     light, dark = (plots.categories_png(run, theme) for theme in (plots.LIGHT, plots.DARK))
     if light is None or dark is None:
         return section(title, element("p", "Missing: no category was measured before and after.", cls="muted"))
-    chart = element("figure", themed_chart(light, dark, "score by category, before and after"), cls="wide")
+    chart = element("figure", themed_chart(light, dark, "score by category, before and after"), cls="wide scroll")
     return section(title, chart, _split_table(run, run.main_split), lead="Whiskers and brackets are 95 % intervals.")
 
 
@@ -205,7 +205,8 @@ def _split_table(run: RunRecord, split: str) -> Html:
     assert whole is not None
     rows = [_change_row("all", whole, style), *(_change_row(c.name, c, style) for c in category_changes(run, split))]
     after = "after" if whole.finished else f"step {whole.step}"
-    return table(("category", "items", "before", after, "gain"), rows, total=True)
+    gain = "gain (points)" if style.accuracy else "gain"
+    return table(("category", gain, "before", after, "items"), rows, numeric=range(1, 5), total=True)
 
 
 def _change_row(name: str, found: Change, style: Style) -> tuple[Content, ...]:
@@ -215,13 +216,12 @@ def _change_row(name: str, found: Change, style: Style) -> tuple[Content, ...]:
     direction = "yes" if found.gain.low > 0 else "no" if found.gain.high < 0 else "even"
     return (
         name,
-        f"{items} ({missing} missing)" if missing else items,
+        _bracketed(
+            element("span", style.signed(found.gain.mean), cls=f"mark {direction}"), style.gain_bounds(found.gain)
+        ),
         _bracketed(style.score(found.before.mean), style.bounds(found.before.low, found.before.high)),
         _bracketed(style.score(found.after.mean), style.bounds(found.after.low, found.after.high)),
-        _bracketed(
-            element("span", style.gain(found.gain.mean), cls=f"mark {direction}"),
-            style.gain_bounds(found.gain),
-        ),
+        f"{items} ({missing} missing)" if missing else items,
     )
 
 
@@ -241,7 +241,7 @@ def _checks(checks: Sequence[Check] | None) -> Html:
     lead = f"{passed} passed, {failed} failed, {len(checks) - passed - failed} not applicable."
     ordered = sorted(checks, key=lambda check: check.passed is not False)
     rows = [_check_row(check) for check in ordered]
-    return section(title, table(("check", "result", "value", "limit", "what to do"), rows, numeric_from=9), lead=lead)
+    return section(title, table(("check", "result", "value", "limit", "what to do"), rows), lead=lead)
 
 
 def _check_row(check: Check) -> tuple[Content, ...]:
@@ -271,7 +271,7 @@ def _time_shares(run: RunRecord) -> Html:
         *(element("span", cls=f"c{i}", style=f"width: {100 * s / total:.2f}%") for i, s in enumerate(seconds.values())),
         cls="bar",
     )
-    rows = [
+    rows: list[tuple[Content, ...]] = [
         (
             join(element("span", cls=f"key c{i}"), part),
             f"{s:.1f} s",
@@ -281,7 +281,7 @@ def _time_shares(run: RunRecord) -> Html:
         for i, (part, s) in enumerate(seconds.items())
     ]
     rows.append(("all training steps", f"{total:.1f} s", "100 %", f"{total / len(run.timing):.2f} s"))
-    return join(bar, table(("part of a step", "time", "share", "per step"), rows))
+    return join(bar, table(("part of a step", "time", "share", "per step"), rows, numeric=range(1, 4)))
 
 
 def _call_table(run: RunRecord) -> Html:
@@ -293,7 +293,7 @@ def _call_table(run: RunRecord) -> Html:
     if summary and summary.minutes is not None and summary.training_minutes is not None:
         outside = 60 * (summary.minutes - summary.training_minutes)
         rows.append(("evaluation, checks and saving, outside of training", f"{outside:.1f} s"))
-    return join(element("h3", "Calls"), table(("", ""), rows))
+    return join(element("h3", "Calls"), table((), rows, numeric=(1,)))
 
 
 def _missing_scores(run: RunRecord) -> Html | None:
@@ -322,4 +322,4 @@ def _recipe(run: RunRecord) -> Html:
     rows = [(name, value or ABSENT) for name, value in versions.items()]
     text = folded("The resolved recipe", element("pre", run.recipe_text)) if run.recipe_text else None
     absent = element("p", "Missing: recipe.yaml.", cls="muted") if text is None else None
-    return section("How to reproduce it", table(("", ""), rows), text, absent)
+    return section("How to reproduce it", table((), rows, numeric=(1,)), text, absent)

@@ -179,7 +179,7 @@ class RunRecord:
         split = split or self.main_split
         later = [row for row in self.evaluations if row.split == split and row.label != BEFORE]
         finished = [row for row in later if row.label == AFTER]
-        return (finished or later or [None])[-1]
+        return next(reversed(finished or later), None)
 
     def items_of(self, evaluation: Evaluation | None) -> ScoredItems | None:
         return self.items.get(evaluation.items) if evaluation and evaluation.items else None

@@ -108,7 +108,7 @@ def student_t_975(degrees: int) -> float:
     1 / degrees of Abramowitz and Stegun 26.7.5."""
     assert degrees >= 1, degrees
     if degrees == 1:
-        return math.tan(math.pi * 0.475)
+        return math.tan(0.475 * math.pi)
     if degrees == 2:
         return 0.95 / math.sqrt(2 * 0.975 * 0.025)
     z = 1.959963984540054
@@ -118,24 +118,37 @@ def student_t_975(degrees: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92_160,
     )
-    return z + sum(term / degrees**power for power, term in enumerate(terms, start=1))
+    return z + math.fsum(term / degrees**power for power, term in enumerate(terms, start=1))
 
 
 def paired_gain(before: Items, after: Items, seed: int = 0) -> Gain:
-    """Mean gain with its 95 % percentile interval from a bootstrap over pairs of items.
+    """Mean gain with its 95 % percentile interval from a bootstrap over pairs of items, paired as in `matched`.
 
-    The k-th occurrence of an id is paired with its k-th occurrence on the other side. Pairs are resampled, not ids: the
-    interval is about new noise on this mix of prompts.
+    Pairs are resampled, not ids: the interval is about new noise on this mix of prompts.
     """
-    first, second = _by_occurrence(before), _by_occurrence(after)
-    paired = [key for key in first if key in second]
-    unpaired = len(first) + len(second) - 2 * len(paired)
-    differences = np.array([second[key] - first[key] for key in paired], dtype=np.float64)
+    first, second = matched(before, after)
+    differences = np.array(second.scores, dtype=np.float64) - np.array(first.scores, dtype=np.float64)
     present = _present(differences)
-    missing = len(paired) - present.size
     low, high = _bootstrap(present, np.random.default_rng(seed))
-    mean = float(present.mean()) if present.size else math.nan
-    return Gain(mean=mean, low=low, high=high, count=present.size, missing=missing, unpaired=unpaired)
+    return Gain(
+        mean=float(present.mean()) if present.size else math.nan,
+        low=low,
+        high=high,
+        count=present.size,
+        missing=differences.size - present.size,
+        unpaired=len(before.ids) + len(after.ids) - 2 * len(first.ids),
+    )
+
+
+def matched(before: Items, after: Items) -> tuple[Items, Items]:
+    """The items that both sides have, in the order of `before`: the k-th occurrence of an id with the k-th."""
+    first, second = _by_occurrence(before), _by_occurrence(after)
+    common = [key for key in first if key in second]
+    ids = tuple(identity for identity, _ in common)
+    return (
+        Items(ids=ids, scores=tuple(first[key] for key in common)),
+        Items(ids=ids, scores=tuple(second[key] for key in common)),
+    )
 
 
 def spread(values: Sequence[float] | np.ndarray) -> Spread:

@@ -99,14 +99,17 @@ def _sign(run: RunRecord, name: str) -> int:
 def _rise_on_heldout(run: RunRecord, name: str) -> Rise | None:
     """The margin takes before and after as independent draws with the spread seen in training: on the safe side."""
     first, last = run.before(), run.latest()
-    if first is None or last is None or first.rewards.get(name) is None or last.rewards.get(name) is None:
+    if first is None or last is None:
+        return None
+    start, end = first.rewards.get(name), last.rewards.get(name)
+    if start is None or end is None:
         return None
     spreads = run.series(f"rewards/{name}/std").values
     deviation = float(spreads.mean()) if len(spreads) else 0.0
     return Rise(
         name=name,
-        start=first.rewards[name],
-        end=last.rewards[name],
+        start=start,
+        end=end,
         margin=Z_95 * deviation * math.sqrt(1 / max(first.count, 1) + 1 / max(last.count, 1)),
         where=f"on the outputs of the {run.main_split} split",
         sign=_sign(run, name),
@@ -144,7 +147,7 @@ def _rise_sentence(rise: Rise) -> str:
     noise = f"; differences below {number(rise.margin, 2)} are noise" if rise.margin else ""
     less = " (weighted negatively: lower is better)" if rise.sign < 0 else ""
     return (
-        f"Trained reward {rise.name} {rise.where}: {rise.start:.3f} to {rise.end:.3f} "
+        f"Trained reward “{rise.name}” {rise.where}: {rise.start:.3f} to {rise.end:.3f} "
         f"({rise.end - rise.start:+.3f}{noise}){less}."
     )
 
@@ -189,7 +192,7 @@ def _split_that_fell(run: RunRecord, style: Style) -> str | None:
         found = change(run, split)
         if split != run.main_split and found is not None and found.gain.high < 0:
             return (
-                f"On the split {split} the {style.noun} fell: {style.score(found.before.mean)} to "
+                f"On the split “{split}” the {style.noun} fell: {style.score(found.before.mean)} to "
                 f"{style.score(found.after.mean)} (95 % interval {style.gain_bounds(found.gain)})."
             )
     return None

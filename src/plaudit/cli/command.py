@@ -39,7 +39,7 @@ class PlauditCommand(TyperCommand):
             typer.echo(str(error) if stopped else f"error: {error}", err=True)
             raise typer.Exit(INTERRUPTED if stopped else self.error_code) from None
         except KeyboardInterrupt:
-            typer.echo("interrupted; this command had nothing to save", err=True)
+            typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
 

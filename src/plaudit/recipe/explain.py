@@ -12,7 +12,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from plaudit.recipe.schema import Recipe
-from plaudit.recipe.walk import inside, known_keys, type_of, variants
+from plaudit.recipe.walk import annotation_at, inside, known_keys, type_of, variants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +145,8 @@ def _unknown(place: Place, value: Any, document: Mapping[str, Any], layers: Sequ
 
 def _other_variant(keys: Sequence[str], document: Mapping[str, Any]) -> str | None:
     """The `type` of a sibling variant that has this key."""
-    parent = locate(keys[:-1], document) if len(keys) > 1 else None
-    for variant in variants(parent.annotation) if parent else ():
-        if keys[-1] in variant.model_fields:
-            return type_of(variant)
-    return None
+    owners = [variant for variant in variants(annotation_at(keys[:-1], document)) if keys[-1] in variant.model_fields]
+    return type_of(owners[0]) if owners else None
 
 
 def nearest(dotted: str, known: Sequence[str]) -> list[str]:

@@ -46,7 +46,7 @@ def load(sources: Source | Sequence[Source] = (), overrides: Sequence[str] = ())
 
 def dump(recipe: Recipe) -> str:
     """Fully resolved YAML that loads back to an equal recipe."""
-    return render(recipe.model_dump(mode="json"))
+    return render(recipe.model_dump())
 
 
 def shipped() -> dict[str, Path]:

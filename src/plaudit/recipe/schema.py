@@ -218,8 +218,8 @@ class Train(Strict):
             nearest = sorted(possible, key=lambda n: abs(n - self.updates_per_step))[:3]
             raise ValueError(
                 f"train.updates_per_step: {batch} samples (prompts_per_step {self.prompts_per_step} x "
-                f"samples_per_prompt {self.samples_per_prompt}) cannot be split into {self.updates_per_step} equal updates; "
-                f"nearest that can: {', '.join(map(str, sorted(nearest)))}"
+                f"samples_per_prompt {self.samples_per_prompt}) cannot be split into {self.updates_per_step} equal "
+                f"updates; nearest that can: {', '.join(map(str, sorted(nearest)))}"
             )
         return self
 

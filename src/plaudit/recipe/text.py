@@ -45,12 +45,20 @@ class Dumper(yaml.SafeDumper):
     """SafeDumper that also quotes what only YAML 1.2 takes for a number, and keeps lists on one line."""
 
 
+def _represent_text(dumper: Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML folds Unicode's line breaks into spaces in every style but the double-quoted one.
+    style = '"' if any(mark in text for mark in "\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 for kind, pattern, first_characters in PLAIN_SCALARS:
     Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", pattern, first_characters)
 Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
-Dumper.add_representer(
-    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
-)
+Dumper.add_representer(str, _represent_text)
+for sequence in (list, tuple):
+    Dumper.add_representer(
+        sequence, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+    )
 
 
 def parse(text: str, label: str) -> Any:
@@ -67,5 +75,10 @@ def parse(text: str, label: str) -> Any:
 
 def render(document: Any) -> str:
     """YAML text that `parse` reads back to the same document."""
-    text: str = yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+    try:
+        text: str = yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+    except yaml.representer.RepresenterError as error:
+        raise RecipeError(
+            f"{error.args[1]!r} cannot be written in a recipe; use text, numbers, lists or keys"
+        ) from error
     return text

@@ -6,7 +6,7 @@ An annotation is what pydantic keeps of a field's type: a component, a union of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -48,6 +48,15 @@ def inside(annotation: Any, value: Any) -> dict[str, Any] | None:
     return {key: field.annotation for key, field in component.model_fields.items()} if component else None
 
 
+def annotation_at(keys: Sequence[str], document: Any) -> Any:
+    """What the schema says of the place that dotted keys lead to."""
+    annotation: Any = Recipe
+    for key in keys:
+        annotation = (inside(annotation, document) or {}).get(key)
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return annotation
+
+
 def known_keys(document: Any, annotation: Any = Recipe, prefix: str = "") -> Iterator[str]:
     """Every dotted key that this document could have, given the variants it has chosen."""
     for key, below in (inside(annotation, document) or {}).items():
@@ -84,9 +93,9 @@ def _filled_value(value: Any, annotation: Any, default_type: str | None) -> Any:
 
 
 def _plain(default: Any) -> Any:
-    """A default as YAML would give it."""
+    """A default as mappings."""
     if isinstance(default, BaseModel):
-        return default.model_dump(mode="json")
+        return default.model_dump()
     if isinstance(default, dict):
         return {key: _plain(value) for key, value in default.items()}
-    return list(default) if isinstance(default, tuple) else default
+    return default

@@ -69,11 +69,10 @@ def cps(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Trans
 
 
 def ddim_eta(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:
-    """DDIM's eta noise. A variance-preserving latent is sqrt((1 - t)^2 + t^2)^-1 times ours, hence the last factor."""
-    scale, scale_next = ((1 - u).square() + u.square() for u in (t, t_next))
-    kept, kept_next = (1 - t).square() / scale, (1 - t_next).square() / scale_next  # alpha-bar
-    vp_std = torch.sqrt((1 - kept_next) / (1 - kept) * (1 - kept / kept_next).clamp(min=0))
-    return _preserving(x, v, t, t_next, level * vp_std * scale_next.sqrt())
+    """DDIM's sigma_t (its equation 16) in flow coordinates: with rho the quotient of the two noise-to-signal ratios
+    t / (1 - t), the variance is eta^2 t'^2 (1 - rho^2). The form with alpha-bar loses four digits near t' = 0."""
+    rho = t_next * (1 - t) / (t * (1 - t_next))
+    return _preserving(x, v, t, t_next, level * t_next * (1 - rho.square()).clamp(min=0).sqrt())
 
 
 def ode(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:

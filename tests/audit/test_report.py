@@ -1,0 +1,516 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from tests.audit.fabricated import COLUMNS, Fabricate, write_lines
+
+from plaudit.audit import plots
+from plaudit.audit.gallery import cut
+from plaudit.audit.measures import category_changes, change, style_of
+from plaudit.audit.page import VOID_TAGS
+from plaudit.audit.report import render, write_report
+from plaudit.audit.runs import RunRecord, read_jsonl, read_run
+from plaudit.audit.statistics import mean_interval
+from plaudit.audit.verdict import judge
+from plaudit.errors import DataError, RunError
+from plaudit.recipe.schema import Recipe
+from plaudit.train.preview import grid_image
+
+
+@dataclass
+class Page(HTMLParser):
+    """A page as a reader gets it: its text, its tags, and whether every tag is closed in order."""
+
+    text: str = ""
+    tags: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    open: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data + "\n" * (self.open[-1] in {"p", "li", "td", "h2", "figcaption"})
+
+    def images(self, part: str = "") -> list[dict[str, str]]:
+        return [attributes for tag, attributes in self.tags if tag == "img" and part in attributes["alt"]]
+
+
+def read(html: str) -> Page:
+    page = Page()
+    page.feed(html)
+    assert not page.open
+    return page
+
+
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes seconds; tests of words and numbers do without."""
+    monkeypatch.setattr(plots, "_png", lambda figure: b"a chart")
+
+
+def edit_json(path: Path, change: Callable[[dict], object]) -> None:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+# --- the whole report ----------------------------------------------------------------------------------------------
+
+
+def test_report_of_a_finished_run_says_what_happened(fabricate: Fabricate) -> None:
+    folder = fabricate(before=0.40, after=0.65, minutes=5.0)
+    path = write_report(folder)
+    page = read(path.read_text(encoding="utf-8"))
+    summary = json.loads((folder / "summary.json").read_text())
+    gain = f"+{100 * summary['gain_low']:.1f} to +{100 * summary['gain_high']:.1f}"
+    assert path == folder / "report.html"
+    assert "Held-out accuracy 40.0 % → 65.0 %" in page.text.replace("\n", "")
+    assert f"Gain +25.0 points (95 % interval of the gain {gain}, 300 paired items)" in page.text
+    assert "in 5.4 minutes (5.0 of them training)" in page.text
+    assert "No sign of reward hacking: the trained reward and the held-out accuracy both rose" in page.text
+    assert "ended: train.minutes 5" in page.text
+    for stated in ("115\u202f200", "11\u202f520", "2.13.0", "0.1.0", "prompts_per_step: 12"):
+        assert stated in page.text
+    assert "Nothing: every file of a finished run is here and complete." in page.text
+
+
+def test_report_loads_nothing_and_runs_no_script(fabricate: Fabricate) -> None:
+    page = read(write_report(fabricate()).read_text(encoding="utf-8"))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "link" not in {tag for tag, _ in page.tags}
+    addresses = [value for _, a in page.tags for key, value in a.items() if key in {"src", "srcset", "href"}]
+    assert len(addresses) > 30
+    for address in addresses:
+        png = base64.b64decode(address.removeprefix("data:image/png;base64,"), validate=True)
+        Image.open(io.BytesIO(png), formats=["PNG"]).load()
+    (policy,) = [a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a]
+    assert policy.startswith("default-src 'none'")
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_text_of_the_user_is_escaped(fabricate: Fabricate) -> None:
+    attack = "<script>alert('x')</script> & \"quotes\""
+    recipe = Recipe(name="<b>bold</b>", summary=attack, rewards={attack: {"type": "scene_match"}})
+    folder = fabricate(recipe=recipe, prompts=[attack] * 12)
+    edit_json(folder / "summary.json", lambda summary: summary.update(stopped=attack))
+    html = render(read_run(folder))
+    page = read(html)
+    assert "<script" not in html
+    assert "<b>" not in html
+    assert page.text.count(attack) >= 12
+    assert all(attack in image["alt"] for image in page.images("before:"))
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_pictures_stand_side_by_side_with_their_marks(fabricate: Fabricate) -> None:
+    folder = fabricate()
+    page = read(render(read_run(folder)))
+    samples = json.loads((folder / "samples/prompts.json").read_text())
+    words = {True: "✓ correct", False: "✗ wrong", None: "unjudged"}
+    expected = [
+        f"{side}: {prompt} ({words[samples[side][index]]})"
+        for index, prompt in enumerate(samples["prompts"])
+        for side in ("before", "after")
+    ]
+    shown = [image["alt"] for image in page.images() if image["alt"].startswith(("before:", "after:"))]
+    assert shown == expected
+    assert "4 of 12 correct before, 8 of 11 correct after." in page.text
+    assert len(page.images("grid of samples, step")) == 2
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_checks_are_told_apart_and_failures_come_first(fabricate: Fabricate) -> None:
+    text = read(render(read_run(fabricate()))).text
+    rows = text[text.index("What was checked") :]
+    assert "1 passed, 1 failed, 1 not applicable." in rows
+    assert rows.index("✗ fail") < rows.index("✓ pass") < rows.index("not applicable", 80)
+    assert "check that the reward reads its prompt" in rows
+    assert "3e-07" in rows
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_time_shares_add_up(fabricate: Fabricate) -> None:
+    html = render(read_run(fabricate(minutes=10.0)))
+    text = read(html).text
+    for part in ("300.0 s\n50 %", "60.0 s\n10 %", "180.0 s\n30 %", "600.0 s\n100 %"):
+        assert part in text
+    widths = [float(width) for width in re.findall(r"style=.width: ([\d.]+)%", html)]
+    assert widths == [50.0, 10.0, 30.0, 10.0]
+    assert "outside of training\n24.0 s" in text
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_missing_scores_are_reported_at_their_worst(fabricate: Fabricate) -> None:
+    folder = fabricate()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows[7]["rewards/match/missing_frac"] = 0.04
+    rows[9]["reward"] = None
+    write_lines(folder / "metrics.jsonl", rows)
+    assert "match: up to 4.0 % of a step's scores were missing" in read(render(read_run(folder))).text
+    assert len(read_run(folder).series("reward")) == len(rows) - 1
+
+
+# --- categories and splits -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_category_table_holds_the_counts_and_intervals_of_the_items(fabricate: Fabricate) -> None:
+    folder = fabricate()
+    run = read_run(folder)
+    text = read(render(run)).text
+    items = json.loads((folder / "evaluations/after_000060_heldout.json").read_text())
+    scores = [s for s, c in zip(items["score"], items["category"], strict=True) if c == "relation"]
+    interval = mean_interval(scores)
+    table = text[text.index("By category") : text.index("Split: compositional")]
+    cells = table[table.index("relation") :]
+    assert f"{100 * interval.mean:.1f} %" in cells
+    assert f"[{100 * interval.low:.1f} to {100 * interval.high:.1f}]" in cells
+    assert f"{len(scores)}\n" in cells
+    assert [found.name for found in category_changes(run)] == [
+        "single",
+        "count",
+        "two",
+        "relation",
+        "counttwo",
+        "three",
+    ]
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_compositional_split_has_its_own_numbers(fabricate: Fabricate) -> None:
+    run = read_run(fabricate(before=0.40, after=0.65))
+    text = read(render(run)).text
+    assert "Split: compositional" in text
+    found = change(run, "compositional")
+    assert found is not None
+    assert (found.before.mean, found.after.mean) == pytest.approx((0.25, 0.50))
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_a_run_without_held_out_prompts_does_not_claim_any(fabricate: Fabricate) -> None:
+    folder = fabricate()
+    lines = (folder / "evaluations.jsonl").read_text().splitlines()
+    kept = [line.replace('"split": "heldout"', '"split": "train"') for line in lines if "compositional" not in line]
+    (folder / "evaluations.jsonl").write_text("\n".join(kept))
+    text = read(render(read_run(folder))).text
+    assert "Train-split accuracy 40.0 %" in text.replace("\n", "")
+    assert "eld-out" not in text
+
+
+def test_scores_that_are_no_accuracy_are_not_written_as_one(fabricate: Fabricate) -> None:
+    folder = fabricate()
+    for path in (folder / "evaluations").glob("*.json"):
+        edit_json(path, lambda items: items.update(score=[0.5 * s + 3 for s in items["score"]]))
+    run = read_run(folder)
+    style, found = style_of(run), change(run)
+    assert not style.accuracy
+    assert found is not None
+    assert style.score(found.after.mean) == "3.325"
+    assert style.truth == "held-out scene_exact"
+    assert style.gain(-0.25) == "\u22120.250"
+
+
+# --- did it hack? --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("after", "reward", "level", "headline"),
+    [
+        (0.65, (0.55, 0.80), "good", "No sign of reward hacking"),
+        (0.20, (0.55, 0.80), "bad", "Reward hacking: the trained reward rose while the held-out accuracy fell"),
+        (0.41, (0.55, 0.80), "warning", "Possible reward hacking: the trained reward rose"),
+        (0.65, (0.55, 0.55), "warning", "The held-out accuracy rose although the trained reward did not"),
+        (0.20, (0.55, 0.50), "bad", "It got worse"),
+        (0.40, (0.55, 0.56), "warning", "Nothing was learned that can be measured"),
+    ],
+)
+def test_verdict(fabricate: Fabricate, after: float, reward: tuple[float, float], level: str, headline: str) -> None:
+    run = read_run(fabricate(before=0.40, after=after, reward=reward, pictures=False))
+    without_the_rest = [row for row in run.evaluations if row.split == "heldout" and row.label != "step"]
+    verdict = judge(_with_evaluations(run, without_the_rest))
+    assert verdict.level == level
+    assert verdict.headline.startswith(headline)
+    assert f"{reward[0]:.3f} to {reward[1]:.3f}" in verdict.details[0]
+    assert f"40.0 % to {100 * after:.1f} %" in verdict.details[1]
+
+
+def _with_evaluations(run: RunRecord, evaluations: Sequence) -> RunRecord:
+    return RunRecord(**{**vars(run), "evaluations": tuple(evaluations)})
+
+
+def test_a_reward_of_negative_weight_improves_by_falling(fabricate: Fabricate) -> None:
+    recipe = Recipe(rewards={"match": {"type": "scene_match", "weight": -1.0}})
+    falling = judge(read_run(fabricate("falling", recipe=recipe, reward=(0.8, 0.5), pictures=False)))
+    rising = judge(read_run(fabricate("rising", recipe=recipe, reward=(0.5, 0.8), pictures=False)))
+    assert falling.headline.startswith("No sign of reward hacking")
+    assert "lower is better" in falling.details[0]
+    assert rising.headline.startswith("The held-out accuracy rose although")
+
+
+def test_verdict_knows_when_the_truth_itself_was_trained_on(fabricate: Fabricate) -> None:
+    recipe = Recipe(rewards={"match": {"type": "scene_exact"}})
+    assert any("itself trained on" in line for line in judge(read_run(fabricate(recipe=recipe))).details)
+
+
+def test_verdict_has_a_reservation_when_the_truth_fell_from_its_peak(fabricate: Fabricate) -> None:
+    folder = fabricate(before=0.3, after=0.6)
+    rows = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["split"] == "heldout" and row["label"] == "step" and row["step"] == 20:
+            row |= {"mean": 0.95, "low": 0.90, "high": 0.98}
+    write_lines(folder / "evaluations.jsonl", rows)
+    verdict = judge(read_run(folder))
+    assert verdict.level == "warning"
+    assert any("peaked at step 20 with 95.0 %" in line for line in verdict.details)
+
+
+def test_without_rewards_on_the_held_out_outputs_the_training_curve_is_read(fabricate: Fabricate) -> None:
+    run = read_run(fabricate(reward=(0.5, 0.9), pictures=False))
+    bare = _with_evaluations(run, [row.model_copy(update={"rewards": {}}) for row in run.evaluations])
+    verdict = judge(bare)
+    assert "on the training prompts" in verdict.details[0]
+    assert verdict.headline.startswith("No sign of reward hacking")
+
+
+# --- what is not there ---------------------------------------------------------------------------------------------
+
+FILES = (
+    "recipe.yaml",
+    "metrics.jsonl",
+    "timing.jsonl",
+    "evaluations.jsonl",
+    "checks.json",
+    "summary.json",
+    "samples/before.png",
+    "samples/after.png",
+    "samples/prompts.json",
+    "evaluations/before_000000_heldout.json",
+)
+
+
+@pytest.mark.usefixtures("no_charts")
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named_and_the_rest_is_reported(fabricate: Fabricate, name: str) -> None:
+    folder = fabricate()
+    (folder / name).unlink()
+    page = read(render(read_run(folder)))
+    assert f"{name} is absent" in page.text
+    assert "How to reproduce it" in page.text
+    if name != "evaluations.jsonl":
+        assert "Gain +25.0" in page.text
+        assert "nan" not in page.text.lower()
+
+
+def test_an_empty_folder_has_a_report_that_names_every_piece(tmp_path: Path) -> None:
+    page = read(write_report(tmp_path).read_text(encoding="utf-8"))
+    for name in FILES[:-1]:
+        assert f"{name} is absent" in page.text
+    assert "No measurement yet" in page.text
+    assert "Cannot be judged yet" in page.text
+    assert page.text.count("Missing:") >= 6
+    assert not (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_a_run_in_progress_compares_the_items_measured_so_far(fabricate: Fabricate) -> None:
+    folder = fabricate(before=0.40, after=0.65)
+    (folder / "summary.json").unlink()
+    (folder / "samples/after.png").unlink()
+    lines = (folder / "evaluations.jsonl").read_text().splitlines()
+    (folder / "evaluations.jsonl").write_text("\n".join(line for line in lines if '"label": "after"' not in line))
+    run = read_run(folder)
+    text = read(render(run)).text
+    before = json.loads((folder / "evaluations/before_000000_heldout.json").read_text())["score"][:96]
+    assert "in progress or killed after step 60" in text
+    assert f"Held-out accuracy {100 * np.mean(before):.1f} %" in text.replace("\n", "")
+    assert "so far, at step 60" in text
+    assert "96 paired items" in text
+    assert "step 40 " in text.replace("\n", " ")
+    assert "in 5.0 minutes of training" in text
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_half_written_files_are_skipped_and_mentioned(fabricate: Fabricate) -> None:
+    folder = fabricate()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 61, "rew')
+    png = (folder / "samples/after.png").read_bytes()
+    (folder / "samples/after.png").write_bytes(png[: len(png) // 2])
+    (folder / "checks.json").write_text('[{"name": "x"')
+    (folder / "recipe.yaml").write_text("train: {stepz: 3}\n")
+    text = read(render(read_run(folder))).text
+    assert "metrics.jsonl: line 61, the last one, is cut off and was skipped" in text
+    assert "samples/after.png cannot be decoded" in text
+    assert "checks.json is not complete JSON" in text
+    assert "recipe.yaml cannot be read by this version" in text
+    assert "train: {stepz: 3}" in text
+
+
+def test_a_corrupt_line_in_the_middle_is_an_error_with_its_place(fabricate: Fabricate) -> None:
+    folder = fabricate()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines[4] = lines[4][:30]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 5: not a JSON object"):
+        write_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "rows", "truncated"),
+    [
+        (b"", 0, None),
+        (b'{"a": 1}\n\n{"a": 2}\n', 2, None),
+        (b'{"a": 1}\n{"a": 2}', 2, None),
+        (b'{"a": 1}\n{"a": ', 1, 2),
+        ('{"a": 1}\n{"a": "é'.encode()[:-1], 1, 2),
+        (b'{"a": 1}\n\x00\x00\x00', 1, 2),
+    ],
+)
+def test_read_jsonl(tmp_path: Path, content: bytes, rows: int, truncated: int | None) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    lines = read_jsonl(path)
+    assert [row["a"] for row in lines.rows] == list(range(1, rows + 1))
+    assert lines.truncated == truncated
+
+
+def test_what_is_json_but_not_what_was_promised_is_an_error_that_names_the_key(fabricate: Fabricate) -> None:
+    folder = fabricate()
+    edit_json(folder / "summary.json", lambda summary: summary.update(steps="many"))
+    with pytest.raises(DataError, match=r"summary\.json: steps: .*'many'"):
+        read_run(folder)
+    (folder / "metrics.jsonl").write_text("[1]\n{}\n")
+    with pytest.raises(DataError, match=r"line 1: .* is not a JSON object"):
+        read_run(folder)
+    with pytest.raises(RunError, match="no run folder at"):
+        read_run(folder / "elsewhere")
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+
+def _encoded(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("count", "columns", "size"), [(12, 6, 8), (7, 3, 8), (1, 1, 16), (4, 2, 9), (5, 5, 200)])
+def test_cells_of_a_saved_grid_are_cut_exactly(count: int, columns: int, size: int) -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, size, size), dtype=np.uint8))
+    grid = np.asarray(grid_image(pixels / 255, columns, scale=1))
+    cells = cut(_encoded(grid), count, columns)
+    assert cells is not None
+    assert np.array_equal(np.stack(cells), pixels.permute(0, 2, 3, 1).numpy())
+
+
+def test_cells_that_touch_are_cut_and_a_grid_that_does_not_divide_is_not() -> None:
+    grid = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    cells = cut(_encoded(grid), 6, 3)
+    assert cells is not None
+    assert np.array_equal(cells[4], grid[8:16, 8:16])
+    assert cut(_encoded(grid), 6, 5) is None
+    assert cut(_encoded(grid), 6, 0) is None
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_grids_that_cannot_be_cut_are_shown_whole_with_the_prompts(fabricate: Fabricate) -> None:
+    folder = fabricate()
+    edit_json(folder / "samples/prompts.json", lambda samples: samples.update(columns=COLUMNS + 1))
+    page = read(render(read_run(folder)))
+    assert [image["alt"] for image in page.images("grid of samples")][:2] == [
+        "grid of samples, before",
+        "grid of samples, after",
+    ]
+    assert "Prompts, row by row" in page.text
+
+
+# --- charts --------------------------------------------------------------------------------------------------------
+
+
+def _axes(panel: plots.Panel) -> Axes:
+    axes = Figure().subplots()
+    panel.draw(axes, plots.LIGHT)
+    return axes
+
+
+def test_panels_draw_the_recorded_numbers_and_say_them_in_their_titles(fabricate: Fabricate) -> None:
+    run = read_run(fabricate(before=0.40, after=0.65, pictures=False))
+    drawn = {panel.name: panel for panel in plots.panels(run)}
+    assert plots.absent_panels(run) == ["ratio deviation"]
+    assert drawn["held-out score"].title == "Held-out accuracy: 40.0 % to 65.0 %"
+    heldout = _axes(drawn["held-out score"]).lines[0]
+    rows = [row for row in run.evaluations if row.split == "heldout"]
+    assert list(heldout.get_xdata()) == [0, 20, 40, 60, 60]
+    assert list(heldout.get_ydata()) == pytest.approx([row.mean for row in rows])
+    raw, smooth = _axes(drawn["reward"]).lines
+    assert np.array_equal(raw.get_ydata(), run.series("reward").values)
+    assert np.array_equal(smooth.get_ydata(), plots.moving_mean(run.series("reward").values))
+    assert drawn["reward"].title.startswith("Training reward rises from ")
+    norms = run.series("grad_norm").values
+    assert drawn["gradient norm"].title == f"Gradient norm: median {np.median(norms):.3g}, largest {norms.max():.3g}"
+    assert _axes(drawn["gradient norm"]).lines[-1].get_ydata()[0] == Recipe().train.grad_clip
+
+
+def test_ratio_deviation_is_drawn_where_the_objective_has_one(fabricate: Fabricate) -> None:
+    recipe = Recipe.model_validate({"objective": {"type": "grpo"}, "sampler": {"kernel": "flow_sde"}})
+    run = read_run(fabricate(recipe=recipe, pictures=False))
+    assert plots.absent_panels(run) == []
+    (panel,) = [panel for panel in plots.panels(run) if panel.name == "ratio deviation"]
+    assert _axes(panel).lines[-1].get_ydata()[0] == recipe.train.ratio_tolerance
+
+
+@pytest.mark.parametrize("length", [1, 5, 24, 60, 200])
+def test_moving_mean_agrees_with_the_slow_one(length: int) -> None:
+    values = np.random.default_rng(0).normal(size=length)
+    reach = length // 24
+    slow = [values[max(i - reach, 0) : i + reach + 1].mean() for i in range(length)]
+    assert plots.moving_mean(values) == pytest.approx(slow)
+
+
+def test_charts_are_written_and_survive_a_dollar_sign(fabricate: Fabricate) -> None:
+    recipe = Recipe(rewards={"match": {"type": "scene_match"}, "$a^_{$": {"type": "scene_match"}})
+    folder = fabricate(recipe=recipe, pictures=False)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    write_lines(folder / "metrics.jsonl", [row | {"rewards/$a^_{$/mean": math.sin(row["step"])} for row in rows])
+    written = plots.write_charts(read_run(folder))
+    assert [path.name for path in written] == ["curves.png", "categories.png"]
+    widths = {path.name: Image.open(path).size for path in written}
+    assert widths["curves.png"][0] == 2 * plots.PANEL_SIZE[0] * plots.DPI
+    dark = Image.open(io.BytesIO(plots.categories_png(read_run(folder), plots.DARK) or b"")).convert("RGB")
+    light = Image.open(folder / "categories.png").convert("RGB")
+    assert (light.getpixel((0, 0)), dark.getpixel((0, 0))) == ((255, 255, 255), (22, 27, 34))
+
+
+def test_categories_chart_has_a_bar_for_each_side(fabricate: Fabricate, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or b"")
+    run = read_run(fabricate(pictures=False))
+    plots.categories_png(run)
+    before, after = figures[0].axes[0].containers[0], figures[0].axes[0].containers[2]
+    changes = category_changes(run)
+    assert [bar.get_height() for bar in before] == pytest.approx([found.before.mean for found in changes])
+    assert [bar.get_height() for bar in after] == pytest.approx([found.after.mean for found in changes])
