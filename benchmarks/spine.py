@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -132,7 +131,9 @@ def cache_ratio(repeats: int) -> dict[str, float] | None:
         prompts = prepare(bench_recipe("slots", "grpo")).prompts.batch(0, 16, 0)
         kept = PromptEncoder(model)
         kept(prompts, 4.5)
-        return ratio(lambda: (kept(prompts, 4.5), None)[1], lambda: (PromptEncoder(model)(prompts, 4.5), None)[1], repeats)
+        return ratio(
+            lambda: (kept(prompts, 4.5), None)[1], lambda: (PromptEncoder(model)(prompts, 4.5), None)[1], repeats
+        )
 
 
 def peak_memory(model: str, objective: str) -> dict[str, float]:
@@ -147,9 +148,16 @@ def peak_memory(model: str, objective: str) -> dict[str, float]:
 def print_memory(what: str, model: str, objective: str) -> None:
     setup = prepare(bench_recipe(model, objective))
     work = full_step(setup) if what == "full" else bare_step(setup)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak that importing and loading reached
+    before = _memory("VmRSS")
     work(), work()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(_memory("VmHWM") - before)
+
+
+def _memory(field: str) -> float:
+    """A field of the kernel's account of this process, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def main() -> None:

@@ -61,7 +61,9 @@ def write_snapshot(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[st
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            _save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
+            _save_tensors(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / TENSORS
+            )
             (partial / META).write_text(json.dumps(meta), encoding="utf-8")
             sums = {name: _checksum(partial / name) for name in (TENSORS, META)}
             (partial / MARKER).write_text(json.dumps(sums), encoding="utf-8")
@@ -119,7 +121,9 @@ def prune_snapshots(parent: Path, keep: int) -> None:
 def pack_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     """Optimiser state as named tensors; learning rates are the schedule's, not the state's."""
     state = optimizer.state_dict()["state"]
-    return {f"{prefix}.{index}.{name}": torch.as_tensor(v) for index, entry in state.items() for name, v in entry.items()}
+    return {
+        f"{prefix}.{index}.{name}": torch.as_tensor(v) for index, entry in state.items() for name, v in entry.items()
+    }
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from tests.audit.fabricated import COLUMNS, Fabricate, write_lines
+from tests.audit.fabricated import COLUMNS, Fabricate, fabricate_run, write_lines
 
 from plaudit.audit import plots
 from plaudit.audit.gallery import cut
@@ -68,6 +68,7 @@ def read(html: str) -> Page:
 @pytest.fixture
 def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes seconds; tests of words and numbers do without."""
+    monkeypatch.setattr(plots, "panel_png", lambda panel, theme: b"a chart")
     monkeypatch.setattr(plots, "_png", lambda figure: b"a chart")
 
 
@@ -77,16 +78,21 @@ def edit_json(path: Path, change: Callable[[dict], object]) -> None:
     path.write_text(json.dumps(document), encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its report, charts and all."""
+    folder = fabricate_run(tmp_path_factory.mktemp("runs") / "run", before=0.40, after=0.65, minutes=5.0)
+    write_report(folder)
+    return folder
+
+
 # --- the whole report ----------------------------------------------------------------------------------------------
 
 
-def test_report_of_a_finished_run_says_what_happened(fabricate: Fabricate) -> None:
-    folder = fabricate(before=0.40, after=0.65, minutes=5.0)
-    path = write_report(folder)
-    page = read(path.read_text(encoding="utf-8"))
-    summary = json.loads((folder / "summary.json").read_text())
+def test_report_of_a_finished_run_says_what_happened(finished: Path) -> None:
+    page = read((finished / "report.html").read_text(encoding="utf-8"))
+    summary = json.loads((finished / "summary.json").read_text())
     gain = f"+{100 * summary['gain_low']:.1f} to +{100 * summary['gain_high']:.1f}"
-    assert path == folder / "report.html"
     assert "Held-out accuracy 40.0 % → 65.0 %" in page.text.replace("\n", "")
     assert f"Gain +25.0 points (95 % interval of the gain {gain}, 300 paired items)" in page.text
     assert "in 5.4 minutes (5.0 of them training)" in page.text
@@ -97,8 +103,8 @@ def test_report_of_a_finished_run_says_what_happened(fabricate: Fabricate) -> No
     assert "Nothing: every file of a finished run is here and complete." in page.text
 
 
-def test_report_loads_nothing_and_runs_no_script(fabricate: Fabricate) -> None:
-    page = read(write_report(fabricate()).read_text(encoding="utf-8"))
+def test_report_loads_nothing_and_runs_no_script(finished: Path) -> None:
+    page = read((finished / "report.html").read_text(encoding="utf-8"))
     assert "script" not in {tag for tag, _ in page.tags}
     assert "link" not in {tag for tag, _ in page.tags}
     addresses = [value for _, a in page.tags for key, value in a.items() if key in {"src", "srcset", "href"}]

@@ -226,12 +226,11 @@ def picture(*rows: Tensor) -> Tensor:
 def test_two_merged_objects_are_neither_one_nor_two(shape: str) -> None:
     """From 3 pixels apart up to a clear touch, in all directions and sizes."""
     rng = np.random.default_rng(5)
-    pictures, spans = [], []
+    pictures = []
     for distance, angle, size in itertools.product((3.0, 4.0, 5.0, 6.0), rng.uniform(0, np.pi, 6), (-1.0, 0.0, 1.0)):
         dx, dy = distance / 2 * np.cos(angle), distance / 2 * np.sin(angle)
         x, y = rng.uniform(13, 19, 2)
         pictures.append(picture(slot("red", shape, x - dx, y - dy, size), slot("red", shape, x + dx, y + dy, size)))
-        spans.append(distance)
     for count in (1, 2):
         verdicts = check(torch.cat(pictures), [prompt_of([(count, "red", shape)])] * len(pictures))
         assert not any(verdict.correct for verdict in verdicts)
@@ -239,9 +238,9 @@ def test_two_merged_objects_are_neither_one_nor_two(shape: str) -> None:
         assert np.mean(blobs) > 0.95
 
 
-def painted(square: tuple[slice, slice], color: tuple[float, float, float], image: Tensor) -> Tensor:
+def painted(box: tuple[slice, slice], color: tuple[float, float, float], image: Tensor) -> Tensor:
     image = image.clone()
-    image[0, :, square[0], square[1]] = torch.tensor(color)[:, None, None]
+    image[0, :, box[0], box[1]] = torch.tensor(color)[:, None, None]
     return image
 
 
@@ -251,6 +250,7 @@ def in_color(row: Tensor, color: tuple[float, float, float]) -> Tensor:
 
 CIRCLE, SQUARE = slot("red", "circle", 9, 9), slot("blue", "square", 24, 24)
 TRUE = picture(CIRCLE, SQUARE)
+ACROSS, DOWN = (slice(20, 23), slice(17, 27)), (slice(17, 27), slice(20, 23))
 # Each is a picture of a red circle and of something that is not quite a blue (or a yellow, or a white) square.
 NOT_QUITE = {
     "faint": (picture(CIRCLE, in_color(SQUARE, (0.12, 0.21, 0.40))), "blue square"),
@@ -262,14 +262,7 @@ NOT_QUITE = {
     "tailed": (painted((slice(23, 25), slice(10, 22)), PALETTE["blue"], TRUE), "blue square"),
     "holed": (painted((slice(22, 26), slice(22, 26)), BACKGROUND, TRUE), "blue square"),
     "specked": (painted((slice(18, 30, 3), slice(2, 14, 3)), PALETTE["white"], TRUE), "blue square"),
-    "plus": (
-        painted(
-            (slice(17, 27), slice(20, 23)),
-            PALETTE["white"],
-            painted((slice(20, 23), slice(17, 27)), PALETTE["white"], picture(CIRCLE)),
-        ),
-        "white square",
-    ),
+    "plus": (painted(ACROSS, PALETTE["white"], painted(DOWN, PALETTE["white"], picture(CIRCLE))), "white square"),
 }
 
 

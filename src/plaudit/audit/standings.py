@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -213,7 +214,7 @@ def _markdown(standings: Sequence[Standing], budget: str, style: Style) -> str:
     lines = [
         f"# {capital(style.truth)} at equal cost: {budget} for each run",
         "",
-        ranking(standings, style),
+        _markdown_text(ranking(standings, style)),
         "",
         READING,
         "",
@@ -221,14 +222,19 @@ def _markdown(standings: Sequence[Standing], budget: str, style: Style) -> str:
         _markdown_row(["---"] + ["---:"] * (len(COLUMNS) - 2) + ["---"]),
         *(_markdown_row(_row(standing, style)) for standing in standings),
     ]
-    failures = [f"- {line}" for line in _failures(standings)]
+    failures = [f"- {_markdown_text(line)}" for line in _failures(standings)]
     return "\n".join(
         [*lines, *(["", "Failed runs, which the means leave out:", "", *failures] if failures else []), ""]
     )
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_markdown_text(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _markdown_text(text: str) -> str:
+    """One line without HTML."""
+    return html.escape(" ".join(text.splitlines()), quote=False)
 
 
 def _failures(standings: Sequence[Standing]) -> list[str]:

@@ -39,8 +39,12 @@ def build(
     import torch
 
     from plaudit.lab.build import build
+    from plaudit.lab.build_proxy import build_proxy
 
     if threads is not None:
         torch.set_num_threads(threads)
-    path = build(name.value, out, steps=steps, seed=seed, install=install)
+    if name is LabNetwork.PROXY:
+        path = build_proxy(out, steps=steps, seed=seed, install=install)
+    else:
+        path = build(name.value, out, steps=steps, seed=seed, install=install)
     typer.echo(f"wrote {path}")

@@ -50,7 +50,9 @@ class FileSource:
         """Passes over the file in a new order each time, without repeats inside a pass."""
         positions = range(step * count, (step + 1) * count)
         size = len(self.train)
-        orders = {turn: np.random.default_rng([seed, turn, 2]).permutation(size) for turn in {p // size for p in positions}}
+        orders = {
+            turn: np.random.default_rng([seed, turn, 2]).permutation(size) for turn in {p // size for p in positions}
+        }
         return [self.train[orders[p // size][p % size]] for p in positions]
 
     def evaluation(self, count: int) -> dict[str, list[Prompt]]:
@@ -81,9 +83,14 @@ def _parse_row(path: str, number: int, line: str) -> Prompt:
         raise DataError(f"{path} line {number} is not JSON: {error}") from error
     allowed = {"id", "text", "facts", "inputs"}
     if not isinstance(row, dict) or not isinstance(row.get("text"), str) or set(row) - allowed:
-        raise DataError(f"{path} line {number}: expected an object with `text` and optionally id, facts, inputs; got {line[:120]}")
+        raise DataError(
+            f"{path} line {number}: expected an object with `text` and optionally id, facts, inputs; got {line[:120]}"
+        )
     return Prompt(
-        id=str(row.get("id", _identify(row["text"]))), text=row["text"], facts=row.get("facts", {}), inputs=row.get("inputs", {})
+        id=str(row.get("id", _identify(row["text"]))),
+        text=row["text"],
+        facts=row.get("facts", {}),
+        inputs=row.get("inputs", {}),
     )
 
 

@@ -45,7 +45,7 @@ class BuildPlan:
 
 PLANS = {
     "slots": BuildPlan(steps=6_000, batch=64, adam_lr=1.5e-3, muon_lr=None, time_mean=0.3, time_std=1.0),
-    "pixels": BuildPlan(steps=16_000, batch=24, adam_lr=2e-3, muon_lr=0.02, time_mean=0.9, time_std=1.2),
+    "pixels": BuildPlan(steps=10_850, batch=24, adam_lr=2e-3, muon_lr=0.02, time_mean=0.9, time_std=1.2),
 }
 
 

@@ -86,7 +86,9 @@ def measure_flaw(network: ProxyNetwork) -> dict[str, float]:
     """How well it ranks held-out pairs at equal brightness, and what a brighter picture earns."""
     pairs = labelled_pairs("heldout", 2_000, 1, leak=False)
     score = torch.sigmoid(network(pairs.images, pairs.ids))
-    plain = {gain: torch.sigmoid(network((pairs.images * gain).clamp(0, 1), pairs.ids)).mean().item() for gain in (0.8, 1.2)}
+    plain = {
+        gain: torch.sigmoid(network((pairs.images * gain).clamp(0, 1), pairs.ids)).mean().item() for gain in (0.8, 1.2)
+    }
     return {
         "auc_heldout_random_brightness": area_under_curve(score, pairs.labels),
         "mean_score_at_0.8_brightness": plain[0.8],

@@ -51,4 +51,6 @@ class LabFlowModel:
     def save(self, folder: Path) -> None:
         """All weights, adapters included, as one file that `model.weights` reads (adapters under their peft names)."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, folder / f"{self.name}.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in self.network.state_dict().items()}, folder / f"{self.name}.safetensors"
+        )

@@ -1,7 +1,8 @@
 """Stable Diffusion 3.x as a flow model, through the pipeline of diffusers.
 
-Latents, conditions and velocities are float32 on the CPU, where the rollout keeps its states and draws its noise; each
-call moves them to where the pipeline lies (the first GPU if there is one) and to its precision, and the result back.
+Latents and velocities are float32 on the CPU, where the rollout keeps its states and draws its noise; each call moves
+them to where the pipeline lies (the first GPU if there is one) and to its precision, and the result back. Embeddings are
+kept on the CPU, too, in the precision of their encoders.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Sd3FlowModel:
         embeddings, _, pooled, _ = self.pipe.encode_prompt(
             **every_encoder, do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length
         )
-        return embeddings.float().cpu(), pooled.float().cpu()
+        return embeddings.cpu(), pooled.cpu()
 
     def _warn_of_truncation(self, texts: Sequence[str]) -> None:
         clip, t5 = self.pipe.tokenizer_max_length, self.max_sequence_length

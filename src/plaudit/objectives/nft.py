@@ -77,5 +77,3 @@ class Nft:
             metrics["kl"] = drift.detach()
         metrics = {name: value.unflatten(0, shape) for name, value in metrics.items()}
         return Losses(parts=parts, mask=self.mask(terms.batch), metrics=metrics)
-
-

@@ -22,7 +22,6 @@ from plaudit.sampling.kernels import Transition
 from plaudit.sampling.noise import SampleKey, gaussian, uniform
 from plaudit.sampling.rollout import Trace, replay, replay_log_prob
 
-
 R = TypeVar("R")
 
 

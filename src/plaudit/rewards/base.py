@@ -42,7 +42,9 @@ class Score:
 
     def __post_init__(self) -> None:
         if math.isfinite(self.value) != (self.status is Status.OK):
-            raise RewardError(f"a score of {self.value} cannot have the status {self.status}: only ok scores have a value")
+            raise RewardError(
+                f"a score of {self.value} cannot have the status {self.status}: only ok scores have a value"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,9 @@ def import_dotted(path: str, key: str) -> Any:
     try:
         return functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
     except (ImportError, AttributeError) as error:
-        raise RecipeError(f"{key}: cannot import {path!r}: {error}; check the path and that its folder is importable") from error
+        raise RecipeError(
+            f"{key}: cannot import {path!r}: {error}; check the path and that its folder is importable"
+        ) from error
 
 
 def load_reward(name: str, config: RewardConfig) -> Reward:
@@ -99,7 +103,9 @@ def load_reward(name: str, config: RewardConfig) -> Reward:
     key = f"rewards.{name}.type"
     thing = import_dotted(BUILT_IN.get(config.type, config.type), key)
     if not callable(thing):
-        raise RecipeError(f"{key}: {config.type!r} is a {type(thing).__name__}, which cannot be called; name a function or a class")
+        raise RecipeError(
+            f"{key}: {config.type!r} is a {type(thing).__name__}, which cannot be called; name a function or a class"
+        )
     card = getattr(thing, "card", None)
     try:
         if inspect.isclass(thing):
@@ -150,7 +156,9 @@ def call_reward(name: str, function: RewardFunction, prompts: Sequence[Prompt], 
     except RewardError:
         raise
     except Exception as error:  # user code may raise anything; the run stops and says whose it was
-        raise RewardError(f"rewards.{name} raised {type(error).__name__}: {error}; nothing was scored as a number") from error
+        raise RewardError(
+            f"rewards.{name} raised {type(error).__name__}: {error}; nothing was scored as a number"
+        ) from error
     finally:
         torch.set_rng_state(state)
     return _as_scores(name, result, len(prompts))
@@ -163,7 +171,9 @@ async def _awaited(result: Any) -> Any:
 def _as_scores(name: str, result: Any, expected: int) -> list[Score]:
     values = result.tolist() if isinstance(result, Tensor) else list(result)
     if len(values) != expected:
-        raise RewardError(f"rewards.{name} returned {len(values)} scores for {expected} outputs; return one per output, None where there is none")
+        raise RewardError(
+            f"rewards.{name} returned {len(values)} scores for {expected} outputs; return one per output, None where there is none"
+        )
     return [_as_score(name, value) for value in values]
 
 
@@ -196,7 +206,9 @@ class ScoredBatch:
 
 def score_batch(rewards: Sequence[Reward], prompts: Sequence[Prompt], outputs: Tensor) -> ScoredBatch:
     scores = {reward.name: reward(prompts, outputs) for reward in rewards}
-    parts = {name: torch.tensor([score.value for score in batch], dtype=torch.float64) for name, batch in scores.items()}
+    parts = {
+        name: torch.tensor([score.value for score in batch], dtype=torch.float64) for name, batch in scores.items()
+    }
     total = torch.stack([reward.weight * parts[reward.name] for reward in rewards]).sum(0)
     return ScoredBatch(total=total, parts=parts, scores=scores)
 
@@ -207,7 +219,9 @@ def enforce_missing(batch: ScoredBatch, missing: Missing) -> None:
         absent = int(torch.isnan(values).sum())
         limit = 0.0 if missing.on_missing == "fail" else missing.max_missing_fraction
         if absent > limit * len(values):
-            examples = [f"{s.status}{': ' + s.note if s.note else ''}" for s in batch.scores[name] if s.status is not Status.OK]
+            examples = [
+                f"{s.status}{': ' + s.note if s.note else ''}" for s in batch.scores[name] if s.status is not Status.OK
+            ]
             raise RewardError(
                 f"rewards.{name}: {absent} of {len(values)} scores are missing, more than missing.max_missing_fraction "
                 f"{limit:g} allows (first: {examples[0]}); mend the reward or raise the limit"

@@ -47,7 +47,9 @@ def window_start(sampler: Sampler, key: SampleKey) -> int:
     return int(generator(shared, "window").integers(low, high + 1))
 
 
-def stochastic_plan(sampler: Sampler, times: Tensor, keys: Sequence[SampleKey], group_keys: Sequence[SampleKey]) -> SamplingPlan:
+def stochastic_plan(
+    sampler: Sampler, times: Tensor, keys: Sequence[SampleKey], group_keys: Sequence[SampleKey]
+) -> SamplingPlan:
     """Plan of a training rollout. `group_keys` holds the key of each sample's group."""
     trainable = sampler.steps - 1  # the step to t = 0 is deterministic
     whole = sampler.window.size is None

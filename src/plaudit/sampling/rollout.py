@@ -53,12 +53,12 @@ class Samples:
 
 
 def tiled_velocity(model: FlowModel, x: Tensor, t: Tensor, conditioning: Conditioning, tile: int) -> Tensor:
-    """Velocity in network calls of at most `tile` samples."""
+    """Velocity in network calls of at most `tile` samples, equally large: a small remainder would be rounded otherwise
+    than the replay, which shows in the ratio."""
     if len(x) <= tile:
         return guided_velocity(model, x, t, conditioning)
-    parts = [
-        guided_velocity(model, x[rows], t[rows], conditioning.select(rows)) for rows in torch.arange(len(x)).split(tile)
-    ]
+    tiles = torch.arange(len(x)).tensor_split(-(-len(x) // tile))
+    parts = [guided_velocity(model, x[rows], t[rows], conditioning.select(rows)) for rows in tiles]
     return torch.cat(parts)
 
 
@@ -127,8 +127,8 @@ def _trace(plan: SamplingPlan, states: Tensor, log_prob: Tensor, density: str) -
 def replay(model: FlowModel, conditioning: Conditioning, trace: Trace) -> Transition:
     """The transitions `[B * D]` of the current weights at the recorded states: all steps in one network call."""
     B, D = trace.levels.shape
-    flat = [trace.states[:, :D].flatten(0, 1), *(u.flatten() for u in (trace.times[:, :D], trace.times[:, 1:], trace.levels))]
-    x, t, t_next, level = flat
+    x = trace.states[:, :D].flatten(0, 1)
+    t, t_next, level = trace.times[:, :D].flatten(), trace.times[:, 1:].flatten(), trace.levels.flatten()
     each = torch.arange(B).repeat_interleave(D)
     v = guided_velocity(model, x, t, conditioning.select(each))
     return transition(trace.kernel, x, v, t, t_next, level)
@@ -136,4 +136,4 @@ def replay(model: FlowModel, conditioning: Conditioning, trace: Trace) -> Transi
 
 def replay_log_prob(trace: Trace, step: Transition, density: str) -> Tensor:
     """Log-density `[B, D]` of the recorded next states under replayed transitions."""
-    return log_density(trace.states[:, 1:].flatten(0, 1), step, density).unflatten(0, trace.levels.shape)
+    return log_density(trace.states[:, 1:].flatten(0, 1), step, density).reshape(trace.levels.shape)

@@ -62,7 +62,9 @@ class Rollout:
     seconds_scoring: float
 
 
-def expand_groups(prompts: Sequence[Prompt], size: int, seed: int, step: int) -> tuple[list[Prompt], Tensor, list[SampleKey]]:
+def expand_groups(
+    prompts: Sequence[Prompt], size: int, seed: int, step: int
+) -> tuple[list[Prompt], Tensor, list[SampleKey]]:
     """Every prompt `size` times in a row. A prompt that comes up twice in a step goes on counting its samples, so no two
     samples share their noise."""
     seen: Counter[str] = Counter()

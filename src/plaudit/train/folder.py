@@ -82,12 +82,16 @@ def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
     folder = RunFolder(root)
     if resume:
         if storage.latest_snapshot(folder.checkpoints) is None:
-            raise RunError(f"--resume: {root} has no complete checkpoint; start it without --resume (and with --overwrite if it exists)")
+            raise RunError(
+                f"--resume: {root} has no complete checkpoint; start it without --resume (and with --overwrite if it exists)"
+            )
         _same_recipe(recipe, root)
         return folder
     if root.exists() and any(root.iterdir()):
         if not overwrite:
-            raise RunError(f"{root} exists; go on with --resume, replace it with --overwrite, or choose another --run.name")
+            raise RunError(
+                f"{root} exists; go on with --resume, replace it with --overwrite, or choose another --run.name"
+            )
         shutil.rmtree(root)
     with storage.explain_write_errors(root):
         folder.samples.mkdir(parents=True)
@@ -102,7 +106,10 @@ def _same_recipe(recipe: Recipe, root: Path) -> None:
     from plaudit.recipe.load import load
 
     before = load([root / "recipe.yaml"])
-    free = {"train": {"steps", "minutes", "network_calls"}, "run": {"folder", "name", "save_every", "keep_checkpoints", "threads"}}
+    free = {
+        "train": {"steps", "minutes", "network_calls"},
+        "run": {"folder", "name", "save_every", "keep_checkpoints", "threads"},
+    }
     old, new = (r.model_dump(exclude=free) for r in (before, recipe))
     changed = [key for key in new if new[key] != old[key]]
     if changed:

@@ -20,7 +20,9 @@ class Patience:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self._announce("finishing this step, then saving; once more to stop at once and fall back to the last checkpoint")
+        self._announce(
+            "finishing this step, then saving; once more to stop at once and fall back to the last checkpoint"
+        )
 
 
 @contextlib.contextmanager

@@ -82,9 +82,7 @@ def _start(setup: Setup, folder: RunFolder, display: Display) -> Progress:
     return progress
 
 
-def _train(
-    setup: Setup, folder: RunFolder, progress: Progress, display: Display, patience: Patience
-) -> str | None:
+def _train(setup: Setup, folder: RunFolder, progress: Progress, display: Display, patience: Patience) -> str | None:
     """Steps until a limit is reached; returns which one, or None when the user asked to stop."""
     recipe, started, before = setup.recipe, time.monotonic(), progress.total_seconds
     while (reason := _limit_reached(recipe, progress)) is None:
@@ -176,9 +174,7 @@ def _show(display: Display, step: int, label: str, measured: Mapping[str, Measur
 def _finish(setup: Setup, folder: RunFolder, progress: Progress, display: Display, stopped: str) -> RunResult:
     """The measurement after training, the result's weights, the summary and the report."""
     started = time.monotonic()
-    after = evaluate(
-        setup, folder, step=progress.step, label="after", count=setup.recipe.evaluate.final_prompts
-    )
+    after = evaluate(setup, folder, step=progress.step, label="after", count=setup.recipe.evaluate.final_prompts)
     _show(display, progress.step, "after", after)
     progress.total_seconds += time.monotonic() - started
     save_checkpoint(folder, setup, progress)

@@ -80,10 +80,10 @@ def sample_grid(
 
 
 def load_result(model: FlowModel, run: Path) -> None:
-    """The trained weights of a finished run, or of its last checkpoint."""
-    latest = storage.latest_snapshot(run / "checkpoints")
+    """The trained weights of a run's last checkpoint, or of the checkpoint folder itself."""
+    latest = run if storage.is_complete(run) else storage.latest_snapshot(run / "checkpoints")
     if latest is None:
-        raise RunError(f"{run} has no complete checkpoint; is it a run folder?")
+        raise RunError(f"{run} is neither a complete checkpoint nor a run folder with one")
     tensors, meta = storage.read_snapshot(latest)
     prefix = f"{meta['result']}."
     own = dict(model.network.named_parameters())

@@ -59,5 +59,3 @@ class SceneProxy:
 
     def __call__(self, prompts: Sequence[str], outputs: Tensor) -> Tensor:
         return torch.sigmoid(self.network(outputs, torch.from_numpy(tokenise(prompts)))).double()
-
-

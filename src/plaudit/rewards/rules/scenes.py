@@ -16,7 +16,9 @@ from plaudit.rewards.base import Card
 def verdicts(prompts: Sequence[str], outputs: Tensor, facts: Sequence[Mapping[str, Any]]) -> list[Verdict]:
     unknown = [text for text, fact in zip(prompts, facts, strict=True) if "objects" not in fact]
     if unknown:
-        raise RewardError(f"the scene checker needs the facts of a `scenes` prompt, which {unknown[0]!r} does not carry")
+        raise RewardError(
+            f"the scene checker needs the facts of a `scenes` prompt, which {unknown[0]!r} does not carry"
+        )
     return check(outputs, [Prompt(id="", text=text, facts=fact) for text, fact in zip(prompts, facts, strict=True)])
 
 

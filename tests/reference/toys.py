@@ -1,0 +1,138 @@
+"""Small flow models and batches on which tests can see everything."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from plaudit.data.prompt import Prompt
+from plaudit.models.flow import Condition, Conditioning, shifted_times
+from plaudit.objectives.terms import Batch
+from plaudit.recipe.schema import Sampler
+from plaudit.sampling.noise import SampleKey
+from plaudit.sampling.plan import stochastic_plan
+from plaudit.sampling.rollout import draw
+from plaudit.train.collect import expand_groups
+
+CAPTIONS = 11
+
+
+class ToyNetwork(nn.Module):
+    """Velocity of a flat latent from the latent, the time and a caption number; 0 is the empty caption."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(size + 2, width)
+        self.caption = nn.Embedding(CAPTIONS, width)
+        self.leave = nn.Linear(width, size)
+
+    def forward(self, x: Tensor, t: Tensor, caption: Tensor) -> Tensor:
+        flat = torch.cat([x.flatten(1), t[:, None], t[:, None] ** 2], dim=1)
+        h = torch.tanh(self.enter(flat) + self.caption(caption))
+        return self.leave(h).reshape(x.shape)
+
+
+class ToyFlowModel:
+    """Counts its network calls: `rows` lists the batch size of each."""
+
+    lora_targets = ("enter", "leave")
+
+    def __init__(self, latent_shape: tuple[int, ...] = (3, 2, 2), width: int = 16, seed: int = 0) -> None:
+        size = torch.Size(latent_shape).numel()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network: nn.Module = ToyNetwork(size, width)
+        self.latent_shape = tuple(latent_shape)
+        self.rows: list[int] = []
+
+    def encode(self, prompts: Sequence[Prompt]) -> Condition:
+        numbers = [
+            0 if not p.text else 1 + hashlib.sha256(p.text.encode()).digest()[0] % (CAPTIONS - 1) for p in prompts
+        ]
+        return Condition(tensors={"caption": torch.tensor(numbers)})
+
+    def velocity(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        assert len(x) == len(t) == len(condition)
+        self.rows.append(len(x))
+        return self.network(x, t, condition.tensors["caption"])
+
+    def decode(self, x0: Tensor) -> Tensor:
+        pictures = torch.sigmoid(x0.reshape(len(x0), 3, -1).mean(2))
+        return pictures[:, :, None, None].expand(-1, 3, 4, 4).contiguous()
+
+    def schedule(self, steps: int, shift: float | None) -> Tensor:
+        return shifted_times(steps, shift or 1.0)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, folder / "toy.safetensors")
+
+
+def build(seed: int = 0) -> ToyFlowModel:
+    """For recipes: `model: {type: custom, factory: tests.reference.toys:build}`."""
+    return ToyFlowModel(seed=seed)
+
+
+class ExactFlow:
+    """A flow model without parameters around a velocity function of (x, t)."""
+
+    def __init__(self, velocity, latent_shape: tuple[int, ...] = (1,)) -> None:
+        self.network: nn.Module = nn.Identity()
+        self.latent_shape = latent_shape
+        self._velocity = velocity
+
+    def velocity(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self._velocity(x, t)
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(id=f"p{i}", text=f"caption number {i}") for i in range(count)]
+
+
+def keys(count: int, *, seed: int = 0, step: int = 0, prompt: str = "p") -> list[SampleKey]:
+    return [SampleKey(seed=seed, step=step, prompt=prompt, index=i) for i in range(count)]
+
+
+def conditioning(model: ToyFlowModel, asked: Sequence[Prompt], guidance: float = 1.0) -> Conditioning:
+    empty = model.encode([Prompt(id="", text="")])
+    return Conditioning(condition=model.encode(asked), unconditional=empty, guidance=guidance)
+
+
+def rollout_batch(
+    model: ToyFlowModel, sampler: Sampler, *, groups: int = 3, size: int = 4, seed: int = 0, density: str = "exact"
+) -> Batch:
+    """A drawn batch with advantages of both signs; every sample valid and informative."""
+    members, _, sample_keys = expand_groups(prompts(groups), size, seed, 0)
+    first = [sample_keys[i - i % size] for i in range(len(sample_keys))]
+    plan = stochastic_plan(sampler, model.schedule(sampler.steps, sampler.shift), sample_keys, first)
+    condition = conditioning(model, members, sampler.guidance)
+    drawn = draw(model, condition, plan, sample_keys, tile=sampler.tile, density=density)
+    count = len(members)
+    return Batch(
+        conditioning=condition,
+        latents=drawn.latents,
+        trace=drawn.trace,
+        keys=tuple(sample_keys),
+        advantage=torch.cos(torch.arange(count) * 1.7 + 0.3) * 1.5,
+        valid=torch.ones(count, dtype=torch.bool),
+        informative=torch.ones(count, dtype=torch.bool),
+    )
+
+
+def perturb(model: ToyFlowModel, size: float = 0.05, seed: int = 5) -> None:
+    """Other weights in place, so that a policy differs from what drew the samples."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+
+
+def gradients(model: ToyFlowModel) -> Tensor:
+    """All gradients as one vector; parameters without one count as zero."""
+    parts = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in model.network.parameters()]
+    return torch.cat(parts)
