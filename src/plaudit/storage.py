@@ -96,7 +96,7 @@ def is_complete(folder: Path) -> bool:
     try:
         sums = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         return sums == {name: _checksum(folder / name) for name in (TENSORS, META)}
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # absent, or a marker that is not JSON or not text
         return False
 
 
@@ -113,9 +113,21 @@ def latest_snapshot(parent: Path) -> Path | None:
 
 
 def prune_snapshots(parent: Path, keep: int) -> None:
+    """Keep the newest `keep` complete snapshots; an incomplete one does not count and goes."""
     steps = sorted(parent.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
-    for path in steps[:-keep]:
-        shutil.rmtree(path)
+    kept = [path for path in steps if is_complete(path)][-keep:]
+    for path in steps:
+        if path not in kept:
+            shutil.rmtree(path)
+
+
+def finish_renames(parent: Path) -> None:
+    """A process killed between removing a snapshot and renaming its replacement left the replacement beside it."""
+    for partial in parent.glob(".step_*.partial"):
+        folder = parent / partial.name.removeprefix(".").removesuffix(".partial")
+        if is_complete(partial) and not is_complete(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ def test_report_of_a_finished_run_says_what_happened(finished: Path) -> None:
     gain = f"+{100 * summary['gain_low']:.1f} to +{100 * summary['gain_high']:.1f}"
     assert "Held-out accuracy 40.0 % → 65.0 %" in page.text.replace("\n", "")
     assert f"Gain +25.0 points (95 % interval of the gain {gain}, 300 paired items)" in page.text
-    assert "in 5.4 minutes (5.0 of them training)" in page.text
+    assert "in 5.4 minutes (5.0 minutes of training)" in page.text
     assert "No sign of reward hacking: the trained reward and the held-out accuracy both rose" in page.text
     assert "ended: train.minutes 5" in page.text
     for stated in ("115\u202f200", "11\u202f520", "2.13.0", "0.1.0", "prompts_per_step: 12"):

@@ -166,6 +166,19 @@ def test_a_pair_with_a_missing_score_is_counted_and_left_out() -> None:
     assert math.isnan(nothing.low)
 
 
+def test_equal_differences_of_few_pairs_are_not_certain() -> None:
+    """Agresti and Min add half a pair to each cell: 16 unchanged pairs are 18 with one moved each way by halves."""
+    unchanged = paired_gain(items([0.0, 1.0] * 8), items([0.0, 1.0] * 8))
+    assert unchanged.mean == 0.0
+    assert (unchanged.low, unchanged.high) == pytest.approx((-1.96 / 18, 1.96 / 18))
+    # All 16 solved: 16.5 and 0.5 discordant of 18; difference 16 / 18, variance (17 / 18 - (16 / 18) ** 2) / 18
+    solved = paired_gain(items([0.0] * 16), items([1.0] * 16))
+    half = 1.96 * math.sqrt((17 / 18 - (16 / 18) ** 2) / 18)
+    assert (solved.mean, solved.low, solved.high) == pytest.approx((1.0, 16 / 18 - half, 1.0))
+    lost = paired_gain(items([1.0] * 16), items([0.0] * 16))
+    assert (lost.low, lost.high) == pytest.approx((-1.0, -solved.low))
+
+
 def test_paired_gain_is_repeatable_and_changes_sign_with_its_sides() -> None:
     rng = np.random.default_rng(0)
     before, after = items(rng.normal(0, 1, 80).tolist()), items(rng.normal(0.5, 1, 80).tolist())

@@ -468,3 +468,8 @@ def test_public_names():
     assert {"align", "load", "Recipe", "Prompt", "Score"} <= set(dir(plaudit))
     with pytest.raises(AttributeError, match="module 'plaudit' has no attribute 'nothing'; it has Prompt, Recipe"):
         plaudit.nothing  # noqa: B018
+
+
+def test_a_null_override_takes_a_reward_out_also_beside_other_rewards() -> None:
+    recipe = load("slots-nft", ["--rewards.match", "null", "--rewards.bright", "brightness"])
+    assert list(recipe.rewards) == ["bright"]

@@ -243,7 +243,8 @@ def _ratio_panel(run: RunRecord) -> Panel | None:
     if not len(deviation):
         return None
     limit = run.recipe.train.ratio_tolerance if run.recipe else None
-    title = f"First-update ratio is at most {number(float(deviation.values.max()), 2)} from 1"
+    largest = float(deviation.values.max())
+    title = f"Ratio at update 0: at most {number(largest, 2)} from 1" if largest else "Ratio at update 0: exactly 1"
 
     def draw(axes: Axes, theme: Theme) -> None:
         _lines({"largest deviation": deviation}, "|ratio - 1| at update 0")(axes, theme)
@@ -251,7 +252,7 @@ def _ratio_panel(run: RunRecord) -> Panel | None:
             axes.axhline(limit, color=theme.muted, linestyle="--", linewidth=1, label=f"allowed: {limit:g}")
         # Exact agreement is common, and 0 has no logarithm.
         axes.set_yscale("symlog", linthresh=1e-9)
-        axes.set_ylim(0, 100 * max(limit or 0.0, deviation.values.max()))
+        axes.set_ylim(-3e-10, 100 * max(limit or 0.0, largest, 1e-9))
 
     return Panel(name="ratio deviation", title=title, draw=draw)
 

@@ -115,10 +115,13 @@ def _duration(run: RunRecord) -> str:
     summary = run.summary
     if summary is not None and summary.minutes is not None:
         training = summary.training_minutes
-        detail = "" if training is None else f" ({training:.1f} of them training)"
-        return f"{summary.minutes:.1f} minutes{detail}"
+        return _time(summary.minutes) + ("" if training is None else f" ({_time(training)} of training)")
     seconds = _training_seconds(run)
-    return "an unknown time (no timing was recorded)" if seconds is None else f"{seconds / 60:.1f} minutes of training"
+    return "an unknown time (no timing was recorded)" if seconds is None else f"{_time(seconds / 60)} of training"
+
+
+def _time(minutes: float) -> str:
+    return f"{minutes:.1f} minutes" if minutes >= 1 else f"{60 * minutes:.0f} seconds"
 
 
 def _training_seconds(run: RunRecord) -> float | None:

@@ -124,12 +124,16 @@ def student_t_975(degrees: int) -> float:
 def paired_gain(before: Items, after: Items, seed: int = 0) -> Gain:
     """Mean gain with its 95 % percentile interval from a bootstrap over pairs of items, paired as in `matched`.
 
-    Pairs are resampled, not ids: the interval is about new noise on this mix of prompts.
+    Pairs are resampled, not ids: the interval is about new noise on this mix of prompts. A bootstrap of equal differences
+    has no width, however few they are; where the scores are 0 or 1 they get the interval of Agresti and Min instead.
     """
     first, second = matched(before, after)
     differences = np.array(second.scores, dtype=np.float64) - np.array(first.scores, dtype=np.float64)
     present = _present(differences)
-    low, high = _bootstrap(present, np.random.default_rng(seed))
+    if present.size and np.ptp(present) == 0 and is_binary((*first.scores, *second.scores)):
+        low, high = _agresti_min(float(present[0]), present.size)
+    else:
+        low, high = _bootstrap(present, np.random.default_rng(seed))
     return Gain(
         mean=float(present.mean()) if present.size else math.nan,
         low=low,
@@ -193,3 +197,12 @@ def _bootstrap(values: np.ndarray, rng: np.random.Generator) -> tuple[float, flo
     picked = rng.multinomial(values.size, counts / values.size, size=RESAMPLES)
     low, high = np.quantile(picked @ distinct / values.size, (0.025, 0.975))
     return float(low), float(high)
+
+
+def _agresti_min(difference: float, count: int) -> tuple[float, float]:
+    """Interval of a difference of paired proportions when all pairs differ by the same -1, 0 or 1: half a pair is added
+    to each of the four cells (Agresti and Min 2005, Statistics in Medicine 24:729-740)."""
+    total = count + 2
+    centre = difference * count / total
+    half = Z_95 * math.sqrt(abs(difference) * count + 1 - total * centre**2) / total
+    return max(centre - half, -1.0), min(centre + half, 1.0)

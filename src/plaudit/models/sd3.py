@@ -1,8 +1,7 @@
 """Stable Diffusion 3.x as a flow model, through the pipeline of diffusers.
 
 Latents and velocities are float32 on the CPU, where the rollout keeps its states and draws its noise; each call moves
-them to where the pipeline lies (the first GPU if there is one) and to its precision, and the result back. Embeddings are
-kept on the CPU, too, in the precision of their encoders.
+them to where the pipeline lies (the first GPU if there is one) and to its precision, and the result back.
 """
 
 from __future__ import annotations
@@ -38,11 +37,12 @@ class Sd3FlowModel:
     def __init__(self, pipe: StableDiffusion3Pipeline, *, height: int, width: int, max_sequence_length: int) -> None:
         self.pipe = pipe
         self.network: nn.Module = pipe.transformer
+        self.precision: torch.dtype = pipe.transformer.dtype  # of the base weights; adapters may have another
         self.latent_shape: tuple[int, ...] = _latent_shape(pipe, height, width)
         self.max_sequence_length = max_sequence_length
-        for module in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
-            if module is not None:
-                module.requires_grad_(False)
+        for part in pipe.components.values():
+            if isinstance(part, nn.Module) and part is not self.network:
+                part.requires_grad_(False)
 
     @classmethod
     def from_config(cls, config: Sd3Model) -> Sd3FlowModel:
@@ -71,18 +71,17 @@ class Sd3FlowModel:
             tokenizer = getattr(self.pipe, name)
             lengths = [len(tokenizer(text, verbose=False).input_ids) for text in texts] if tokenizer else []
             if cut := sum(length > limit for length in lengths):
-                message = f"{cut} of {len(texts)} prompts are cut by {name} at {limit} tokens (longest {max(lengths)})"
-                remedy = "shorten them or raise model.max_sequence_length" if name == "tokenizer_3" else "shorten them"
-                warnings.warn(f"{message}; what comes later is not read by its encoder: {remedy}", stacklevel=2)
+                found = f"{cut} of {len(texts)} prompts are cut by {name} at {limit} tokens (longest {max(lengths)})"
+                remedy = "shorten them (model.max_sequence_length is the limit of tokenizer_3)"
+                warnings.warn(f"{found}; its encoder does not read what comes later: {remedy}", stacklevel=2)
 
     def velocity(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        place = {"device": self.network.device, "dtype": self.network.dtype}
-        timestep = t.to(place["device"]) * self.pipe.scheduler.config.num_train_timesteps  # stays float32, as upstream
+        device, precision = self.network.device, self.precision
         velocity = self.network(
-            hidden_states=x.to(**place),
-            timestep=timestep,
-            encoder_hidden_states=condition.tensors["embeddings"].to(**place),
-            pooled_projections=condition.tensors["pooled"].to(**place),
+            hidden_states=x.to(device, precision),
+            timestep=t.to(device) * self.pipe.scheduler.config.num_train_timesteps,  # stays float32, as upstream
+            encoder_hidden_states=condition.tensors["embeddings"].to(device, precision),
+            pooled_projections=condition.tensors["pooled"].to(device, precision),
             return_dict=False,
         )[0]
         return velocity.to(x.device, torch.float32)
@@ -95,9 +94,8 @@ class Sd3FlowModel:
 
     def schedule(self, steps: int, shift: float | None) -> Tensor:
         """Noise levels of a fresh scheduler, whose state nobody shares; `shift` replaces its own, dynamic or not."""
-        own = self.pipe.scheduler
         changes: dict[str, Any] = {} if shift is None else {"shift": shift, "use_dynamic_shifting": False}
-        scheduler = type(own).from_config(own.config, **changes)
+        scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config, **changes)
         scheduler.set_timesteps(steps, mu=self._dynamic_shift() if scheduler.config.use_dynamic_shifting else None)
         return scheduler.sigmas
 
@@ -130,20 +128,17 @@ def _load(path: str, dtype: torch.dtype) -> StableDiffusion3Pipeline:
 
         pipe = StableDiffusion3Pipeline.from_pretrained(path, dtype=dtype)
     except ImportError as error:
-        raise RecipeError(
-            f"model.type: sd3 needs diffusers and transformers ({error}); run `pip install 'plaudit[diffusers]'`"
-        ) from error
+        remedy = "run `pip install 'plaudit[diffusers]'`"
+        raise RecipeError(f"model.type: sd3 needs diffusers and transformers ({error}); {remedy}") from error
     except (OSError, ValueError) as error:  # what diffusers raises for absent, gated, incomplete or foreign pipelines
         raise RecipeError(
-            f"model.path: {path!r} cannot be loaded as a Stable Diffusion 3 pipeline: {error}\nGive a folder with a "
+            f"model.path: {path!r} is no Stable Diffusion 3 pipeline that loads: {error}\nGive a folder with a "
             "model_index.json, or a hub name such as stabilityai/stable-diffusion-3.5-medium (accept its licence on "
             "the hub and run `hf auth login` first)"
         ) from error
     if not isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):
-        raise RecipeError(
-            f"model.path: the scheduler of {path!r} is {type(pipe.scheduler).__name__}; a run reads its times from a "
-            "FlowMatchEulerDiscreteScheduler: save the pipeline with one"
-        )
+        remedy = "times are read from a FlowMatchEulerDiscreteScheduler: save the pipeline with one"
+        raise RecipeError(f"model.path: {path!r} has a {type(pipe.scheduler).__name__}; {remedy}")
     return pipe
 
 

@@ -126,7 +126,7 @@ def parse_overrides(tokens: Sequence[str]) -> Document:
             raise RecipeError(f"--{key}: the value is missing; write --{key} VALUE or --{key}=VALUE")
         value = parse(text, f"--{key} {text!r}")
         changes.append(expanded(reduce(lambda inner, part: {part: inner}, reversed(parts), value)))
-    return reduce(merge, changes, {})
+    return reduce(_overlaid, changes, {})  # a null stays until it meets the reward that it takes out
 
 
 # --- overlaying ----------------------------------------------------------------------------------------------------

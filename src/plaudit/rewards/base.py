@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import importlib
 import inspect
@@ -146,7 +147,7 @@ def call_reward(name: str, function: RewardFunction, prompts: Sequence[Prompt], 
     """
     parameters = inspect.signature(function).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    columns = {key: value for key, value in _columns(prompts).items() if takes_all or key in parameters}
+    columns = {key: copy.deepcopy(value) for key, value in _columns(prompts).items() if takes_all or key in parameters}
     output_name = next((key for key in ("outputs", "completions", "images") if key in parameters), "outputs")
     state = torch.get_rng_state()
     try:
@@ -169,7 +170,10 @@ async def _awaited(result: Any) -> Any:
 
 
 def _as_scores(name: str, result: Any, expected: int) -> list[Score]:
-    values = result.tolist() if isinstance(result, Tensor) else list(result)
+    try:
+        values = list(result.tolist() if isinstance(result, Tensor) else result)
+    except TypeError as error:
+        raise RewardError(f"rewards.{name} returned {result!r}; return a list with one score per output") from error
     if len(values) != expected:
         raise RewardError(
             f"rewards.{name} returned {len(values)} scores for {expected} outputs; return one per output, None where there is none"

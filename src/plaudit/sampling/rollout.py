@@ -88,7 +88,7 @@ def draw(
             v = 0.5 * (v + tiled_velocity(model, ahead, t_next, conditioning, tile))
             calls += B * conditioning.calls_per_velocity
         step = transition(plan.kernel, x, v, t, t_next, plan.levels[:, k])
-        x_next = _move(step, keys, k)
+        x_next = move(step, keys, k)
         slot = k - plan.first
         inside = (slot >= 0) & (slot < D)
         if inside.any():
@@ -100,7 +100,7 @@ def draw(
     return Samples(latents=x, trace=trace, network_calls=calls)
 
 
-def _move(step: Transition, keys: Sequence[SampleKey], decision: int) -> Tensor:
+def move(step: Transition, keys: Sequence[SampleKey], decision: int) -> Tensor:
     """Draw the next state; rows without noise get none, and cost none."""
     random = (step.std > 0).nonzero()[:, 0]
     moved = step.mean.clone()

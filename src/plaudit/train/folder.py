@@ -38,7 +38,8 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with storage.explain_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_text(path, json.dumps(_without_nan(value), indent=1))
 
     def append(self, log: str, entry: Mapping[str, Any]) -> None:
@@ -81,12 +82,15 @@ def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
     root = Path(recipe.run.folder) / (recipe.run.name or recipe.name)
     folder = RunFolder(root)
     if resume:
+        storage.finish_renames(folder.checkpoints)
         if storage.latest_snapshot(folder.checkpoints) is None:
             raise RunError(
                 f"--resume: {root} has no complete checkpoint; start it without --resume (and with --overwrite if it exists)"
             )
         _same_recipe(recipe, root)
         return folder
+    if root.is_file():
+        raise RunError(f"{root} is a file; move it away or choose another --run.name")
     if root.exists() and any(root.iterdir()):
         if not overwrite:
             raise RunError(

@@ -95,7 +95,9 @@ def learn(
             entry["ratio/first_step_max_dev"] = sums.largest_deviation
         collected.append(entry)
     names = {name: None for entry in collected for name in entry}
-    return {name: _mean([entry[name] for entry in collected if name in entry]) for name in names}
+    # An update without contrast has no parts: they count as 0 there, as its loss does, so that parts sum to the loss.
+    filled = [{name: 0.0 for name in names if name.startswith("loss/")} | entry for entry in collected]
+    return {name: _mean([entry[name] for entry in filled if name in entry]) for name in names}
 
 
 def _mean(values: list[float]) -> float:

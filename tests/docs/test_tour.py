@@ -1,0 +1,71 @@
+"""The documentation is executed: Python blocks run in order, commands resolve or run, recipes parse."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plaudit.recipe.load import load
+
+ROOT = Path(__file__).parents[2]
+TOUR = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+VERBS = {"align", "sample", "doctor", "report", "compare", "systems", "recipe", "lab"}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [block for named, block in fenced if named == language]
+
+
+def commands(text: str) -> list[list[str]]:
+    lines = [line for block in blocks(text, "") for line in block.splitlines()]
+    calls = [call.split("#")[0].strip() for line in lines for call in line.split("&&")]
+    return [shlex.split(call)[1:] for call in calls if call.startswith("plaudit ")]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the tour has its reader write."""
+    for block in blocks(TOUR, "python") + blocks(TOUR, "yaml"):
+        first = block.splitlines()[0]
+        if first.startswith("# ") and first.endswith((".py", ".yaml")):
+            (tmp_path / first.removeprefix("# ")).write_text(block, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_the_python_of_the_tour_runs_in_order(workplace: Path) -> None:
+    script = "\n".join(block for block in blocks(TOUR, "python") if not block.startswith("# my_rewards.py"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=workplace, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "tensor(0., dtype=torch.float64" in done.stdout, "the ratio is 1 before training"
+
+
+@pytest.mark.parametrize("arguments", commands(TOUR) + commands(README), ids=" ".join)
+def test_commands_name_existing_verbs_and_valid_recipes(arguments: list[str], workplace: Path) -> None:
+    verb, *rest = arguments
+    assert verb in VERBS
+    if verb in {"align", "doctor", "recipe", "compare"}:
+        names = [word for word in rest if not word.startswith("--")]
+        sources = [name for name in names if rest.index(name) == 0 or not rest[rest.index(name) - 1].startswith("--")]
+        dotted = [i for i, word in enumerate(rest) if word.startswith("--") and "." in word]
+        overrides = [word for i in dotted for word in rest[i : i + 2]]
+        for source in sources if verb == "compare" else [sources]:
+            load(source, overrides)
+
+
+def test_the_reward_of_the_tour_trains(workplace: Path) -> None:
+    command = next(arguments for arguments in commands(TOUR) if "my_rewards:warm" in arguments)
+    short = ["--train.steps", "2", "--evaluate.final_prompts", "6", "--evaluate.prompts", "6"]
+    done = subprocess.run(
+        [sys.executable, "-m", "plaudit", *command, *short], capture_output=True, text=True, cwd=workplace, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (workplace / "runs" / "warm" / "report.html").is_file()
