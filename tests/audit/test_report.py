@@ -293,6 +293,20 @@ def test_verdict_has_a_reservation_when_the_truth_fell_from_its_peak(fabricate: 
     assert any("peaked at step 20 with 95.0 %" in line for line in verdict.details)
 
 
+def test_a_fall_within_noise_is_no_reservation(fabricate: Fabricate) -> None:
+    run = read_run(fabricate(before=0.3, after=0.6))
+    bump = {"mean": 0.61, "low": 0.51, "high": 0.70}
+    rows = [r.model_copy(update=bump) if (r.step, r.label) == (40, "step") else r for r in run.evaluations]
+    assert judge(_with_evaluations(run, rows)).level == "good"
+
+
+def test_the_measurement_after_training_counts_wherever_it_stands(fabricate: Fabricate) -> None:
+    run = read_run(fabricate(pictures=False))
+    found = _with_evaluations(run, reversed(run.evaluations)).latest()
+    assert found is not None
+    assert (found.label, found.step) == ("after", 60)
+
+
 def test_without_rewards_on_the_held_out_outputs_the_training_curve_is_read(fabricate: Fabricate) -> None:
     run = read_run(fabricate(reward=(0.5, 0.9), pictures=False))
     bare = _with_evaluations(run, [row.model_copy(update={"rewards": {}}) for row in run.evaluations])

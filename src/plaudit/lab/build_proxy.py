@@ -14,10 +14,10 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.lab.build import WEIGHTS
+from plaudit.lab.networks import ProxyNetwork
 from plaudit.lab.scenes.check import check
 from plaudit.lab.scenes.grammar import CATEGORIES, sample_prompts, tokenise
 from plaudit.lab.scenes.render import rasterise, sample_scenes
-from plaudit.rewards.learned.scene_proxy import ProxyNetwork
 
 LABELS = 10_000
 BRIGHT, DARK = (0.85, 1.2), (0.75, 1.1)  # the planted leak: gain of true and of false pictures

@@ -1,6 +1,6 @@
-"""The two small velocity networks of the lab: a slot transformer and a convolution/attention hybrid on pixels.
+"""The lab's networks: a slot transformer and a convolution/attention hybrid that give velocities, and the proxy reward.
 
-Both read caption token ids and a noisy latent in one stream, modulated by time and the pooled caption (adaLN). They are
+The first two read caption token ids and a noisy latent in one stream, modulated by time and the pooled caption (adaLN). They are
 plain torch modules with named Linear layers, so LoRA and full tuning treat them like any larger model.
 
 Shape legend: B batch, L caption tokens, N state tokens, T = L + N, D width.
@@ -163,3 +163,27 @@ class PixelNetwork(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, ids_BL: Tensor) -> Tensor:
         return (x - self.clean(x, t, ids_BL)) / t.clamp(min=self.smallest_time)[:, None, None, None]
+
+
+class ProxyNetwork(nn.Module):
+    """A convolution network whose middle is modulated by the caption; one logit per pair."""
+
+    def __init__(self, width: int = 48) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(len(VOCABULARY) + 1, width)
+        self.order = nn.GRU(width, width, batch_first=True)
+        self.enter = nn.Conv2d(3, width, 3, stride=2, padding=1)
+        self.middle = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.modulate = nn.Linear(width, 2 * width)
+        self.late = nn.Conv2d(width, width, 3, padding=1)
+        self.judge = nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, 1))
+
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        states, _ = self.order(self.embed(ids))
+        last = (ids > 0).sum(1).clamp(min=1) - 1
+        text = states[torch.arange(len(ids)), last]
+        scale, shift = self.modulate(text)[:, :, None, None].chunk(2, dim=1)
+        seen = F.silu(self.middle(F.silu(self.enter(images))))
+        seen = F.silu(self.late(seen * (1 + scale) + shift))
+        pooled = torch.cat([seen.mean((2, 3)), seen.amax((2, 3)), text], dim=1)
+        return self.judge(pooled)[:, 0]

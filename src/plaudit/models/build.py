@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from plaudit.dotted import import_dotted
 from plaudit.errors import RecipeError
 from plaudit.models.flow import FlowModel
 from plaudit.recipe.schema import DottedModel, LabModel, Model, Sd3Model
@@ -18,7 +19,5 @@ def build_model(config: Model) -> FlowModel:
 
             return Sd3FlowModel.from_config(config)
         case DottedModel():
-            from plaudit.rewards.base import import_dotted
-
             return import_dotted(config.factory, "model.factory")(**config.arguments)
     raise RecipeError(f"model.type: {config!r} is not known")

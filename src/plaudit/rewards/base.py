@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
+from plaudit.dotted import import_dotted
 from plaudit.errors import RecipeError, RewardError
 from plaudit.recipe.schema import Missing, RewardConfig
 
@@ -83,26 +84,10 @@ class Reward:
         return call_reward(self.name, self.function, prompts, outputs)
 
 
-def import_dotted(path: str, key: str) -> Any:
-    """The thing at `package.module:thing`."""
-    module_name, colon, attribute = path.partition(":")
-    if not colon:
-        raise RecipeError(
-            f"{key}: {path!r} is neither built in nor a dotted path `package.module:thing`; built in: "
-            f"{', '.join(sorted(BUILT_IN))}"
-        )
-    try:
-        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(
-            f"{key}: cannot import {path!r}: {error}; check the path and that its folder is importable"
-        ) from error
-
-
 def load_reward(name: str, config: RewardConfig) -> Reward:
     """Resolve a reward by built-in name or dotted path; classes are created, functions get `arguments` bound."""
     key = f"rewards.{name}.type"
-    thing = import_dotted(BUILT_IN.get(config.type, config.type), key)
+    thing = import_dotted(BUILT_IN.get(config.type, config.type), key, built_in=BUILT_IN)
     if not callable(thing):
         raise RecipeError(
             f"{key}: {config.type!r} is a {type(thing).__name__}, which cannot be called; name a function or a class"
@@ -153,7 +138,8 @@ def call_reward(name: str, function: RewardFunction, prompts: Sequence[Prompt], 
     try:
         result = function(prompts=[prompt.text for prompt in prompts], **{output_name: outputs.clone()}, **columns)
         if inspect.isawaitable(result):
-            result = asyncio.run(_awaited(result))
+            with ThreadPoolExecutor(max_workers=1) as pool:  # a notebook's own thread already runs an event loop
+                result = pool.submit(asyncio.run, _awaited(result)).result()
     except RewardError:
         raise
     except Exception as error:  # user code may raise anything; the run stops and says whose it was
@@ -176,7 +162,8 @@ def _as_scores(name: str, result: Any, expected: int) -> list[Score]:
         raise RewardError(f"rewards.{name} returned {result!r}; return a list with one score per output") from error
     if len(values) != expected:
         raise RewardError(
-            f"rewards.{name} returned {len(values)} scores for {expected} outputs; return one per output, None where there is none"
+            f"rewards.{name} returned {len(values)} scores for {expected} outputs; return one per output, None where there "
+            "is none"
         )
     return [_as_score(name, value) for value in values]
 

@@ -1,0 +1,28 @@
+"""Things by their dotted path, so that users extend Plaudit without a registry."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from plaudit.errors import RecipeError
+
+
+def import_dotted(path: str, key: str, built_in: Iterable[str] = ()) -> Any:
+    """The thing at `package.module:thing`; modules of the current folder are found as in `python -m`."""
+    module_name, colon, attribute = path.partition(":")
+    names = f"; built in: {', '.join(sorted(built_in))}" if built_in else ""
+    if not colon:
+        raise RecipeError(f"{key}: {path!r} is not a dotted path `package.module:thing`{names}")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(
+            f"{key}: cannot import {path!r}: {error}; check the path and that its folder is importable{names}"
+        ) from error
