@@ -11,7 +11,7 @@ from torch import Tensor
 from plaudit.objectives.grpo import Grpo
 from plaudit.objectives.nft import Nft
 from plaudit.objectives.terms import Batch, Terms, stratified_times
-from plaudit.recipe.schema import GrpoConfig, KlConfig, NftConfig, Sampler, Train
+from plaudit.recipe.schema import GrpoConfig, KlConfig, NftConfig, Sampler
 from plaudit.sampling.rollout import replay
 from plaudit.train.learn import accumulate, update_rows
 from plaudit.train.policy import Policy
@@ -235,6 +235,3 @@ def test_an_update_without_contrast_has_no_gradient() -> None:
     sums = accumulate(policy, OBJECTIVES["nft"], nothing, 4)
     assert sums.totals == {} and model.rows == [] and gradients(model).abs().sum() == 0
 
-
-def test_the_trainers_default_micro_batch_is_not_special() -> None:
-    assert Train(minutes=1).micro_batch == 64

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from plaudit.data.prompt import Prompt
 from plaudit.models.flow import Condition, Conditioning, shifted_times
 from plaudit.objectives.terms import Batch
-from plaudit.recipe.schema import Sampler
+from plaudit.recipe.load import load
+from plaudit.recipe.schema import Recipe, Sampler
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.plan import stochastic_plan
 from plaudit.sampling.rollout import draw
@@ -136,3 +137,41 @@ def gradients(model: ToyFlowModel) -> Tensor:
     """All gradients as one vector; parameters without one count as zero."""
     parts = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in model.network.parameters()]
     return torch.cat(parts)
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def redness(prompts: list[str], outputs: Tensor) -> list[float]:
+    """How close the red channel is to what the caption's number asks for."""
+    wanted = [(int(text.split()[-1]) % 3) / 2 for text in prompts]
+    return [1 - abs(w - picture[0].mean().item()) for w, picture in zip(wanted, outputs, strict=True)]
+
+
+def toy_recipe(folder: Path, *layers: dict) -> Recipe:
+    """A run of three steps on the toy model that takes a tenth of a second, in `folder`/runs/toy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, numbers in (("train", range(7)), ("heldout", range(20, 24))):
+        (folder / f"{name}.txt").write_text("".join(f"caption number {i}\n" for i in numbers), encoding="utf-8")
+    base = {
+        "name": "toy",
+        "model": {"type": "custom", "factory": "tests.reference.toys:build"},
+        "prompts": {"type": "file", "train": str(folder / "train.txt"), "heldout": str(folder / "heldout.txt")},
+        "rewards": {"red": "tests.reference.toys:redness"},
+        "sampler": {"steps": 3},
+        "objective": {"type": "nft", "old_decay_rate": 0.1},
+        "train": {"steps": 3, "minutes": None, "lr": 1e-2}
+        | {"prompts_per_step": 2, "samples_per_prompt": 4, "micro_batch": 3},
+        "evaluate": {"reward": "tests.reference.toys:redness", "every": 2, "prompts": 3, "final_prompts": 4}
+        | {"sampler": {"steps": 2}},
+        "run": {"folder": str(folder / "runs"), "save_every": 1, "threads": 1},
+    }
+    return load([base, *layers])
+
+
+GRPO = {
+    "sampler": {"kernel": "flow_sde", "level": 0.7, "steps": 4},
+    "objective": {"type": "grpo", "kl": {"weight": 0.01}},
+}
+EMA = {"train": {"ema": 0.9}}
+LORA = {"model": {"lora": {"rank": 2, "alpha": 4}}}

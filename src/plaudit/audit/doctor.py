@@ -118,9 +118,7 @@ def ratio_one(patient: Patient) -> Check:
     sampler = patient.recipe.sampler
     conditioning = patient.setup.encoder(patient.prompts, sampler.guidance)
     with torch.no_grad():
-        again = replay_log_prob(
-            trace, replay(patient.setup.policy.model, conditioning, trace), "exact"
-        )
+        again = replay_log_prob(trace, replay(patient.setup.policy.model, conditioning, trace), "exact")
     deviation = ((again - trace.log_prob).exp() - 1).abs()[trace.mask].max().item()
     limit = patient.recipe.train.ratio_tolerance
     return _within(name, deviation, limit, "use float32, no dropout, and the same guidance in rollout and replay")

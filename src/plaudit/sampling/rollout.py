@@ -62,6 +62,12 @@ def tiled_velocity(model: FlowModel, x: Tensor, t: Tensor, conditioning: Conditi
     return torch.cat(parts)
 
 
+def noise_scale(t: Tensor) -> Tensor:
+    """Deviation of what sampling starts from: 1 at t = 1. A variance-preserving table ends a little before, at a state of
+    unit variance in its own coordinates."""
+    return ((1 - t).square() + t.square()).sqrt()
+
+
 @torch.no_grad()
 def draw(
     model: FlowModel,
@@ -74,7 +80,7 @@ def draw(
     density: str = "exact",
 ) -> Samples:
     """Sample from noise to data, recording the stochastic decisions of the plan."""
-    x = gaussian(initial_keys or keys, "initial", model.latent_shape)
+    x = gaussian(initial_keys or keys, "initial", model.latent_shape) * noise_scale(plan.times[0])
     B, D = len(x), plan.decisions
     states = x.new_zeros(B, D + 1, *model.latent_shape)
     log_prob = torch.zeros(B, D, dtype=torch.float64)

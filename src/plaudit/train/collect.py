@@ -27,7 +27,7 @@ class PromptEncoder:
     """Encodes prompts once: conditions are kept by id and text (ids may repeat between files), the unconditional one for
     good."""
 
-    def __init__(self, model: FlowModel, capacity: int = 4096) -> None:
+    def __init__(self, model: FlowModel, capacity: int = 512) -> None:
         self.model, self.capacity = model, capacity
         self.cache: dict[tuple[str, str], Condition] = {}
         self._unconditional: Condition | None = None
