@@ -119,7 +119,7 @@ def test_level_zero_is_ddim_with_eta_zero(spacing: str, offset: int, kernel: str
     drawn = draw(model, conditioning, stochastic_plan(sampler, times, KEYS, KEYS), KEYS, tile=4)
 
     scheduler.set_timesteps(10)
-    x_vp = gaussian(KEYS, "initial", SHAPE) * sizes(times)[0]
+    x_vp = gaussian(KEYS, "initial", SHAPE)
     for timestep in scheduler.timesteps:
         epsilon = model.predict_noise(x_vp, timestep.expand(COUNT), conditioning.condition)
         x_vp = scheduler.step(epsilon, timestep, x_vp).prev_sample

@@ -20,7 +20,7 @@ from plaudit.recipe.schema import GrpoConfig, Recipe
 from plaudit.sampling.kernels import Transition, kl_divergence, log_density, transition
 from plaudit.sampling.noise import gaussian
 from plaudit.sampling.plan import deterministic_plan, stochastic_plan
-from plaudit.sampling.rollout import Samples, Trace, draw, move, replay, replay_log_prob
+from plaudit.sampling.rollout import Samples, Trace, draw, move, noise_scale, replay, replay_log_prob
 
 if TYPE_CHECKING:
     from plaudit.train.policy import Policy
@@ -100,7 +100,7 @@ def level_zero(patient: Patient) -> Check:
     times = model.schedule(sampler.steps, sampler.shift)
     plan = dataclasses.replace(deterministic_plan(times, len(patient.keys)), kernel=sampler.kernel)
     drawn = draw(model, conditioning, plan, patient.keys, tile=sampler.tile)
-    x = gaussian(patient.keys, "initial", model.latent_shape)
+    x = gaussian(patient.keys, "initial", model.latent_shape) * noise_scale(times[0])
     with torch.no_grad():
         for t, t_next in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
             x = x + (t_next - t) * guided_velocity(model, x, torch.full((len(x),), t), conditioning)

@@ -44,7 +44,9 @@ def restore_checkpoint(folder: RunFolder, setup: Setup) -> Progress:
         for name, parameter in policy.trainable.items():
             parameter.copy_(tensors[f"current.{name}"])
     for snapshot in meta["snapshots"]:
-        policy.snapshots[snapshot] = {name: tensors[f"{snapshot}.{name}"] for name in policy.trainable}
+        policy.snapshots[snapshot] = {
+            name: tensors[f"{snapshot}.{name}"].to(parameter.device) for name, parameter in policy.trainable.items()
+        }
     storage.unpack_optimizer(setup.optimizer, tensors, "optimizer")
     progress = Progress(**meta["progress"])
     folder.rewind(progress.step)

@@ -33,6 +33,9 @@ def add_lora(model: FlowModel, config: LoraConfig, seed: int) -> None:
             peft.inject_adapter_in_model(settings, model.network, adapter_name=ADAPTER)
         except ValueError as error:
             raise RecipeError(f"model.lora.targets: {targets} match no module of the network ({error})") from error
+    for parameter in model.network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # small updates vanish in half precision
 
 
 @dataclass
