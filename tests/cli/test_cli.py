@@ -26,6 +26,8 @@ from plaudit.recipe.text import parse
 from plaudit.train.display import Limits, LiveDisplay, PlainDisplay, duration
 
 SUMMARY = {
+    "reward": "scene_exact",
+    "accuracy": True,
     "split": "heldout",
     **{"before": 0.25, "before_low": 0.21, "before_high": 0.29},
     **{"after": 0.5, "after_low": 0.46, "after_high": 0.54},
@@ -155,7 +157,7 @@ def test_align_passes_everything_on_and_says_where_the_report_is(fake):
     assert isinstance(keywords.pop("display"), PlainDisplay)
     assert keywords == {"resume": True, "overwrite": False}
     assert result.stdout.splitlines() == [
-        "heldout: 0.250 [0.210, 0.290] -> 0.500 [0.460, 0.540], gain +0.250 [+0.200, +0.300]; 40 steps, 5.0 minutes, "
+        "held-out accuracy 25.0 % -> 50.0 % (gain +25.0, 95 % interval +20.0 to +30.0), 5.0 minutes; 40 steps, "
         "stopped by train.minutes 5",
         "report: runs/x/report.html",
     ]
@@ -168,7 +170,12 @@ def test_align_without_arguments_takes_the_default_recipe(fake):
 
 
 def test_a_missing_measurement_is_not_a_number():
-    assert summary_line(SUMMARY | {"before": None}).startswith("heldout: n/a -> 0.500")
+    assert summary_line(SUMMARY | {"before": None}).startswith("held-out accuracy n/a -> 50.0 %")
+
+
+def test_a_score_that_is_no_accuracy_is_named_and_not_in_percent():
+    line = summary_line(SUMMARY | {"accuracy": False, "reward": "brightness"})
+    assert line.startswith("held-out brightness 0.250 -> 0.500 (gain +0.250")
 
 
 @pytest.mark.parametrize(

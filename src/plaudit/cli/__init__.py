@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 from plaudit.cli import align, compare, doctor, lab, recipe, report, sample, systems
@@ -36,4 +38,6 @@ def version(
 
 
 def main() -> None:
+    # Threads of torch that spin while they wait collapse when anything else wants a core. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="plaudit")

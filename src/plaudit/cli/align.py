@@ -36,17 +36,17 @@ def run(
 
 
 def summary_line(summary: Mapping[str, Any]) -> str:
-    """What a run achieved, with 95 % intervals."""
-    before, after, gain = (_interval(summary, name) for name in ("before", "after", "gain"))
+    """What a run achieved, with the 95 % interval of its gain."""
+    scale, unit = (100.0, " %") if summary["accuracy"] else (1.0, "")
+    split = "held-out" if summary["split"] == "heldout" else summary["split"]
+    before, after = (_number(summary[key], scale, unit) for key in ("before", "after"))
+    gain, low, high = (_number(summary[key], scale, "", sign="+") for key in ("gain", "gain_low", "gain_high"))
     return (
-        f"{summary['split']}: {before} -> {after}, gain {gain}; {summary['steps']} steps, "
-        f"{summary['minutes']:.1f} minutes, stopped by {summary['stopped']}"
+        f"{split} {'accuracy' if summary['accuracy'] else summary['reward']} {before} -> {after} "
+        f"(gain {gain}, 95 % interval {low} to {high}), {summary['minutes']:.1f} minutes; {summary['steps']} steps, "
+        f"stopped by {summary['stopped']}"
     )
 
 
-def _interval(summary: Mapping[str, Any], name: str) -> str:
-    mean, low, high = (summary[key] for key in (name, f"{name}_low", f"{name}_high"))
-    if None in (mean, low, high):
-        return "n/a"
-    sign = "+" if name == "gain" else ""
-    return f"{mean:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+def _number(value: float | None, scale: float, unit: str, sign: str = "") -> str:
+    return "n/a" if value is None else f"{scale * value:{sign}.{1 if scale > 1 else 3}f}{unit}"

@@ -15,7 +15,7 @@ import plaudit
 from plaudit.audit.doctor import cheap_checks, failed_message
 from plaudit.audit.report import write_report
 from plaudit.audit.runs import read_run
-from plaudit.audit.statistics import Items, paired_gain
+from plaudit.audit.statistics import Items, is_binary, paired_gain
 from plaudit.errors import Interrupted, RunError
 from plaudit.recipe.schema import Recipe
 from plaudit.train.checkpoint import Progress, restore_checkpoint, save_checkpoint
@@ -198,6 +198,8 @@ def _summarise(
     gain = paired_gain(items.items(), Items(ids=tuple(result.ids), scores=tuple(result.scores.tolist())))
     return {
         "split": split,
+        "reward": setup.recipe.evaluate.reward.type,
+        "accuracy": is_binary(result.scores),
         "before": before.mean,
         "before_low": before.low,
         "before_high": before.high,
