@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plaudit.errors import RunError
 
+REFUSALS = (OSError, SafetensorError)  # safetensors wraps what the operating system says in its own type
 TENSORS, META, MARKER = "state.safetensors", "state.json", "COMPLETE.json"
 
 
@@ -29,9 +31,9 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn what a file system refuses into one line that says where and what to do."""
     try:
         yield
-    except OSError as error:
+    except REFUSALS as error:
         raise RunError(
-            f"cannot write {path}: {error.strerror or error}. What was written before is intact; free some space or make "
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}. What was written before is intact; free some space or make "
             "the folder writable, then go on with --resume"
         ) from error
 
@@ -61,9 +63,7 @@ def write_snapshot(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[st
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            _save_tensors(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / TENSORS
-            )
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
             (partial / META).write_text(json.dumps(meta), encoding="utf-8")
             sums = {name: _checksum(partial / name) for name in (TENSORS, META)}
             (partial / MARKER).write_text(json.dumps(sums), encoding="utf-8")
@@ -72,18 +72,9 @@ def write_snapshot(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[st
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
             flush(folder.parent)
-        except OSError:
+        except REFUSALS:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except Exception as error:  # safetensors wraps the operating system's refusal in its own type
-        if "I/O error" in str(error) or "Io" in type(error).__name__ or "os error" in str(error):
-            raise OSError(None, str(error)) from error
-        raise
 
 
 def _checksum(path: Path) -> str:

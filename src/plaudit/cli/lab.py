@@ -36,15 +36,16 @@ def build(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
 ) -> None:
     """Pretrain a lab network, going on from its last checkpoint."""
-    import torch
-
-    from plaudit.lab.build import build
-    from plaudit.lab.build_proxy import build_proxy
-
     if threads is not None:
+        import torch
+
         torch.set_num_threads(threads)
     if name is LabNetwork.PROXY:
+        from plaudit.lab.build_proxy import build_proxy
+
         path = build_proxy(out, steps=steps, seed=seed, install=install)
     else:
+        from plaudit.lab.build import build
+
         path = build(name.value, out, steps=steps, seed=seed, install=install)
     typer.echo(f"wrote {path}")

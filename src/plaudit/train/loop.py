@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import plaudit
+from plaudit import storage
 from plaudit.audit.doctor import cheap_checks, failed_message
 from plaudit.audit.report import write_report
 from plaudit.audit.runs import read_run
@@ -178,11 +179,12 @@ def _finish(setup: Setup, folder: RunFolder, progress: Progress, display: Displa
     _show(display, progress.step, "after", after)
     progress.total_seconds += time.monotonic() - started
     save_checkpoint(folder, setup, progress)
-    with setup.policy.using(setup.result):
+    with setup.policy.using(setup.result), storage.explain_write_errors(folder.root / "final"):
         setup.policy.model.save(folder.root / "final")
     summary = _summarise(setup, folder, progress, after, stopped)
     folder.write_json("summary.json", summary)
-    report = write_report(folder.root)
+    with storage.explain_write_errors(folder.root / "report.html"):
+        report = write_report(folder.root)
     return RunResult(folder=folder.root, report=report, summary=summary)
 
 

@@ -54,9 +54,9 @@ def grid_image(images: Tensor, columns: int, scale: int | None = None) -> Image.
 
 
 def save_grid(images: Tensor, path: Path, columns: int = 6) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name("." + path.name)
     with storage.explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         grid_image(images, columns).save(partial, format="PNG")
         partial.replace(path)
     return path
