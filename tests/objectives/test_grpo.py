@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests.reference import losses as reference
+from tests.reference.toys import ToyFlowModel, gradients, perturb, rollout_batch
 
 from plaudit.objectives.grpo import Grpo, clipped_ratio_loss
 from plaudit.objectives.terms import Terms
 from plaudit.recipe.schema import GrpoConfig, KlConfig, Sampler
 from plaudit.sampling.kernels import kl_divergence
 from plaudit.train.policy import Policy
-from tests.reference import losses as reference
-from tests.reference.toys import ToyFlowModel, gradients, perturb, rollout_batch
 
 SAMPLER = Sampler(kernel="flow_sde", steps=5, level=0.7)
 

@@ -7,13 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tests.reference import losses as reference
+from tests.reference.toys import ToyFlowModel, gradients, keys, perturb, rollout_batch
 
 from plaudit.objectives.nft import Nft, branch_loss, nft_loss
 from plaudit.objectives.terms import forward_points, stratified_times
 from plaudit.recipe.schema import NftConfig, Sampler
 from plaudit.train.policy import Policy
-from tests.reference import losses as reference
-from tests.reference.toys import ToyFlowModel, gradients, keys, perturb, rollout_batch
 
 ODE = Sampler(kernel="ode", steps=4)
 
@@ -142,7 +142,9 @@ def test_there_is_one_time_in_every_stratum(count: int) -> None:
         inside = times[:, k]
         assert (inside >= edges[k] - 1e-6).all() and (inside <= edges[k + 1] + 1e-6).all()
         width = 0.6 / count
-        assert inside.mean().item() == pytest.approx((edges[k] + edges[k + 1]).item() / 2, abs=4 * width / np.sqrt(12 * 500))
+        assert inside.mean().item() == pytest.approx(
+            (edges[k] + edges[k + 1]).item() / 2, abs=4 * width / np.sqrt(12 * 500)
+        )
 
 
 def test_shift_bends_times_toward_noise() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from tests.reference.toys import ToyFlowModel, gradients, perturb, rollout_batch
 from torch import Tensor
 
 from plaudit.objectives.grpo import Grpo
@@ -15,7 +16,6 @@ from plaudit.recipe.schema import GrpoConfig, KlConfig, NftConfig, Sampler
 from plaudit.sampling.rollout import replay
 from plaudit.train.learn import accumulate, update_rows
 from plaudit.train.policy import Policy
-from tests.reference.toys import ToyFlowModel, gradients, perturb, rollout_batch
 
 SDE = Sampler(kernel="flow_sde", steps=5)
 
@@ -75,7 +75,11 @@ def test_snapshots_are_evaluated_with_their_weights_and_without_gradient() -> No
             by_hand = torch.func.functional_call(
                 model.network,
                 policy.snapshots[name],
-                (terms.forward.x, terms.forward.t, terms.batch.conditioning.select(terms.forward.sample).condition.tensors["caption"]),
+                (
+                    terms.forward.x,
+                    terms.forward.t,
+                    terms.batch.conditioning.select(terms.forward.sample).condition.tensors["caption"],
+                ),
             )
         torch.testing.assert_close(view.velocity, by_hand)
     assert terms.velocity.requires_grad and terms.log_prob.requires_grad
@@ -149,7 +153,7 @@ OBJECTIVES = {
 
 
 def prepared(name: str) -> tuple[Policy, ToyFlowModel, Batch]:
-    """An update in the middle of training, with missing and uninformative samples."""
+    """An update in the middle of training, with missing and uninformative samples and decisions that were not drawn."""
     model = ToyFlowModel()
     policy = Policy(model)
     policy.take("reference"), policy.take("old")
@@ -159,7 +163,14 @@ def prepared(name: str) -> tuple[Policy, ToyFlowModel, Batch]:
     valid[2], informative[5:10] = False, False
     informative[2] = False
     advantage = torch.where(informative, batch.advantage, 0.0)
-    return policy, model, dataclasses.replace(batch, valid=valid, informative=informative, advantage=advantage)
+    drawn = batch.trace.mask.clone()
+    drawn[::2, 3] = False
+    trace = dataclasses.replace(batch.trace, mask=drawn)
+    return (
+        policy,
+        model,
+        dataclasses.replace(batch, trace=trace, valid=valid, informative=informative, advantage=advantage),
+    )
 
 
 def gradient_of(name: str, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
@@ -234,4 +245,3 @@ def test_an_update_without_contrast_has_no_gradient() -> None:
     model.rows.clear()
     sums = accumulate(policy, OBJECTIVES["nft"], nothing, 4)
     assert sums.totals == {} and model.rows == [] and gradients(model).abs().sum() == 0
-

@@ -329,13 +329,22 @@ def missing(absent: int, of: int) -> ScoredBatch:
 
 @pytest.mark.parametrize(
     ("absent", "of", "limit", "stops"),
-    [(0, 20, 0.05, False), (1, 20, 0.05, False), (2, 20, 0.05, True), (20, 20, 0.99, True), (20, 20, 1.0, False), (1, 20, 0.0, True)],
+    [
+        (0, 20, 0.05, False),
+        (1, 20, 0.05, False),
+        (2, 20, 0.05, True),
+        (20, 20, 0.99, True),
+        (20, 20, 1.0, False),
+        (1, 20, 0.0, True),
+    ],
 )
 def test_too_many_missing_scores_stop_the_run(absent: int, of: int, limit: float, stops: bool) -> None:
     batch, config = missing(absent, of), Missing(max_missing_fraction=limit)
     if not stops:
         return enforce_missing(batch, config)
-    with pytest.raises(RewardError, match=rf"rewards.judge: {absent} of {of} scores are missing.*first: not_applicable"):
+    with pytest.raises(
+        RewardError, match=rf"rewards.judge: {absent} of {of} scores are missing.*first: not_applicable"
+    ):
         enforce_missing(batch, config)
 
 
@@ -348,7 +357,11 @@ def test_on_missing_fail_stops_at_the_first() -> None:
 def test_the_first_reason_is_shown() -> None:
     reward = Reward(
         name="judge",
-        function=lambda prompts, outputs: [1.0, Score(value=math.nan, status=Status.PARSE_FAILED, note="said 'maybe'"), 1.0],
+        function=lambda prompts, outputs: [
+            1.0,
+            Score(value=math.nan, status=Status.PARSE_FAILED, note="said 'maybe'"),
+            1.0,
+        ],
     )
     with pytest.raises(RewardError, match="first: parse_failed: said 'maybe'"):
         enforce_missing(score_batch([reward], PROMPTS, PICTURES), Missing())
@@ -391,8 +404,9 @@ def test_random_generators_of_other_libraries_are_not_relied_on() -> None:
         np.random.seed(0), random.seed(0)
         return [1.0] * 3
 
-    from plaudit.sampling.noise import gaussian
     from tests.reference.toys import keys
+
+    from plaudit.sampling.noise import gaussian
 
     before = gaussian(keys(2), "initial", (3,))
     scores(reseeds)

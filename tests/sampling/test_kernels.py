@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2
-from torch import Tensor
-
-from plaudit.sampling.kernels import KERNELS, Transition, kl_divergence, log_density, transition
-from plaudit.sampling.noise import gaussian
-from plaudit.sampling.rollout import draw
-from plaudit.sampling.plan import SamplingPlan
 from tests.reference import kernels as reference
 from tests.reference.toys import ExactFlow, keys
+from torch import Tensor
+
 from plaudit.models.flow import Condition, Conditioning
+from plaudit.sampling.kernels import KERNELS, Transition, kl_divergence, log_density, transition
+from plaudit.sampling.noise import gaussian
+from plaudit.sampling.plan import SamplingPlan
+from plaudit.sampling.rollout import draw
 
 STOCHASTIC = ("flow_sde", "constant_eta", "cps", "ddim_eta")
 STEPS = [(1.0, 0.9), (1.0, 0.999), (0.9, 0.75), (0.5, 0.49), (0.31, 0.02), (0.02, 0.001)]
@@ -46,7 +46,9 @@ def test_every_step_is_the_papers(kernel: str, shape: tuple[int, ...]) -> None:
     for row, (t, s, level) in enumerate(cases):
         t, s = float(np.float32(t)), float(np.float32(s))
         expected = reference.KERNELS[kernel](x[row].double().numpy(), v[row].double().numpy(), t, s, level)
-        np.testing.assert_allclose(step.mean[row].numpy(), expected.mean, rtol=2e-4, atol=2e-5, err_msg=f"{t} {s} {level}")
+        np.testing.assert_allclose(
+            step.mean[row].numpy(), expected.mean, rtol=2e-4, atol=2e-5, err_msg=f"{t} {s} {level}"
+        )
         # float32 rounding of 1 - t is all that separates the two near t = 1
         np.testing.assert_allclose(step.std[row].item(), expected.std, rtol=2e-4, atol=1e-7, err_msg=f"{t} {s} {level}")
 
@@ -123,7 +125,9 @@ def test_half_precision_inputs_are_computed_in_float32() -> None:
     args = [torch.full((2,), value) for value in (0.9, 0.8, 0.7)]
     half = transition("flow_sde", x.bfloat16(), v.bfloat16(), *args)
     assert half.mean.dtype == torch.float32
-    torch.testing.assert_close(half.mean, transition("flow_sde", x.bfloat16().float(), v.bfloat16().float(), *args).mean)
+    torch.testing.assert_close(
+        half.mean, transition("flow_sde", x.bfloat16().float(), v.bfloat16().float(), *args).mean
+    )
 
 
 # --- densities -------------------------------------------------------------------------------------------------------
@@ -137,11 +141,15 @@ def test_log_density_is_scipys(kernel: str, shape: tuple[int, ...]) -> None:
     step = transition(kernel, x, v, column(1.0, 0.7, 0.2), column(0.9, 0.6, 0.1), column(0.7, 0.3, 1.0))
     exact, mean, published, cps = (log_density(x_next, step, d) for d in ("exact", "mean", "flow_grpo", "cps"))
     for row in range(3):
-        parts = reference.log_density(x_next[row].double().numpy(), step.mean[row].double().numpy(), step.std[row].item())
+        parts = reference.log_density(
+            x_next[row].double().numpy(), step.mean[row].double().numpy(), step.std[row].item()
+        )
         assert exact[row].item() == pytest.approx(sum(parts), rel=1e-9)
         assert mean[row].item() == pytest.approx(sum(parts) / len(parts), rel=1e-9)
         assert published[row].item() == mean[row].item()
-        squares = [(a - b) ** 2 for a, b in zip(x_next[row].ravel().tolist(), step.mean[row].ravel().tolist(), strict=True)]
+        squares = [
+            (a - b) ** 2 for a, b in zip(x_next[row].ravel().tolist(), step.mean[row].ravel().tolist(), strict=True)
+        ]
         assert cps[row].item() == pytest.approx(-sum(squares) / len(squares), rel=1e-6)
     assert exact.dtype == torch.float64
 

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from tests.reference.toys import keys, prompts
 
 from plaudit.sampling.noise import SampleKey, gaussian, generator, uniform
 from plaudit.train.collect import expand_groups
-from tests.reference.toys import keys, prompts
 
 
 def key(**changes) -> SampleKey:
@@ -33,11 +33,21 @@ def test_a_sample_has_the_same_noise_in_any_batch_and_order(order: list[int], pa
         ]
     )
     assert torch.equal(again, whole[torch.tensor(order)])
-    assert torch.equal(uniform([keys(6)[i] for i in order], "times", 5), uniform(keys(6), "times", 5)[torch.tensor(order)])
+    assert torch.equal(
+        uniform([keys(6)[i] for i in order], "times", 5), uniform(keys(6), "times", 5)[torch.tensor(order)]
+    )
 
 
 def test_every_part_of_the_key_matters() -> None:
-    changes = [{}, {"seed": 4}, {"step": 6}, {"prompt": "abd"}, {"index": 3}, {"step": 52, "index": 0}, {"seed": 35, "step": 5}]
+    changes = [
+        {},
+        {"seed": 4},
+        {"step": 6},
+        {"prompt": "abd"},
+        {"index": 3},
+        {"step": 52, "index": 0},
+        {"seed": 35, "step": 5},
+    ]
     drawn = [gaussian([key(**c)], "initial", (4,)) for c in changes]
     drawn += [gaussian([key()], stream, (4,)) for stream in ("transition", "forward")]
     drawn += [gaussian([key()], "initial", (4,), decision) for decision in (1, 2, 2**20)]
@@ -47,7 +57,13 @@ def test_every_part_of_the_key_matters() -> None:
 
 def test_keys_that_read_alike_do_not_collide() -> None:
     """Numbers side by side in a text must not run into each other."""
-    alike = [key(seed=1, step=23), key(seed=12, step=3), key(prompt="a1", index=2), key(prompt="a", index=12), key(prompt="a|1", index=2)]
+    alike = [
+        key(seed=1, step=23),
+        key(seed=12, step=3),
+        key(prompt="a1", index=2),
+        key(prompt="a", index=12),
+        key(prompt="a|1", index=2),
+    ]
     assert len({tuple(gaussian([k], "initial", (2,))[0].tolist()) for k in alike}) == len(alike)
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.reference.toys import keys, prompts
 
 from plaudit.models.flow import shifted_times
 from plaudit.recipe.schema import Sampler, Window
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.plan import SamplingPlan, deterministic_plan, noise_levels, stochastic_plan, window_start
 from plaudit.train.collect import expand_groups
-from tests.reference.toys import keys, prompts
 
 
 def plan_of(sampler: Sampler, groups: int = 5, size: int = 3, step: int = 0) -> SamplingPlan:

@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from tests.reference.kernels import GaussianFlow, euler_path
+from tests.reference.toys import ExactFlow, ToyFlowModel, conditioning, keys, perturb, prompts
 from torch import Tensor
 
 from plaudit.lab.scenes.grammar import evaluation_prompts
@@ -17,8 +19,6 @@ from plaudit.sampling.noise import gaussian
 from plaudit.sampling.plan import deterministic_plan, stochastic_plan
 from plaudit.sampling.rollout import Samples, Trace, draw, replay, replay_log_prob, tiled_velocity
 from plaudit.train.collect import PromptEncoder, expand_groups
-from tests.reference.kernels import GaussianFlow, euler_path
-from tests.reference.toys import ExactFlow, ToyFlowModel, conditioning, keys, perturb, prompts
 
 STOCHASTIC = ("flow_sde", "constant_eta", "cps", "ddim_eta")
 WHOLE, NARROW = Window(), Window(size=2, start=(0, 4))
@@ -106,7 +106,7 @@ def test_the_trace_holds_what_was_drawn(kernel: str, window: Window) -> None:
     members, _, sample_keys = expand_groups(prompts(3), 4, 0, 0)
     plan = stochastic_plan(sampler, shifted_times(7, 1.0), sample_keys, [sample_keys[i - i % 4] for i in range(12)])
     B, D = trace.levels.shape
-    assert D == (6 if window.size is None else 2) and trace.states.shape == (B, D + 1, 3, 2, 2) and trace.mask.all()
+    assert (6 if window.size is None else 2) == D and trace.states.shape == (B, D + 1, 3, 2, 2) and trace.mask.all()
     for row in range(B):
         for d in range(D):
             k = int(plan.first[row]) + d
@@ -133,7 +133,9 @@ def test_steps_outside_the_window_are_the_stock_sampler() -> None:
     torch.testing.assert_close(drawn.latents, x, rtol=0, atol=1e-5)
     noise = gaussian(keys(4, prompt="p0"), "initial", (3, 2, 2))
     with torch.no_grad():
-        after_one = noise + (5 / 6 - 1) * model.velocity(noise, torch.ones(4), condition.select(torch.arange(4)).condition)
+        after_one = noise + (5 / 6 - 1) * model.velocity(
+            noise, torch.ones(4), condition.select(torch.arange(4)).condition
+        )
     torch.testing.assert_close(drawn.trace.states[:4, 0], after_one, rtol=0, atol=1e-5)
 
 
@@ -154,7 +156,9 @@ def test_level_zero_rollouts_of_every_kernel_are_the_stock_sampler(slots: LabFlo
     x = gaussian(sample_keys, "initial", slots.latent_shape)
     with torch.no_grad():
         euler = euler_path(
-            lambda y, t: slots.velocity(y, torch.full((6,), t), condition.condition), x, slots.schedule(6, None).tolist()
+            lambda y, t: slots.velocity(y, torch.full((6,), t), condition.condition),
+            x,
+            slots.schedule(6, None).tolist(),
         )
     torch.testing.assert_close(stock, euler, rtol=0, atol=1e-5)
     for kernel in STOCHASTIC:

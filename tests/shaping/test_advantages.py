@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.reference.advantages import group_advantage as by_loops
+from tests.reference.losses import optimality as optimality_by_hand
 from torch import Tensor
 
 from plaudit.shaping.advantages import Advantages, group_advantage, optimality
-from tests.reference.advantages import group_advantage as by_loops
-from tests.reference.losses import optimality as optimality_by_hand
 
 KINDS = ("group", "batch", "none", "loo")
 LAYOUTS = {
@@ -103,7 +103,9 @@ def test_scores_that_are_not_finite_are_missing(missing: float) -> None:
 @pytest.mark.parametrize("std", KINDS)
 def test_shifting_scores_changes_nothing(std: str) -> None:
     groups, scores = LAYOUTS["uneven and interleaved"], random_scores(9)
-    assert values([s + 1000 for s in scores], groups, std=std) == pytest.approx(values(scores, groups, std=std), rel=1e-9)
+    assert values([s + 1000 for s in scores], groups, std=std) == pytest.approx(
+        values(scores, groups, std=std), rel=1e-9
+    )
 
 
 def test_shifting_one_group_changes_nothing() -> None:

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tests.reference import toys
+from tests.reference.toys import GRPO, toy_recipe
 from torch import nn
 
 import plaudit.train.loop as loop
 from plaudit import storage
 from plaudit.errors import RunError
 from plaudit.train.folder import RunFolder, open_run
-from tests.reference import toys
-from tests.reference.toys import GRPO, toy_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,12 @@ def test_metrics_never_hold_nan(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.append("metrics.jsonl", {"step": 1, "a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": float("nan")}})
     folder.write_json("deep/summary.json", {"x": float("nan"), "text": "nan"})
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "a": None, "b": [None, 1.5], "c": {"d": None}}
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+        "step": 1,
+        "a": None,
+        "b": [None, 1.5],
+        "c": {"d": None},
+    }
     assert json.loads((tmp_path / "deep/summary.json").read_text()) == {"x": None, "text": "nan"}
 
 
@@ -207,6 +212,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes(what: str, tmp_path:
 
             patch.setattr(Image.Image, "save", save)
         else:
+
             def refuse(self, folder):
                 raise FULL
 
@@ -215,8 +221,12 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes(what: str, tmp_path:
             loop.align(recipe)
     assert "\n" not in str(caught.value)
     latest = storage.latest_snapshot(root_of(tmp_path) / "checkpoints")
-    assert latest.name == {"tensors": "step_1", "marker": "step_1", "log": "step_1", "picture": "step_1"}.get(what, "step_3")
-    assert not list((root_of(tmp_path) / "checkpoints").glob(".*.partial")), "a failed write leaves no rubbish on a full disk"
+    assert latest.name == {"tensors": "step_1", "marker": "step_1", "log": "step_1", "picture": "step_1"}.get(
+        what, "step_3"
+    )
+    assert not list((root_of(tmp_path) / "checkpoints").glob(".*.partial")), (
+        "a failed write leaves no rubbish on a full disk"
+    )
     loop.align(recipe, resume=True)
     assert (root_of(tmp_path) / "metrics.jsonl").read_bytes() == expected
 
@@ -257,7 +267,11 @@ def test_a_snapshot_reads_back_bit_for_bit(tmp_path: Path) -> None:
     assert meta == {"a": [1, "ü"]} and set(read) == set(tensors)
     for name, tensor in tensors.items():
         assert read[name].dtype == tensor.dtype and read[name].shape == tensor.shape
-        assert read[name].contiguous().view(torch.uint8).tolist() == tensor.contiguous().view(torch.uint8).tolist() if tensor.ndim else read[name] == tensor
+        assert (
+            read[name].contiguous().view(torch.uint8).tolist() == tensor.contiguous().view(torch.uint8).tolist()
+            if tensor.ndim
+            else read[name] == tensor
+        )
 
 
 def test_writing_again_replaces(tmp_path: Path) -> None:

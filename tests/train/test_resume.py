@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.reference.toys import EMA, GRPO, LORA, toy_recipe
 
 import plaudit.train.learn as learning
 import plaudit.train.loop as loop
@@ -21,7 +22,6 @@ from plaudit.errors import Interrupted, PlauditError, RunError
 from plaudit.recipe.load import dump, load
 from plaudit.recipe.schema import Recipe
 from plaudit.train.folder import RunFolder
-from tests.reference.toys import EMA, GRPO, LORA, toy_recipe
 
 
 class Killed(BaseException):
@@ -219,7 +219,9 @@ def test_a_finished_run_can_be_prolonged(tmp_path: Path, arm) -> None:
     assert {name for name in pieces if name not in whole} == {"evaluations/after_000003_heldout.json"}
 
 
-@pytest.mark.parametrize("harm", ["truncated tensors", "changed byte", "no marker", "binary marker", "marker of another", "no meta"])
+@pytest.mark.parametrize(
+    "harm", ["truncated tensors", "changed byte", "no marker", "binary marker", "marker of another", "no meta"]
+)
 def test_a_harmed_checkpoint_is_ignored_in_favour_of_the_older_one(harm: str, tmp_path: Path, arm) -> None:
     recipe = toy_recipe(tmp_path)
     arm(None)
@@ -267,7 +269,10 @@ def slots_recipe(folder: Path, base: str, *layers: dict) -> Recipe:
 
 SLOTS = {
     "nft with ema": ("slots-nft", {"train": {"ema": 0.9, "updates_per_step": 2}}),
-    "grpo with window and kl": ("slots-grpo", {"sampler": {"window": {"size": 2, "start": [0, 1]}}, "objective": {"kl": {"weight": 0.01}}}),
+    "grpo with window and kl": (
+        "slots-grpo",
+        {"sampler": {"window": {"size": 2, "start": [0, 1]}}, "objective": {"kl": {"weight": 0.01}}},
+    ),
     "nft on lora": ("slots-nft", {"model": {"lora": {"rank": 4}}}),
 }
 

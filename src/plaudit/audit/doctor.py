@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -159,14 +160,13 @@ def draws_match_density(patient: Patient) -> Check:
     step = transition(trace.kernel, x, v, t, t_next, level)
     count = -(-100_000 // x[0].numel())
     keys = [dataclasses.replace(patient.keys[0], index=1_000 + i) for i in range(count)]
-    drawn = move(Transition(mean=step.mean.expand(count, *x.shape[1:]), std=step.std.expand(count)), keys, d)
+    wide = Transition(mean=step.mean.expand(count, *x.shape[1:]), std=step.std.expand(count))
+    drawn = move(wide, keys, d)
     z = ((drawn - step.mean) / step.std).double()
     surprise = max(abs(z.mean().item()) * z.numel() ** 0.5, abs(z.var().item() - 1) * (z.numel() / 2) ** 0.5)
-    entropy = (
-        -log_density(drawn, step.__class__(mean=step.mean.expand_as(drawn), std=step.std.expand(count))).mean().item()
-    )
-    expected = x[0].numel() * (step.std.log() + 0.5 + 0.5 * torch.log(torch.tensor(2 * torch.pi))).item()
-    surprise = max(surprise, abs(entropy - expected) / (x[0].numel() / 2 / count) ** 0.5)
+    normal = torch.distributions.Normal(step.mean.double(), step.std.double().item())
+    if not torch.allclose(log_density(drawn, wide), normal.log_prob(drawn.double()).flatten(1).sum(1), rtol=1e-6):
+        surprise = math.inf
     return _within(name, surprise, 4.5, "a kernel draws with another std than it scores (value in standard errors)")
 
 
@@ -279,8 +279,9 @@ def constant_group(patient: Patient) -> Check:
     from plaudit.shaping.advantages import group_advantage
 
     shaping = patient.recipe.shaping
-    score = torch.full((len(patient.group),), 0.1, dtype=torch.float64) + 1000
-    value = group_advantage(score, patient.group, std=shaping.std, floor=shaping.floor).value.abs().max().item()
+    group = torch.arange(3).repeat_interleave(7)  # seven times 1000.1 has a float mean that is not 1000.1
+    score = torch.tensor([0.1, 1000.1, 1000.3], dtype=torch.float64)[group]
+    value = group_advantage(score, group, std=shaping.std, floor=shaping.floor).value.abs().max().item()
     return _within("a constant group gets advantage 0", value, 0.0, "the deviation floor is missing")
 
 

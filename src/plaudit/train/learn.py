@@ -58,9 +58,9 @@ def accumulate(policy: Policy, objective: Objective, batch: Batch, micro_batch: 
     gradient is certainly zero are counted but not computed."""
     count = float(objective.mask(batch).sum().item())
     sums = Sums()
-    if count == 0:
-        return sums
     needed = objective.computed(batch).nonzero()[:, 0]
+    if count == 0 or len(needed) == 0:
+        return sums
     computed = float(objective.mask(batch)[needed].sum().item())
     for rows in needed.split(micro_batch):
         losses = objective.losses(objective.terms(policy, batch.select(rows)))

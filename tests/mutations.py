@@ -1,0 +1,681 @@
+"""Does the suite notice? Each mutation breaks one invariant or brings back one pitfall in a copy of the sources; the named
+tests must fail on it.
+
+    python tests/mutations.py              all of them, about five minutes
+    python tests/mutations.py kernels nft  those whose file or name contains one of the words
+
+A mutation that survives is a hole in the tests. One whose text is no longer found has to follow the sources.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+KERNELS, ROLLOUT, PLAN = (f"tests/sampling/test_{n}.py" for n in ("kernels", "rollout", "plan"))
+NOISE, ADVANTAGES, TERMS = (
+    "tests/sampling/test_noise.py",
+    "tests/shaping/test_advantages.py",
+    "tests/objectives/test_terms.py",
+)
+GRPO, NFT, REWARDS = "tests/objectives/test_grpo.py", "tests/objectives/test_nft.py", "tests/rewards/test_base.py"
+POLICY, LEARN, COLLECT = (f"tests/train/test_{n}.py" for n in ("policy", "learn", "collect"))
+RESUME, FOLDER, DOCTOR = (f"tests/train/test_{n}.py" for n in ("resume", "folder", "doctor"))
+KILLS = f"{RESUME}::test_killed_at_any_moment_and_resumed_is_uninterrupted"
+LEARNING = "tests/train/test_learning.py::test_every_way_of_training_raises_its_reward"
+
+MUTATIONS = [
+    # --- transition densities
+    Mutation("drift of the wrong sign", "sampling/kernels.py", "* v + drift, std", "* v - drift, std", KERNELS),
+    Mutation("std without sqrt(dt)", "sampling/kernels.py", "std=diffusion * dt.sqrt()", "std=diffusion", KERNELS),
+    Mutation(
+        "std with dt for sqrt(dt)", "sampling/kernels.py", "std=diffusion * dt.sqrt()", "std=diffusion * dt", KERNELS
+    ),
+    Mutation(
+        "half the drift", "sampling/kernels.py", "per_sample(0.5 * diffusion", "per_sample(0.25 * diffusion", KERNELS
+    ),
+    Mutation(
+        "another convention at t = 1",
+        "sampling/kernels.py",
+        "at = torch.where(t < 1, t, t_next)",
+        "at = t.clamp(max=0.99)",
+        KERNELS,
+    ),
+    Mutation(
+        "noise on the last step",
+        "sampling/kernels.py",
+        "torch.where(t_next > 0, diffusion, torch.zeros_like(diffusion))",
+        "diffusion",
+        KERNELS,
+    ),
+    Mutation("cps without its sine", "sampling/kernels.py", "torch.sin(level * math.pi / 2)", "level", KERNELS),
+    Mutation(
+        "cps keeps too much noise",
+        "sampling/kernels.py",
+        "(t_next.square() - std.square())",
+        "t_next.square()",
+        KERNELS,
+    ),
+    Mutation(
+        "ddim in the wrong coordinates",
+        "sampling/kernels.py",
+        "level * vp_std * scale_next.sqrt()",
+        "level * vp_std",
+        KERNELS,
+    ),
+    Mutation(
+        "density without its log std", "sampling/kernels.py", " - std.log() - LOG_SQRT_2PI", " - LOG_SQRT_2PI", KERNELS
+    ),
+    Mutation(
+        "density without its one half",
+        "sampling/kernels.py",
+        "-squared / (2 * std.square())",
+        "-squared / std.square()",
+        KERNELS,
+    ),
+    Mutation(
+        "density that is detached", "sampling/kernels.py", "step.mean.double()", "step.mean.detach().double()", KERNELS
+    ),
+    Mutation(
+        "mean density that is a sum",
+        "sampling/kernels.py",
+        "gaussian.mean(_dims(x_next))",
+        "gaussian.sum(_dims(x_next))",
+        KERNELS,
+    ),
+    Mutation(
+        "KL without dt",
+        "sampling/kernels.py",
+        "squared.sum(_dims(squared)) / (2 * variance)",
+        "squared.sum(_dims(squared)) / (2 * variance / (t - t_next))",
+        KERNELS,
+    ),
+    Mutation(
+        "KL of detached means",
+        "sampling/kernels.py",
+        "(step.mean - reference.mean).square()",
+        "(step.mean - reference.mean).detach().square()",
+        KERNELS,
+    ),
+    # --- randomness
+    Mutation(
+        "decisions share their noise", "sampling/noise.py", "counter=[0, 0, 0, decision]", "counter=[0, 0, 0, 0]", NOISE
+    ),
+    Mutation(
+        "decisions overlap", "sampling/noise.py", "counter=[0, 0, 0, decision]", "counter=[decision, 0, 0, 0]", NOISE
+    ),
+    Mutation("identical members of a group", "sampling/noise.py", "{key.prompt}|{key.index}|", "{key.prompt}|", NOISE),
+    Mutation("noise that never changes", "sampling/noise.py", "{key.seed}|{key.step}|", "{key.seed}|", NOISE),
+    Mutation(
+        "key parts that run into each other",
+        "sampling/noise.py",
+        "{key.seed}|{key.step}|",
+        "{key.seed}{key.step}|",
+        NOISE,
+    ),
+    Mutation(
+        "noise of the global generator",
+        "sampling/noise.py",
+        "return torch.from_numpy(np.stack(rows))",
+        "return torch.randn(len(rows), *shape)",
+        NOISE,
+    ),
+    Mutation("same index for all members", "train/collect.py", "index=start + i)", "index=start)", NOISE),
+    Mutation(
+        "groups along the wrong axis",
+        "train/collect.py",
+        "torch.arange(len(prompts)).repeat_interleave(size)",
+        "torch.arange(len(prompts)).repeat(size)",
+        NOISE,
+    ),
+    Mutation(
+        "a repeated prompt reuses its noise", "train/collect.py", "start = seen[prompt.id] * size", "start = 0", NOISE
+    ),
+    # --- plan
+    Mutation(
+        "a window of its own for every member",
+        "sampling/plan.py",
+        "prompt=key.prompt, index=0)",
+        "prompt=key.prompt, index=key.index)",
+        PLAN,
+    ),
+    Mutation(
+        "a window that never moves", "sampling/plan.py", "integers(low, high + 1)", "integers(low, low + 1)", PLAN
+    ),
+    Mutation(
+        "the last step is trained",
+        "sampling/plan.py",
+        "trainable = sampler.steps - 1",
+        "trainable = sampler.steps",
+        PLAN,
+    ),
+    Mutation(
+        "noise outside of the window",
+        "sampling/plan.py",
+        "levels = noise_levels(sampler) * inside",
+        "levels = noise_levels(sampler) * (step < sampler.steps - 1) + 0.0 * inside",
+        PLAN,
+    ),
+    Mutation("cosine upside down", "sampling/plan.py", "(1 + torch.cos(", "(1 - torch.cos(", PLAN),
+    # --- rollout and replay
+    Mutation(
+        "the mean is recorded for the sample",
+        "sampling/rollout.py",
+        "slot[inside] + 1] = x_next[inside]",
+        "slot[inside] + 1] = step.mean[inside]",
+        ROLLOUT,
+    ),
+    Mutation(
+        "states in half precision",
+        "sampling/rollout.py",
+        "slot[inside] + 1] = x_next[inside]",
+        "slot[inside] + 1] = x_next[inside].bfloat16().float()",
+        ROLLOUT,
+    ),
+    Mutation(
+        "replay repeats along the wrong axis",
+        "sampling/rollout.py",
+        "torch.arange(B).repeat_interleave(D)",
+        "torch.arange(B).repeat(D)",
+        ROLLOUT,
+    ),
+    Mutation(
+        "every tile reads the first conditions",
+        "sampling/rollout.py",
+        "t[rows], conditioning.select(rows))",
+        "t[rows], conditioning.select(rows - rows[0]))",
+        ROLLOUT,
+    ),
+    Mutation(
+        "a remainder of one sample",
+        "sampling/rollout.py",
+        "torch.arange(len(x)).tensor_split(-(-len(x) // tile))",
+        "torch.arange(len(x)).split(tile)",
+        ROLLOUT,
+    ),
+    Mutation(
+        "heun at the old time",
+        "sampling/rollout.py",
+        "model, ahead, t_next, conditioning",
+        "model, ahead, t, conditioning",
+        ROLLOUT,
+    ),
+    Mutation(
+        "guidance counted as one call", "models/flow.py", "return 1 if self.guidance == 1.0 else 2", "return 1", ROLLOUT
+    ),
+    Mutation(
+        "guidance from the wrong side",
+        "models/flow.py",
+        "return without + conditioning.guidance",
+        "return with_prompt + conditioning.guidance",
+        ROLLOUT,
+    ),
+    Mutation(
+        "too much noise drawn",
+        "sampling/rollout.py",
+        "moved[random] += step.std[random]",
+        "moved[random] += 1.05 * step.std[random]",
+        f"{KERNELS} {DOCTOR}",
+    ),
+    # --- advantages
+    Mutation(
+        "missing is zero",
+        "shaping/advantages.py",
+        "present = torch.isfinite(score)",
+        "score = score.nan_to_num(0, 0, 0); present = torch.isfinite(score)",
+        ADVANTAGES,
+    ),
+    Mutation(
+        "constant groups by rounding",
+        "shaping/advantages.py",
+        "torch.where(constant[index], torch.zeros_like(centred), centred)",
+        "centred",
+        ADVANTAGES,
+    ),
+    Mutation(
+        "deviation with n",
+        "shaping/advantages.py",
+        "index, groups) / (count - 1).clamp(min=1)).sqrt()",
+        "index, groups) / count.clamp(min=1)).sqrt()",
+        ADVANTAGES,
+    ),
+    Mutation(
+        "E[x^2] - E[x]^2 in float32",
+        "shaping/advantages.py",
+        "_group_sum(centred.square(), index, groups)",
+        "(_group_sum(filled.float().square(), index, groups) - count.float() * mean.float().square()).clamp(min=0).double()",
+        ADVANTAGES,
+    ),
+    Mutation("epsilon for floor", "shaping/advantages.py", "spread.clamp(min=floor)", "(spread + 1e-8)", ADVANTAGES),
+    Mutation(
+        "leave one out keeps it in",
+        "shaping/advantages.py",
+        "((count - 1).clamp(min=1) / count.clamp(min=1))[index]",
+        "torch.ones_like(centred)",
+        ADVANTAGES,
+    ),
+    Mutation(
+        "clip on one side", "shaping/advantages.py", "value.clamp(-clip, clip)", "value.clamp(max=clip)", ADVANTAGES
+    ),
+    Mutation(
+        "batch deviation of raw scores",
+        "shaping/advantages.py",
+        "(centred.square().sum() / freedom).sqrt()",
+        "(filled - filled.mean()).square().mean().sqrt()",
+        ADVANTAGES,
+    ),
+    Mutation(
+        "singletons are valid",
+        "shaping/advantages.py",
+        "valid = present & (count[index] >= 2)",
+        "valid = present",
+        ADVANTAGES,
+    ),
+    Mutation(
+        "optimality without bounds",
+        "shaping/advantages.py",
+        "(advantage / clip / 2 + 0.5).clamp(0, 1)",
+        "(advantage / clip / 2 + 0.5)",
+        ADVANTAGES,
+    ),
+    # --- losses
+    Mutation(
+        "optimistic clip", "objectives/grpo.py", "torch.maximum(-advantage_BD", "torch.minimum(-advantage_BD", GRPO
+    ),
+    Mutation(
+        "clip sides exchanged",
+        "objectives/grpo.py",
+        "ratio.clamp(1 - clip_low, 1 + clip_high)",
+        "ratio.clamp(1 - clip_high, 1 + clip_low)",
+        GRPO,
+    ),
+    Mutation(
+        "reward is punished",
+        "objectives/grpo.py",
+        "torch.maximum(-advantage_BD * ratio, -advantage_BD *",
+        "torch.maximum(advantage_BD * ratio, advantage_BD *",
+        f"{LEARNING} {GRPO}",
+    ),
+    Mutation(
+        "ratio upside down",
+        "objectives/grpo.py",
+        "terms.log_prob - trace.log_prob",
+        "trace.log_prob - terms.log_prob",
+        GRPO,
+    ),
+    Mutation(
+        "detached KL",
+        "objectives/grpo.py",
+        "config.kl.weight * kl.unflatten",
+        "config.kl.weight * kl.detach().unflatten",
+        f"{GRPO} {DOCTOR}",
+    ),
+    Mutation(
+        "KL skips uninformative rows",
+        "objectives/grpo.py",
+        "batch.valid if self.config.kl.weight > 0 else batch.informative",
+        "batch.informative",
+        f"{GRPO} {TERMS}",
+    ),
+    Mutation(
+        "missing samples count",
+        "objectives/grpo.py",
+        "batch.trace.mask & batch.valid[:, None]",
+        "batch.trace.mask",
+        GRPO,
+    ),
+    Mutation("the old policy is trained", "objectives/nft.py", "v_old = v_old.detach()", "v_old = v_old * 1", NFT),
+    Mutation("weights with gradient", "objectives/nft.py", "distance.detach().abs()", "distance.abs()", NFT),
+    Mutation(
+        "no floor under the weights", "objectives/nft.py", "SMALLEST_WEIGHT = 1e-5", "SMALLEST_WEIGHT = 1e-12", NFT
+    ),
+    Mutation(
+        "negative branch is positive",
+        "objectives/nft.py",
+        "(1 + beta) * v_old - beta * v",
+        "(1 - beta) * v_old + beta * v",
+        NFT,
+    ),
+    Mutation(
+        "good and bad exchanged",
+        "objectives/nft.py",
+        "optimal * branch_loss(positive, x0) + (1 - optimal)",
+        "(1 - optimal) * branch_loss(positive, x0) + optimal",
+        f"{LEARNING} {NFT}",
+    ),
+    Mutation(
+        "beta forgotten", "objectives/nft.py", "branch_loss(negative, x0)) / beta", "branch_loss(negative, x0))", NFT
+    ),
+    Mutation(
+        "old decay starts at its end",
+        "objectives/nft.py",
+        "min(self.config.old_decay_rate * step, self.config.old_decay_max)",
+        "self.config.old_decay_max",
+        f"{NFT} {POLICY}",
+    ),
+    Mutation(
+        "snapshots with gradient",
+        "objectives/terms.py",
+        "with torch.no_grad(), self._policy.using",
+        "with self._policy.using",
+        TERMS,
+    ),
+    Mutation(
+        "snapshots with current weights",
+        "objectives/terms.py",
+        "self._policy.using(self._name)",
+        'self._policy.using("current")',
+        TERMS,
+    ),
+    Mutation(
+        "velocity computed at every read",
+        "objectives/terms.py",
+        "@functools.cached_property\n    def velocity",
+        "@property\n    def velocity",
+        TERMS,
+    ),
+    Mutation("one stratum for all times", "objectives/terms.py", "(torch.arange(count) + uniform(", "(uniform(", NFT),
+    Mutation(
+        "a sample's points share their noise",
+        "objectives/terms.py",
+        "(T, *batch.latents.shape[1:])).flatten(0, 1)",
+        "(1, *batch.latents.shape[1:])).repeat_interleave(T, 1).flatten(0, 1)",
+        NFT,
+    ),
+    # --- updates and weights
+    Mutation(
+        "loss divided by its micro-batch", "train/learn.py", ".sum() / count\n", ".sum() / losses.mask.sum()\n", TERMS
+    ),
+    Mutation(
+        "logged without the mask",
+        "train/learn.py",
+        "(value.detach().double() * losses.mask).sum()",
+        "value.detach().double().sum()",
+        TERMS,
+    ),
+    Mutation(
+        "only the loss is checked",
+        "train/learn.py",
+        "if not (math.isfinite(total) and math.isfinite(norm)):",
+        "if not math.isfinite(total):",
+        LEARN,
+    ),
+    Mutation(
+        "the ratio is not checked", "train/learn.py", "deviation > train.ratio_tolerance", "deviation > 1e9", LEARN
+    ),
+    Mutation("gradients pile up", "train/learn.py", "optimizer.zero_grad(set_to_none=True)", "pass", LEARN),
+    Mutation(
+        "parts of some updates only",
+        "train/learn.py",
+        '{name: 0.0 for name in names if name.startswith("loss/")} | entry',
+        "entry",
+        LEARN,
+    ),
+    Mutation(
+        "weight decay without a gradient",
+        "train/learn.py",
+        "optimizer.zero_grad(set_to_none=True)",
+        "[p.grad is None or p.grad.zero_() for p in parameters] if optimizer.state else [setattr(p, 'grad', torch.zeros_like(p)) for p in parameters]",
+        LEARN,
+    ),
+    Mutation(
+        "no row to compute",
+        "train/learn.py",
+        "if count == 0 or len(needed) == 0:",
+        "if count == 0:",
+        f"{LEARN} {COLLECT}",
+    ),
+    Mutation(
+        "blend the wrong way round",
+        "train/policy.py",
+        "lerp_(parameter.detach(), 1 - decay)",
+        "lerp_(parameter.detach(), decay)",
+        POLICY,
+    ),
+    Mutation(
+        "swap not undone after a failure",
+        "train/policy.py",
+        "        finally:\n            for key",
+        "        except StopIteration:\n            raise\n        else:\n            for key",
+        POLICY,
+    ),
+    Mutation("snapshots that are views", "train/policy.py", "p.detach().clone() for key", "p.detach() for key", POLICY),
+    Mutation(
+        "adapters that start elsewhere",
+        "train/policy.py",
+        "init_lora_weights=True",
+        "init_lora_weights=False",
+        f"{POLICY} {DOCTOR}",
+    ),
+    Mutation(
+        "the wrong weights are measured",
+        "train/evaluate.py",
+        "with setup.policy.using(setup.result):",
+        'with setup.policy.using("current"):',
+        f"{COLLECT} {RESUME}",
+    ),
+    Mutation(
+        "the current weights draw for NFT",
+        "train/collect.py",
+        "with policy.using(objective.sampler):",
+        'with policy.using("current"):',
+        COLLECT,
+    ),
+    Mutation(
+        "conditions kept by id alone",
+        "train/collect.py",
+        "asked = [(p.id, p.text) for p in prompts]",
+        'asked = [(p.id, "") for p in prompts]',
+        COLLECT,
+    ),
+    Mutation("an order that never changes", "data/sources.py", "[seed, turn, 2]", "[seed, 2]", COLLECT),
+    # --- rewards
+    Mutation("rewards get the picture itself", "rewards/base.py", "outputs.clone()", "outputs", f"{REWARDS} {COLLECT}"),
+    Mutation("rewards get the facts themselves", "rewards/base.py", "copy.deepcopy(value)", "value", REWARDS),
+    Mutation("generator not put back", "rewards/base.py", "torch.set_rng_state(state)", "pass", REWARDS),
+    Mutation(
+        "an exception is a zero",
+        "rewards/base.py",
+        "except Exception as error:",
+        "except ZeroDivisionError:\n        result = [0.0] * len(prompts)\n    except Exception as error:",
+        REWARDS,
+    ),
+    Mutation(
+        "None is a zero",
+        "rewards/base.py",
+        "Score(value=math.nan, status=Status.NOT_APPLICABLE)",
+        "Score(value=0.0)",
+        REWARDS,
+    ),
+    Mutation(
+        "NaN counts as nothing in the sum",
+        "rewards/base.py",
+        "for reward in rewards]).sum(0)",
+        "for reward in rewards]).nansum(0)",
+        REWARDS,
+    ),
+    Mutation(
+        "no limit to missing scores",
+        "rewards/base.py",
+        "absent > limit * len(values)",
+        "absent > len(values)",
+        f"{REWARDS} {COLLECT}",
+    ),
+    Mutation(
+        "failed scores with a number",
+        "rewards/base.py",
+        "if math.isfinite(self.value) != (self.status is Status.OK):",
+        "if not math.isfinite(self.value) and self.status is Status.OK:",
+        REWARDS,
+    ),
+    Mutation(
+        "short answers are stretched",
+        "rewards/base.py",
+        "if len(values) != expected:",
+        "if len(values) > expected:",
+        REWARDS,
+    ),
+    # --- checkpoints
+    Mutation(
+        "optimiser not saved",
+        "train/checkpoint.py",
+        'tensors |= storage.pack_optimizer(setup.optimizer, "optimizer")',
+        "pass",
+        KILLS,
+    ),
+    Mutation(
+        "snapshots not restored",
+        "train/checkpoint.py",
+        'for snapshot in meta["snapshots"]:',
+        "for snapshot in []:",
+        KILLS,
+    ),
+    Mutation("logs not rewound", "train/checkpoint.py", "folder.rewind(progress.step)", "pass", KILLS),
+    Mutation(
+        "saved before the step is counted",
+        "train/checkpoint.py",
+        '"progress": asdict(progress)',
+        '"progress": asdict(progress) | {"step": max(progress.step - 1, 0)}',
+        KILLS,
+    ),
+    Mutation(
+        "a marker is enough",
+        "storage.py",
+        "return sums == {name: _checksum(folder / name) for name in (TENSORS, META)}",
+        "return bool(sums)",
+        RESUME,
+    ),
+    Mutation(
+        "written in place",
+        "storage.py",
+        'partial = folder.with_name("." + folder.name + ".partial")',
+        "partial = folder",
+        f"{RESUME} {FOLDER}",
+    ),
+    Mutation(
+        "half of a rename", "storage.py", "if is_complete(partial) and not is_complete(folder):", "if False:", RESUME
+    ),
+    Mutation(
+        "broken checkpoints are kept",
+        "storage.py",
+        "[path for path in steps if is_complete(path)][-keep:]",
+        "steps[-keep:]",
+        FOLDER,
+    ),
+    Mutation(
+        "binary rubbish in a marker",
+        "storage.py",
+        "NotADirectoryError, ValueError)",
+        "NotADirectoryError, json.JSONDecodeError)",
+        RESUME,
+    ),
+    Mutation(
+        "alphabetical order of steps",
+        "storage.py",
+        'key=lambda path: int(path.name.removeprefix("step_")), reverse=True',
+        "reverse=True",
+        FOLDER,
+    ),
+    Mutation(
+        "deaf to the first interrupt",
+        "train/interrupt.py",
+        "self.asked = True",
+        "self.asked = self.asked",
+        f"{RESUME}::test_an_interrupted_run_saves_its_step_says_how_to_go_on_and_resumes",
+    ),
+    Mutation("any recipe may resume", "train/folder.py", "if changed:", "if False:", FOLDER),
+    Mutation("names are reused", "train/folder.py", "if not overwrite:", "if False:", FOLDER),
+    # --- the doctor
+    Mutation("a check that cannot fail", "audit/doctor.py", "passed=value <= limit", "passed=True", DOCTOR),
+    Mutation(
+        "an off-by-one passes",
+        "audit/doctor.py",
+        "np.random.default_rng(0).permutation(len(pictures))",
+        "np.arange(len(pictures))",
+        DOCTOR,
+    ),
+    Mutation(
+        "a failed check is no obstacle",
+        "train/loop.py",
+        "if any(check.passed is False for check in checks):",
+        "if False:",
+        DOCTOR,
+    ),
+]
+
+
+def copy_of_sources(folder: Path) -> None:
+    for name in ("src", "recipes"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def survives(mutation: Mutation, folder: Path) -> bool:
+    """Whether the named tests pass on the mutated copy."""
+    path = folder / "src" / "plaudit" / mutation.file
+    original = path.read_text(encoding="utf-8")
+    count = original.count(mutation.old)
+    if count != 1:
+        raise SystemExit(f"{mutation.name}: {mutation.old!r} occurs {count} times in {mutation.file}; adapt the table")
+    path.write_text(original.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        environment = os.environ | {
+            "PYTHONPATH": str(folder / "src"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-m",
+            "not slow",
+            "-p",
+            "no:cacheprovider",
+            *mutation.tests.split(),
+        ]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    finally:
+        path.write_text(original, encoding="utf-8")
+    if result.returncode not in (0, 1):
+        raise SystemExit(
+            f"{mutation.name}: pytest ended with {result.returncode}\n{result.stdout[-2000:]}{result.stderr[-2000:]}"
+        )
+    return result.returncode == 0
+
+
+def main(words: list[str]) -> int:
+    chosen = [m for m in MUTATIONS if not words or any(word in m.file + m.name for word in words)]
+    survivors, started = [], time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        copy_of_sources(Path(temporary))
+        for number, mutation in enumerate(chosen, start=1):
+            alive = survives(mutation, Path(temporary))
+            survivors += [mutation] * alive
+            verdict = "SURVIVED" if alive else "killed"
+            print(f"{number:3}/{len(chosen)}  {verdict:8}  {mutation.file}: {mutation.name}", flush=True)
+    print(f"{len(chosen) - len(survivors)} killed, {len(survivors)} survived, {time.monotonic() - started:.0f} s")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
