@@ -77,8 +77,8 @@ MUTATIONS = [
     Mutation(
         "ddim in the wrong coordinates",
         "sampling/kernels.py",
-        "level * vp_std * scale_next.sqrt()",
-        "level * vp_std",
+        "rho = t_next * (1 - t) / (t * (1 - t_next))",
+        "rho = t_next / t",
         KERNELS,
     ),
     Mutation(
@@ -627,13 +627,14 @@ def copy_of_sources(folder: Path) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
+def applies(mutation: Mutation, folder: Path) -> bool:
+    return (folder / "src" / "plaudit" / mutation.file).read_text(encoding="utf-8").count(mutation.old) == 1
+
+
 def survives(mutation: Mutation, folder: Path) -> bool:
     """Whether the named tests pass on the mutated copy."""
     path = folder / "src" / "plaudit" / mutation.file
     original = path.read_text(encoding="utf-8")
-    count = original.count(mutation.old)
-    if count != 1:
-        raise SystemExit(f"{mutation.name}: {mutation.old!r} occurs {count} times in {mutation.file}; adapt the table")
     path.write_text(original.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
         environment = os.environ | {
@@ -665,16 +666,23 @@ def survives(mutation: Mutation, folder: Path) -> bool:
 
 def main(words: list[str]) -> int:
     chosen = [m for m in MUTATIONS if not words or any(word in m.file + m.name for word in words)]
-    survivors, started = [], time.monotonic()
+    survivors: list[Mutation] = []
+    stale: list[Mutation] = []
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         copy_of_sources(Path(temporary))
         for number, mutation in enumerate(chosen, start=1):
+            if not applies(mutation, Path(temporary)):
+                stale.append(mutation)
+                print(f"{number:3}/{len(chosen)}  STALE     {mutation.file}: {mutation.old!r} must occur once", flush=True)
+                continue
             alive = survives(mutation, Path(temporary))
             survivors += [mutation] * alive
             verdict = "SURVIVED" if alive else "killed"
             print(f"{number:3}/{len(chosen)}  {verdict:8}  {mutation.file}: {mutation.name}", flush=True)
-    print(f"{len(chosen) - len(survivors)} killed, {len(survivors)} survived, {time.monotonic() - started:.0f} s")
-    return 1 if survivors else 0
+    killed = len(chosen) - len(survivors) - len(stale)
+    print(f"{killed} killed, {len(survivors)} survived, {len(stale)} stale, {time.monotonic() - started:.0f} s")
+    return 1 if survivors or stale else 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import nn
 import plaudit.train.loop as loop
 from plaudit import storage
 from plaudit.errors import RunError
+from plaudit.recipe.load import load
 from plaudit.train.folder import RunFolder, open_run
 
 
@@ -326,3 +327,13 @@ def test_opening_a_run_writes_the_resolved_recipe(tmp_path: Path) -> None:
     recipe = toy_recipe(tmp_path)
     folder = open_run(recipe, resume=False, overwrite=False)
     assert load([folder.root / "recipe.yaml"]) == recipe
+
+
+def test_a_run_refused_before_it_measured_anything_does_not_occupy_its_name(tmp_path):
+    recipe = load("slots-nft", ["--run.folder", str(tmp_path)])
+    open_run(recipe, resume=False, overwrite=False).write_json("checks.json", [])
+    open_run(recipe, resume=False, overwrite=False)
+    (tmp_path / "slots-nft" / "mine.txt").write_text("kept", encoding="utf-8")
+    with pytest.raises(RunError, match="exists"):
+        open_run(recipe, resume=False, overwrite=False)
+    assert (tmp_path / "slots-nft" / "mine.txt").read_text(encoding="utf-8") == "kept"

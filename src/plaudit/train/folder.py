@@ -92,7 +92,7 @@ def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
     if root.is_file():
         raise RunError(f"{root} is a file; move it away or choose another --run.name")
     if root.exists() and any(root.iterdir()):
-        if not overwrite:
+        if not (overwrite or _never_started(root)):
             raise RunError(
                 f"{root} exists; go on with --resume, replace it with --overwrite, or choose another --run.name"
             )
@@ -103,6 +103,12 @@ def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
             raise PermissionError(13, "the folder is read-only")
     storage.write_text(root / "recipe.yaml", dump(recipe))
     return folder
+
+
+def _never_started(root: Path) -> bool:
+    """Whether a folder holds no more than a run leaves that was refused before its first measurement."""
+    files = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+    return "recipe.yaml" in files and files <= {"recipe.yaml", "checks.json"}
 
 
 def _same_recipe(recipe: Recipe, root: Path) -> None:
