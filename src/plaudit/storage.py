@@ -33,8 +33,8 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         yield
     except REFUSALS as error:
         raise RunError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}. What was written before is intact; free some space or make "
-            "the folder writable, then go on with --resume"
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}. What was written before is intact; free "
+            "some space or make the folder writable, then go on with --resume"
         ) from error
 
 

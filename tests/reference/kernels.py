@@ -5,6 +5,7 @@ t = 1 is noise, x_t = (1 - t) x_0 + t e, v = e - x_0; a step goes from t to s < 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ def log_density(x_next: np.ndarray, mean: np.ndarray, std: float) -> list[float]
 
 
 def euler_path(velocity, x: np.ndarray, times: list[float]) -> np.ndarray:
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         x = x + (s - t) * velocity(x, t)
     return x
 

@@ -188,7 +188,7 @@ def test_an_exception_stops_the_run_and_says_whose_it_was() -> None:
     with pytest.raises(RewardError, match=r"rewards.mine raised ZeroDivisionError: no quotes in this prompt") as caught:
         scores(broken)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    with pytest.raises(RewardError, match="rewards.mine raised TimeoutError: 30 s"):
+    with pytest.raises(RewardError, match=r"rewards.mine raised TimeoutError: 30 s"):
         scores(broken_later)
 
 
@@ -196,7 +196,7 @@ def test_a_reward_error_keeps_its_own_message() -> None:
     def reward(prompts, outputs):
         raise RewardError("the judge answered 12 on a scale of 0 to 10")
 
-    with pytest.raises(RewardError, match="^the judge answered 12"):
+    with pytest.raises(RewardError, match=r"^the judge answered 12"):
         scores(reward)
 
 

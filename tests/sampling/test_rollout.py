@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_the_trace_holds_what_was_drawn(kernel: str, window: Window) -> None:
     model, sampler = ToyFlowModel(), Sampler(kernel=kernel, steps=7, level=0.6, window=window, level_schedule="cosine")
     condition, drawn = roll(model, sampler)
     trace = drawn.trace
-    members, _, sample_keys = expand_groups(prompts(3), 4, 0, 0)
+    _members, _, sample_keys = expand_groups(prompts(3), 4, 0, 0)
     plan = stochastic_plan(sampler, shifted_times(7, 1.0), sample_keys, [sample_keys[i - i % 4] for i in range(12)])
     B, D = trace.levels.shape
     assert (6 if window.size is None else 2) == D and trace.states.shape == (B, D + 1, 3, 2, 2) and trace.mask.all()
@@ -128,7 +129,7 @@ def test_steps_outside_the_window_are_the_stock_sampler() -> None:
     condition, drawn = roll(model, sampler)
     x, times = drawn.trace.states[:, -1], shifted_times(6, 1.0)[2:]
     with torch.no_grad():
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in itertools.pairwise(times):
             x = x + (s - t) * model.velocity(x, t.expand(12), condition.condition)
     torch.testing.assert_close(drawn.latents, x, rtol=0, atol=1e-5)
     noise = gaussian(keys(4, prompt="p0"), "initial", (3, 2, 2))
@@ -275,6 +276,15 @@ def test_guidance_extrapolates_from_the_empty_prompt() -> None:
         for guidance in (0.0, 0.5, 3.0):
             guided = tiled_velocity(model, x, t, conditioning(model, asked, guidance), 8)
             torch.testing.assert_close(guided, empty + guidance * (full - empty), rtol=0, atol=1e-5)
+
+
+def test_a_schedule_that_begins_below_one_begins_with_that_times_variance() -> None:
+    """A variance-preserving table ends at a state of unit variance in its own coordinates, sqrt((1 - t)^2 + t^2) in ours."""
+    none = Conditioning(condition=Condition(tensors={"n": torch.zeros(3)}))
+    model, noise = ExactFlow(lambda x, t: torch.zeros_like(x), (4,)), gaussian(keys(3), "initial", (4,))
+    for first, scale in ((1.0, 1.0), (0.9, 0.82**0.5)):
+        plan = deterministic_plan(torch.tensor([first, 0.5, 0.0]), 3)
+        torch.testing.assert_close(draw(model, none, plan, keys(3), tile=8).latents, scale * noise)
 
 
 def test_drawing_builds_no_graph_and_leaves_the_global_generator_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -237,7 +238,7 @@ def test_files_are_read_and_their_mistakes_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
         with pytest.raises(DataError, match=message):
             read_prompts(str(tmp_path / name), "prompts.train")
-    with pytest.raises(DataError, match="prompts.train: .*absent.txt does not exist"):
+    with pytest.raises(DataError, match=r"prompts.train: .*absent.txt does not exist"):
         load_prompts(FilePrompts(type="file", train=str(tmp_path / "absent.txt")))
 
 
@@ -262,12 +263,13 @@ def test_before_and_after_differ_in_the_weights_alone(tmp_path, monkeypatch) -> 
     ).read_bytes()
 
 
-def test_every_held_out_prompt_is_counted_once(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("average", ({}, EMA), ids=("current", "average"))
+def test_every_held_out_prompt_is_counted_once(average: dict, tmp_path, monkeypatch) -> None:
     """Pitfall 36; the mean is that of the items, made again by hand from the final weights."""
     from safetensors.torch import load_file
 
     monkeypatch.setattr(loop, "write_report", lambda root: root)
-    recipe = toy_recipe(tmp_path, {"evaluate": {"sampler": {"tile": 3}}})
+    recipe = toy_recipe(tmp_path, average, {"evaluate": {"sampler": {"tile": 3}}})
     result = loop.align(recipe)
     last = evaluations(result.folder)[-1]
     items = json.loads((result.folder / last["items"]).read_text())
@@ -279,7 +281,7 @@ def test_every_held_out_prompt_is_counted_once(tmp_path, monkeypatch) -> None:
     keys = [toys.SampleKey(seed=20_000_003, step=-1, prompt=p.id, index=0) for p in asked]
     x, times = gaussian(keys, "initial", (3, 2, 2)), model.schedule(2, None)
     with torch.no_grad():
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in itertools.pairwise(times):
             x = x + (s - t) * model.velocity(x, t.expand(4), model.encode(asked))
     assert items["score"] == pytest.approx(toys.redness([p.text for p in asked], model.decode(x)), abs=1e-5)
 

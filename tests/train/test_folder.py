@@ -51,8 +51,27 @@ def test_a_name_is_not_reused_by_accident(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "other" / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_that_was_refused_before_it_began_leaves_its_name_free(tmp_path: Path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(toys, "redness", lambda prompts, outputs: [float(i) for i in range(len(prompts))])
+        with pytest.raises(RunError, match="a check failed"):
+            loop.align(toy_recipe(tmp_path))
+    assert (root_of(tmp_path) / "checks.json").exists()
+    loop.align(toy_recipe(tmp_path))
+    with pytest.raises(RunError, match="exists; go on with --resume"):
+        loop.align(toy_recipe(tmp_path))
+
+
+def test_a_stray_file_keeps_a_name_taken(tmp_path: Path) -> None:
+    root_of(tmp_path).mkdir(parents=True)
+    (root_of(tmp_path) / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="exists"):
+        loop.align(toy_recipe(tmp_path))
+    assert (root_of(tmp_path) / "notes.txt").read_text() == "mine"
+
+
 def test_resuming_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="--resume: .* has no complete checkpoint; start it without --resume"):
+    with pytest.raises(RunError, match=r"--resume: .* has no complete checkpoint; start it without --resume"):
         loop.align(toy_recipe(tmp_path), resume=True)
     assert not root_of(tmp_path).exists()
 
@@ -131,7 +150,7 @@ def test_a_file_in_place_of_the_run_is_one_clear_error(overwrite: bool, tmp_path
 def test_a_read_only_folder_is_one_clear_error(tmp_path: Path, monkeypatch) -> None:
     recipe = toy_recipe(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(RunError, match="cannot write .*toy: the folder is read-only"):
+    with pytest.raises(RunError, match=r"cannot write .*toy: the folder is read-only"):
         loop.align(recipe)
 
 

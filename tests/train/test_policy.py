@@ -142,7 +142,7 @@ def test_the_current_policy_needs_no_swap_and_swaps_do_not_nest() -> None:
 
 
 def test_the_optimizer_goes_on_with_the_same_parameters_after_a_swap() -> None:
-    policy, model, _ = two_policies()
+    policy, _model, _ = two_policies()
     before = list(policy.trainable.values())
     with policy.using("old"):
         pass

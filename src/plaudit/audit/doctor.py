@@ -121,7 +121,7 @@ def ratio_one(patient: Patient) -> Check:
     with torch.no_grad():
         again = replay_log_prob(trace, replay(patient.setup.policy.model, conditioning, trace), "exact")
     deviation = ((again - trace.log_prob).exp() - 1).abs()[trace.mask].max().item()
-    limit = patient.recipe.train.ratio_tolerance
+    limit = patient.recipe.train.ratio_tolerance * trace.rounding
     return _within(name, deviation, limit, "use float32, no dropout, and the same guidance in rollout and replay")
 
 

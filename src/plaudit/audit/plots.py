@@ -242,7 +242,8 @@ def _ratio_panel(run: RunRecord) -> Panel | None:
     deviation = run.series("ratio/first_step_max_dev")
     if not len(deviation):
         return None
-    limit = run.recipe.train.ratio_tolerance if run.recipe else None
+    stated = run.series("ratio/limit").values
+    limit = float(stated[-1]) if len(stated) else run.recipe.train.ratio_tolerance if run.recipe else None
     largest = float(deviation.values.max())
     title = f"Ratio at update 0: at most {number(largest, 2)} from 1" if largest else "Ratio at update 0: exactly 1"
 

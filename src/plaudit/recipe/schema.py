@@ -204,7 +204,7 @@ class Train(Strict):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     grad_clip: PositiveFloat = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0 = the trained weights are the result
-    ratio_tolerance: PositiveFloat = 1e-6
+    ratio_tolerance: PositiveFloat = 1e-6  # times the square root of the latent's dimensions where a density sums them
 
     @model_validator(mode="after")
     def _possible(self) -> Train:

@@ -31,6 +31,12 @@ class Trace:
     log_prob: Tensor  # [B, D] float64, of the policy that drew, in the `density` it was recorded with
     density: str
 
+    @property
+    def rounding(self) -> float:
+        """How float32 rounding grows in a log-ratio: a density that sums over dimensions adds up their independent
+        errors, like the square root of their number."""
+        return float(self.states[0, 0].numel() ** 0.5) if self.density == "exact" else 1.0
+
     def select(self, rows: Tensor) -> Trace:
         return Trace(
             kernel=self.kernel,

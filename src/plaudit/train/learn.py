@@ -80,7 +80,7 @@ def learn(
         optimizer.zero_grad(set_to_none=True)
         sums = accumulate(policy, objective, batch.select(rows), train.micro_batch)
         if number == 0:
-            _check_ratio(sums, train, step)
+            _check_ratio(sums, train, batch, step)
         norm = nn.utils.clip_grad_norm_(parameters, train.grad_clip).item()
         total = sum(value for name, value in sums.totals.items() if name.startswith("loss/"))
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -93,6 +93,7 @@ def learn(
         entry: dict[str, float] = {"loss": total, "grad_norm": norm, **sums.totals}
         if number == 0 and sums.largest_deviation is not None:
             entry["ratio/first_step_max_dev"] = sums.largest_deviation
+            entry["ratio/limit"] = _ratio_limit(train, batch)
         collected.append(entry)
     names = {name: None for entry in collected for name in entry}
     # An update without contrast has no parts: they count as 0 there, as its loss does, so that parts sum to the loss.
@@ -104,10 +105,15 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _check_ratio(sums: Sums, train: Train, step: int) -> None:
+def _ratio_limit(train: Train, batch: Batch) -> float:
+    assert batch.trace is not None
+    return train.ratio_tolerance * batch.trace.rounding
+
+
+def _check_ratio(sums: Sums, train: Train, batch: Batch, step: int) -> None:
     deviation = sums.largest_deviation
-    if deviation is not None and deviation > train.ratio_tolerance:
+    if deviation is not None and deviation > _ratio_limit(train, batch):
         raise RunError(
-            f"step {step}: the importance ratio deviates from 1 by {deviation:.2e} before the first update "
-            f"(train.ratio_tolerance {train.ratio_tolerance:g}); {RATIO_REMEDY}"
+            f"step {step}: the importance ratio deviates from 1 by {deviation:.2e} before the first update (allowed "
+            f"{_ratio_limit(train, batch):.2g}, from train.ratio_tolerance {train.ratio_tolerance:g}); {RATIO_REMEDY}"
         )
