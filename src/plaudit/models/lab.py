@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,8 +50,11 @@ class LabFlowModel:
         return shifted_times(steps, shift or OWN_SHIFT[self.name])
 
     def save(self, folder: Path) -> None:
-        """All weights, adapters included, as one file that `model.weights` reads (adapters under their peft names)."""
+        """All weights as one file that `model.weights` reads; adapters are merged into the layers they adapt."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v.contiguous() for k, v in self.network.state_dict().items()}, folder / f"{self.name}.safetensors"
-        )
+        merged = copy.deepcopy(self.network)
+        for module in merged.modules():
+            if hasattr(module, "base_layer"):
+                module.merge()
+        state = {key.replace(".base_layer.", "."): v for key, v in merged.state_dict().items() if ".lora_" not in key}
+        save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{self.name}.safetensors")

@@ -266,6 +266,14 @@ class Recipe(Strict):
     def _combinable(self) -> Recipe:
         if not self.rewards:
             raise ValueError("rewards: name at least one reward, for example `match: {type: scene_match}`")
+        if self.sampler.kernel in ("cps", "ddim_eta") and self.sampler.level > 1:
+            raise ValueError(
+                f"sampler.level: {self.sampler.level} for {self.sampler.kernel}, whose levels lie in [0, 1]"
+            )
+        if self.objective.type == "grpo" and self.sampler.steps < 2:
+            raise ValueError(
+                "sampler.steps: 1 leaves objective grpo nothing to train, the last step is deterministic; use 2"
+            )
         stochastic = self.sampler.kernel != "ode" and self.sampler.level > 0
         if self.objective.type == "grpo" and not stochastic:
             raise ValueError(

@@ -77,8 +77,8 @@ def _without_nan(value: Any) -> Any:
     return value
 
 
-def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
-    """Create the run's folder, or take up an existing one. A name is never reused by accident."""
+def find_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
+    """Where a run will live, or why it cannot; touches nothing. A name is never reused by accident."""
     root = Path(recipe.run.folder) / (recipe.run.name or recipe.name)
     folder = RunFolder(root)
     if resume:
@@ -88,14 +88,21 @@ def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
                 f"--resume: {root} has no complete checkpoint; start it without --resume (and with --overwrite if it exists)"
             )
         _same_recipe(recipe, root)
-        return folder
-    if root.is_file():
+    elif root.is_file():
         raise RunError(f"{root} is a file; move it away or choose another --run.name")
-    if root.exists() and any(root.iterdir()):
-        if not (overwrite or _never_started(root)):
-            raise RunError(
-                f"{root} exists; go on with --resume, replace it with --overwrite, or choose another --run.name"
-            )
+    elif root.exists() and any(root.iterdir()) and not (overwrite or _never_started(root)):
+        raise RunError(f"{root} exists; go on with --resume, replace it with --overwrite, or choose another --run.name")
+    return folder
+
+
+def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
+    """Create the run's folder in place of what may be replaced, or take up an existing one."""
+    folder = find_run(recipe, resume=resume, overwrite=overwrite)
+    root = folder.root
+    if resume:
+        storage.write_text(root / "recipe.yaml", dump(recipe))
+        return folder
+    if root.exists():
         shutil.rmtree(root)
     with storage.explain_write_errors(root):
         folder.samples.mkdir(parents=True)
@@ -127,4 +134,3 @@ def _same_recipe(recipe: Recipe, root: Path) -> None:
             f"--resume: {', '.join(changed)} differ from {root / 'recipe.yaml'}; only train.steps, train.minutes, "
             "train.network_calls and run.* may change. Start a new --run.name instead"
         )
-    storage.write_text(root / "recipe.yaml", dump(recipe))

@@ -23,7 +23,7 @@ from plaudit.train.checkpoint import Progress, restore_checkpoint, save_checkpoi
 from plaudit.train.collect import Rollout, collect
 from plaudit.train.display import Display, Silent
 from plaudit.train.evaluate import Measured, evaluate
-from plaudit.train.folder import RunFolder, open_run
+from plaudit.train.folder import RunFolder, find_run, open_run
 from plaudit.train.interrupt import Patience, between_steps
 from plaudit.train.learn import learn
 from plaudit.train.setup import Setup, prepare
@@ -43,8 +43,9 @@ def align(
 ) -> RunResult:
     """Train a generator on its rewards as the recipe says; returns where the report is."""
     display = display or Silent()
+    find_run(recipe, resume=resume, overwrite=overwrite)
+    setup = prepare(recipe)  # a recipe that cannot be prepared must not cost the run it would replace
     folder = open_run(recipe, resume=resume, overwrite=overwrite)
-    setup = prepare(recipe)
     if resume:
         progress = restore_checkpoint(folder, setup)
         display.say(f"resumed {folder.root} after step {progress.step}")
@@ -62,7 +63,11 @@ def align(
         display.end()
     if stopped is None:
         raise Interrupted(_how_to_go_on(folder, f"stopped after step {progress.step}; everything is saved"))
-    return _finish(setup, folder, progress, display, stopped)
+    save_checkpoint(folder, setup, progress)
+    try:
+        return _finish(setup, folder, progress, display, stopped)
+    except KeyboardInterrupt as signal:
+        raise Interrupted(_how_to_go_on(folder, "trained, but not measured; the last checkpoint is sound")) from signal
 
 
 def _how_to_go_on(folder: RunFolder, what: str) -> str:
@@ -91,6 +96,8 @@ def _train(setup: Setup, folder: RunFolder, progress: Progress, display: Display
         folder.append("metrics.jsonl", {"step": progress.step, **metrics})
         folder.append("timing.jsonl", {"step": progress.step, **timing, "seconds": progress.training_seconds})
         display.step(progress.step, metrics, progress.training_seconds)
+        if metrics["frac_reward_zero_std"] == 1.0:
+            display.say(f"step {progress.step}: every group's rewards are equal, so nothing was learned from it")
         if progress.step % recipe.evaluate.every == 0:
             measured = evaluate(setup, folder, step=progress.step, label="step", count=recipe.evaluate.prompts)
             _show(display, progress.step, "step", measured)

@@ -62,11 +62,11 @@ class Policy:
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[None]:
         """Run with a snapshot's weights; the current ones are back afterwards, whatever happens."""
+        if self.active != "current":
+            raise RuntimeError(f"{name!r} inside snapshot {self.active!r}")
         if name == "current":
             yield
             return
-        if self.active != "current":
-            raise RuntimeError(f"snapshot {name!r} inside snapshot {self.active!r}")
         own = {key: parameter.data for key, parameter in self.trainable.items()}
         self.active = name
         try:
