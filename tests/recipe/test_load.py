@@ -41,7 +41,7 @@ def test_no_source_is_the_shipped_default():
 
 
 def test_shipped_recipes_of_the_repository_are_all_found():
-    folder = Path(plaudit.__file__).parents[2] / "recipes"
+    folder = Path(__file__).parents[2] / "recipes"
     assert set(shipped()) == {path.stem for path in folder.glob("*.yaml")}
     assert {"default", "slots-nft", "slots-grpo", "pixels-nft", "pixels-grpo"} <= set(shipped())
 
