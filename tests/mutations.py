@@ -602,7 +602,9 @@ MUTATIONS = [
         f"{RESUME}::test_an_interrupted_run_saves_its_step_says_how_to_go_on_and_resumes",
     ),
     Mutation("any recipe may resume", "train/folder.py", "if changed:", "if False:", FOLDER),
-    Mutation("names are reused", "train/folder.py", "and not (overwrite or _never_started(root)):", "and False:", FOLDER),
+    Mutation(
+        "names are reused", "train/folder.py", "and not (overwrite or _never_started(root)):", "and False:", FOLDER
+    ),
     # --- the doctor
     Mutation("a check that cannot fail", "audit/doctor.py", "passed=value <= limit", "passed=True", DOCTOR),
     Mutation(
