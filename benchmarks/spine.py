@@ -5,7 +5,8 @@
 2. Replaying all recorded steps in one network call against one call a step.
 3. Prompt conditions from the cache against encoding them again (the tiny Stable Diffusion 3 pipeline of the tests, so
    that there are real text encoders; skipped without diffusers).
-4. Peak memory of a step against that of its bare compute, each in a process of its own.
+4. Peak memory of a step against that of its bare compute, each in a process of its own (Linux).
+5. The exact checker's pictures a second.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from plaudit.lab.scenes.check import check
+from plaudit.lab.scenes.grammar import sample_prompts
+from plaudit.lab.scenes.render import rasterise, sample_scenes
 from plaudit.recipe.load import load
 from plaudit.recipe.schema import Recipe
 from plaudit.sampling.rollout import Trace, replay, replay_log_prob
@@ -119,21 +124,30 @@ def replay_ratio(repeats: int) -> dict[str, float]:
 def cache_ratio(repeats: int) -> dict[str, float] | None:
     try:
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "models"))
-        from tiny_sd3 import build_tiny_sd3
+        from tiny_sd3 import build
 
         from plaudit.models.sd3 import Sd3FlowModel
         from plaudit.recipe.schema import Sd3Model
     except ImportError:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        build_tiny_sd3(Path(folder))
-        model = Sd3FlowModel.from_config(Sd3Model(type="sd3", path=folder, height=32, width=32))
+        model = Sd3FlowModel.from_config(Sd3Model(type="sd3", path=str(build(Path(folder))), height=32, width=32))
         prompts = prepare(bench_recipe("slots", "grpo")).prompts.batch(0, 16, 0)
         kept = PromptEncoder(model)
         kept(prompts, 4.5)
         return ratio(
             lambda: (kept(prompts, 4.5), None)[1], lambda: (PromptEncoder(model)(prompts, 4.5), None)[1], repeats
         )
+
+
+def checker_rate(repeats: int, batch: int = 256) -> dict[str, float]:
+    """Pictures a second through the exact checker, batched, on one thread."""
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    prompts = sample_prompts("heldout", batch, rng)
+    images = rasterise(sample_scenes(prompts, rng))
+    rates = sorted(batch / seconds(lambda: (check(images, prompts), None)[1]) for _ in range(repeats + 1))
+    return {"images_per_second": statistics.median(rates), "low": rates[0], "high": rates[-1]}
 
 
 def peak_memory(model: str, objective: str) -> dict[str, float]:
@@ -179,6 +193,7 @@ def main() -> None:
             results[f"{name}: peak memory over bare compute"] = peak_memory(model, objective)
     results["slots grpo: batched replay over step by step"] = replay_ratio(arguments.repeats)
     results["tiny sd3: cached prompts over encoding them"] = cache_ratio(arguments.repeats)
+    results["scene checker, one thread"] = checker_rate(arguments.repeats)
     for name, value in results.items():
         print(f"{name}: {json.dumps(value)}")
 
