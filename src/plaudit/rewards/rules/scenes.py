@@ -10,7 +10,7 @@ from torch import Tensor
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.lab.scenes.check import Verdict, check
-from plaudit.rewards.base import Card
+from plaudit.rewards.base import card
 
 
 def verdicts(prompts: Sequence[str], outputs: Tensor, facts: Sequence[Mapping[str, Any]]) -> list[Verdict]:
@@ -22,21 +22,19 @@ def verdicts(prompts: Sequence[str], outputs: Tensor, facts: Sequence[Mapping[st
     return check(outputs, [Prompt(id="", text=text, facts=fact) for text, fact in zip(prompts, facts, strict=True)])
 
 
+@card(low=0, high=1)
 def scene_exact(prompts: Sequence[str], outputs: Tensor, facts: Sequence[Mapping[str, Any]]) -> list[float]:
     """1 where the picture shows exactly what the caption says, else 0."""
     return [float(verdict.correct) for verdict in verdicts(prompts, outputs, facts)]
 
 
+@card(low=0, high=1)
 def scene_graded(prompts: Sequence[str], outputs: Tensor, facts: Sequence[Mapping[str, Any]]) -> list[float]:
     """Satisfied parts of the caption, divided by one plus the surplus objects."""
     return [verdict.graded for verdict in verdicts(prompts, outputs, facts)]
 
 
+@card(low=0, high=1)
 def scene_match(prompts: Sequence[str], outputs: Tensor, facts: Sequence[Mapping[str, Any]]) -> list[float]:
     """Half exact, half graded: the lab's training reward."""
     return [0.5 * verdict.correct + 0.5 * verdict.graded for verdict in verdicts(prompts, outputs, facts)]
-
-
-scene_exact.card = Card(summary=scene_exact.__doc__ or "", low=0, high=1)  # type: ignore[attr-defined]
-scene_graded.card = Card(summary=scene_graded.__doc__ or "", low=0, high=1)  # type: ignore[attr-defined]
-scene_match.card = Card(summary=scene_match.__doc__ or "", low=0, high=1)  # type: ignore[attr-defined]

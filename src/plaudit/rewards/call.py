@@ -1,0 +1,351 @@
+"""Calling a reward: what it is handed, what it may return, and what happens when it fails.
+
+One bad output never harms its batch: when a call raises, the outputs are tried one by one and only the guilty ones are
+marked. What cannot be judged has a status and no number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import inspect
+import math
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plaudit.data.prompt import Prompt
+from plaudit.errors import PlauditError, RewardError
+from plaudit.rewards.base import Card, RewardFunction, Score, Status, missing
+
+Outputs = Any  # Tensor [B, ...], or a list with one output each
+OUTPUT_NAMES = ("outputs", "completions", "images")
+TRANSIENT = (Status.TIMED_OUT, Status.ERRORED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handling:
+    """How calls are made: chunks of `batch` outputs, `concurrency` of them at a time, each within `deadline_s`; outputs
+    that failed are tried again up to `retries` times while no more than `retry_budget` of all calls were repeats."""
+
+    batch: int | None = None
+    concurrency: int = 1
+    deadline_s: float | None = None
+    retries: int = 0
+    retry_budget: float = 0.2
+    backoff_s: float = 0.1
+
+
+@dataclass
+class Meter:
+    """What calling a reward has cost so far. `latencies_s` are those since they were last taken."""
+
+    calls: int = 0
+    outputs: int = 0
+    repeats: int = 0
+    cache_hits: int = 0
+    latencies_s: list[float] = field(default_factory=list)
+
+    def take_latencies(self) -> list[float]:
+        taken, self.latencies_s = self.latencies_s, []
+        return taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A batch to be scored. `group [B]` tells which outputs answer the same prompt; `step` is the training step."""
+
+    prompts: Sequence[Prompt]
+    outputs: Outputs
+    group: Sequence[int]
+    step: int = 0
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def rows(self, rows: Sequence[int]) -> Request:
+        return Request(
+            prompts=[self.prompts[i] for i in rows],
+            outputs=select(self.outputs, rows),
+            group=[self.group[i] for i in rows],
+            step=self.step,
+        )
+
+
+def make_request(
+    prompts: Sequence[Prompt], outputs: Outputs, group: Sequence[int] | Tensor | None = None, step: int = 0
+) -> Request:
+    """Without `group`, outputs of the same prompt id and text belong together."""
+    if len(prompts) != len(outputs):
+        raise RewardError(f"{len(prompts)} prompts for {len(outputs)} outputs; give one prompt per output")
+    if group is None:
+        seen: dict[tuple[str, str], int] = {}
+        group = [seen.setdefault((prompt.id, prompt.text), len(seen)) for prompt in prompts]
+    members = group.tolist() if isinstance(group, Tensor) else list(group)
+    return Request(prompts=prompts, outputs=outputs, group=members, step=step)
+
+
+def select(outputs: Outputs, rows: Sequence[int]) -> Outputs:
+    return outputs[list(rows)] if isinstance(outputs, Tensor) else [outputs[i] for i in rows]
+
+
+def call_reward(
+    name: str,
+    function: RewardFunction,
+    prompts: Sequence[Prompt],
+    outputs: Outputs,
+    *,
+    group: Sequence[int] | Tensor | None = None,
+    step: int = 0,
+    handling: Handling | None = None,
+) -> list[Score]:
+    """One score per output, in order."""
+    request = make_request(prompts, outputs, group, step)
+    return Caller(name, function, handling or Handling())(request)
+
+
+class Caller:
+    """Calls one reward as its `handling` says, and keeps the meter."""
+
+    def __init__(self, name: str, function: RewardFunction, handling: Handling | None = None) -> None:
+        self.name, self.function, self.handling = name, function, handling or Handling()
+        self.card: Card | None = getattr(function, "card", None)
+        self.meter = Meter()
+        self.lock = threading.Lock()
+        self.parameters = inspect.signature(function).parameters
+        self.takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self.parameters.values())
+        self.output_name = next((name for name in OUTPUT_NAMES if name in self.parameters), "outputs")
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether the reward must see all outputs at once, because they are compared with each other."""
+        return self.card is not None and not self.card.batch_invariant
+
+    def __call__(self, request: Request) -> list[Score]:
+        """One score per output, in order. A reward's random numbers come from a state that is put back afterwards."""
+        if not len(request):
+            return []
+        generator = torch.get_rng_state()
+        try:
+            return self._with_retries(request)
+        finally:
+            torch.set_rng_state(generator)
+
+    def _with_retries(self, request: Request) -> list[Score]:
+        scores = self._attempt(request, self._chunks(request))
+        for attempt in range(self.handling.retries):
+            failed = [i for i, score in enumerate(scores) if score.status in TRANSIENT]
+            rows = list(range(len(request))) if failed and self.whole_batch else failed
+            if not rows or not self._may_repeat(len(rows)):
+                break
+            time.sleep(self.handling.backoff_s * 2**attempt)
+            again = [rows] if self.whole_batch else [[i] for i in rows]  # alone, so that one slow output harms no other
+            repeated = self._attempt(request, again)
+            scores = [repeated[i] if i in set(rows) else score for i, score in enumerate(scores)]
+        return scores
+
+    def _may_repeat(self, count: int) -> bool:
+        with self.lock:
+            allowed = self.meter.repeats + count <= max(self.handling.retry_budget * self.meter.outputs, 1)
+            self.meter.repeats += count if allowed else 0
+        return allowed
+
+    def _chunks(self, request: Request) -> list[list[int]]:
+        """Rows of each call. Pictures of unlike sizes cannot be stacked, so they are called size by size."""
+        rows = list(range(len(request)))
+        if self.whole_batch:
+            return [rows]
+        sizes = [tuple(output.shape) if isinstance(output, Tensor) else None for output in request.outputs]
+        if isinstance(request.outputs, Tensor) or self._kind == "audio" or len(set(sizes)) == 1:
+            together = [rows]
+        else:
+            together = [[i for i in rows if sizes[i] == size] for size in dict.fromkeys(sizes)]
+        batch = self.handling.batch or len(rows)
+        return [chunk[at : at + batch] for chunk in together for at in range(0, len(chunk), batch)]
+
+    @property
+    def _kind(self) -> str | None:
+        return self.card.kind if self.card else None
+
+    def _attempt(self, request: Request, chunks: Sequence[list[int]]) -> list[Score]:
+        """Scores by row; those of rows outside the chunks are placeholders."""
+        parts = [request if len(rows) == len(request) else request.rows(rows) for rows in chunks]
+        if len(parts) == 1 or self.handling.concurrency == 1:
+            results = [self._isolated(part) for part in parts]
+        else:
+            with ThreadPoolExecutor(max_workers=min(self.handling.concurrency, len(parts))) as pool:
+                results = list(pool.map(self._isolated, parts))
+        scores = [missing(Status.ERRORED, "not called")] * len(request)
+        for rows, result in zip(chunks, results, strict=True):
+            for i, score in zip(rows, result, strict=True):
+                scores[i] = score
+        return scores
+
+    def _isolated(self, request: Request) -> list[Score]:
+        """A call; where it raises, every output alone, so that only the guilty are marked."""
+        try:
+            return self._within_deadline(request)
+        except PlauditError:
+            raise
+        except TimeoutError as error:
+            return [missing(Status.TIMED_OUT, str(error))] * len(request)
+        except Exception as error:  # user code may raise anything; it becomes a status and a note, never a number
+            if len(request) == 1 or self.whole_batch:
+                return [missing(Status.ERRORED, f"{type(error).__name__}: {error}")] * len(request)
+        return [score for i in range(len(request)) for score in self._isolated(request.rows([i]))]
+
+    def _within_deadline(self, request: Request) -> list[Score]:
+        started = time.perf_counter()
+        try:
+            result = self._run(request)
+        finally:
+            with self.lock:
+                self.meter.calls += 1
+                self.meter.outputs += len(request)
+                self.meter.latencies_s.append(time.perf_counter() - started)
+        return as_scores(self.name, result, len(request))
+
+    def _run(self, request: Request) -> Any:
+        deadline, arguments = self.handling.deadline_s, self._arguments(request)
+        if deadline is None:
+            return _finished(_invoke(self.function, arguments), None)
+        box: dict[str, Any] = {}
+
+        def work() -> None:
+            try:
+                box["result"] = _invoke(self.function, arguments)
+            except BaseException as error:  # handed to the caller's thread
+                box["error"] = error
+
+        started = time.monotonic()
+        thread = threading.Thread(target=work, name=f"reward {self.name}", daemon=True)
+        thread.start()
+        thread.join(deadline)
+        if thread.is_alive():
+            raise TimeoutError(f"no answer within {deadline:g} s")
+        if "error" in box:
+            raise box["error"]
+        return _finished(box["result"], deadline - (time.monotonic() - started))
+
+    # --- what the reward is handed -----------------------------------------------------------------------------------
+
+    def _arguments(self, request: Request) -> dict[str, Any]:
+        """Copies of what could be changed, and only those columns that the signature asks for."""
+        given: dict[str, Any] = {"prompts": [prompt.text for prompt in request.prompts]}
+        given[self.output_name] = self._output_copies(request.outputs)
+        columns = {
+            "ids": lambda: [prompt.id for prompt in request.prompts],
+            "group": lambda: list(request.group),
+            "step": lambda: request.step,
+            "facts": lambda: copy.deepcopy([prompt.facts for prompt in request.prompts]),
+            "inputs": lambda: copy.deepcopy([prompt.inputs for prompt in request.prompts]),
+        }
+        given |= {name: make() for name, make in columns.items() if name in self.parameters or self.takes_all}
+        carried = {name for prompt in request.prompts for name in (*prompt.facts, *prompt.inputs)} - given.keys()
+        for name in sorted(carried):
+            if name in self.parameters or self.takes_all:
+                given[name] = [copy.deepcopy(_column(prompt, name)) for prompt in request.prompts]
+        absent = [
+            name
+            for name, parameter in self.parameters.items()
+            if name not in given and parameter.default is parameter.empty and parameter.kind in NAMED
+        ]
+        if absent:
+            raise RewardError(
+                f"rewards.{self.name} needs the column {absent[0]!r}, which no prompt carries; prompts carry "
+                f"{', '.join(sorted(carried)) or 'no facts or inputs'}; add {absent[0]!r} to the prompts' `facts`"
+            )
+        return given
+
+    def _output_copies(self, outputs: Outputs) -> Outputs:
+        if isinstance(outputs, Tensor):
+            return outputs.detach().clone()
+        if self._kind == "text":
+            return [text_of(output) for output in outputs]
+        if self._kind in ("image", "video") and all(isinstance(output, Tensor) for output in outputs):
+            return torch.stack(list(outputs)) if len({output.shape for output in outputs}) == 1 else list(outputs)
+        return [output.clone() if isinstance(output, Tensor) else copy.deepcopy(output) for output in outputs]
+
+
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _column(prompt: Prompt, name: str) -> Any:
+    return prompt.facts.get(name, prompt.inputs.get(name))
+
+
+def text_of(completion: Any) -> str:
+    """A completion's text: itself, or the last message of a conversation."""
+    if isinstance(completion, str):
+        return completion
+    try:
+        content = completion[-1]["content"]
+    except (TypeError, KeyError, IndexError) as error:
+        raise RewardError(f"{completion!r} is not a text or a list of messages with `content`") from error
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def _invoke(function: RewardFunction, arguments: dict[str, Any]) -> Any:
+    with torch.no_grad():
+        return function(**arguments)
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One loop for all async rewards, in a thread of its own: clients that they keep open stay usable."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
+    return loop
+
+
+def _finished(result: Any, seconds: float | None) -> Any:
+    if not inspect.isawaitable(result):
+        return result
+    future = asyncio.run_coroutine_threadsafe(_awaited(result), _event_loop())
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if not future.cancel():
+            raise
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
+
+
+# --- what may come back ----------------------------------------------------------------------------------------------
+
+
+def as_scores(name: str, result: Any, expected: int) -> list[Score]:
+    try:
+        values = list(result.tolist() if isinstance(result, Tensor) else result)
+    except TypeError as error:
+        raise RewardError(f"rewards.{name} returned {result!r}; return a list with one score per output") from error
+    if len(values) != expected:
+        raise RewardError(
+            f"rewards.{name} returned {len(values)} scores for {expected} outputs; return one per output, None where there "
+            "is none"
+        )
+    return [_as_score(name, value) for value in values]
+
+
+def _as_score(name: str, value: Any) -> Score:
+    if isinstance(value, Score):
+        return value
+    if value is None:
+        return missing(Status.NOT_APPLICABLE)
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"rewards.{name} returned {value!r}; a score is a number, None or a plaudit.Score") from error
+    if not math.isfinite(number):
+        return missing(Status.ERRORED, f"the reward returned {number}")
+    return Score(value=number)

@@ -1,0 +1,65 @@
+"""From a recipe's words to rewards that can be called."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plaudit.data.prompt import Prompt
+from plaudit.dotted import import_dotted
+from plaudit.errors import RecipeError
+from plaudit.recipe.schema import RewardConfig
+from plaudit.rewards.base import Card, RewardFunction, Score
+from plaudit.rewards.call import Caller, Handling, Outputs, Request, make_request
+from plaudit.rewards.table import BUILT_IN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward:
+    """A named, callable reward with its weight in the sum."""
+
+    name: str
+    caller: Caller
+    weight: float = 1.0
+
+    @property
+    def card(self) -> Card | None:
+        return self.caller.card
+
+    def __call__(self, prompts: Sequence[Prompt], outputs: Outputs, **rest: Any) -> list[Score]:
+        return self.score(make_request(prompts, outputs, **rest))
+
+    def score(self, request: Request) -> list[Score]:
+        return self.caller(request)
+
+
+def find_reward(name: str, type_: str, arguments: Mapping[str, Any]) -> RewardFunction:
+    """Built-in name or dotted path; classes are created, functions get `arguments` bound."""
+    key = f"rewards.{name}.type"
+    thing = import_dotted(BUILT_IN.get(type_, type_), key, built_in=BUILT_IN)
+    if not callable(thing):
+        raise RecipeError(
+            f"{key}: {type_!r} is a {type(thing).__name__}, which cannot be called; name a function or a class"
+        )
+    try:
+        if inspect.isclass(thing):
+            return thing(**arguments)
+        return _bound(thing, arguments) if arguments else thing
+    except TypeError as error:
+        raise RecipeError(f"rewards.{name}.arguments: {error}") from error
+
+
+def _bound(function: RewardFunction, arguments: Mapping[str, Any]) -> RewardFunction:
+    inspect.signature(function).bind_partial(**arguments)
+    bound = functools.partial(function, **arguments)
+    if hasattr(function, "card"):
+        bound.card = function.card  # type: ignore[attr-defined]
+    return bound
+
+
+def load_reward(name: str, config: RewardConfig) -> Reward:
+    function = find_reward(name, config.type, config.arguments)
+    return Reward(name=name, caller=Caller(name, function, Handling()), weight=config.weight)

@@ -1,0 +1,34 @@
+"""What every built-in reward must show; each family's tests call `ships(name)` for each of its rewards."""
+
+from __future__ import annotations
+
+from plaudit.rewards.base import Status
+from plaudit.rewards.call import Caller
+from plaudit.rewards.load import find_reward
+from plaudit.rewards.pinned import NUM_CASES, agrees, load_pinned, shown
+
+
+def ships(name: str) -> None:
+    """Card, eight pinned scores of at least three values, and the same scores one by one and in another order."""
+    pinned = load_pinned(name)
+
+    def fresh() -> Caller:
+        return Caller(name, find_reward(name, name, pinned.arguments))
+
+    caller, request = fresh(), pinned.request
+    card = caller.card
+    assert card is not None and card.summary and card.low < card.high, f"{name} has no card"
+    assert len(request) == NUM_CASES
+    found = caller(request)
+    for i, (score, expected) in enumerate(zip(found, pinned.expected, strict=True)):
+        assert agrees(score, expected, pinned.tolerance), f"{name} case {i}: {expected} pinned, {shown(score)} found"
+        assert score.status is not Status.OK or card.low - 1e-6 <= score.value <= card.high + 1e-6
+    assert len({shown(score) for score in found}) >= 3, f"{name}: the pinned scores hardly differ"
+    if not card.batch_invariant:
+        return
+    alone = [fresh()(request.rows([i]))[0] for i in range(len(request))]
+    backwards = fresh()(request.rows(range(len(request))[::-1]))[::-1]
+    for together, single, turned in zip(found, alone, backwards, strict=True):
+        for other in (single, turned):
+            assert together.status == other.status
+            assert together.status is not Status.OK or abs(together.value - other.value) <= pinned.tolerance
