@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from plaudit.recipe.load import load
     from plaudit.recipe.schema import Recipe
     from plaudit.rewards.base import Score
+    from plaudit.rewards.scoring import score
     from plaudit.train.loop import align
 
 __version__ = "0.1.0"
-__all__ = ["Prompt", "Recipe", "Score", "__version__", "align", "load"]
+__all__ = ["Prompt", "Recipe", "Score", "__version__", "align", "load", "score"]
 
 HOMES = {
     "align": "plaudit.train.loop",
     "load": "plaudit.recipe.load",
+    "score": "plaudit.rewards.scoring",
     "Recipe": "plaudit.recipe.schema",
     "Prompt": "plaudit.data.prompt",
     "Score": "plaudit.rewards.base",

@@ -219,14 +219,12 @@ def batch_size(patient: Patient) -> Check:
 
 def permutation(patient: Patient) -> Check:
     """Scores follow their prompts, and mismatched pairs score lower on average."""
-    from plaudit.rewards.base import score_batch
-
     setup = patient.setup
     with torch.no_grad():
         pictures = setup.policy.model.decode(patient.drawn.latents)
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(pictures)))  # no shift: an off-by-one follows it
-    straight = score_batch(setup.rewards, patient.prompts, pictures).total
-    moved = score_batch(setup.rewards, [patient.prompts[i] for i in order.tolist()], pictures[order]).total
+    straight = setup.rewards(patient.prompts, pictures).total
+    moved = setup.rewards([patient.prompts[i] for i in order.tolist()], pictures[order]).total
     deviation = _largest_difference(straight[order], moved)
     return _within("permuting the batch permutes the rewards", deviation, 1e-6, "a reward reads another item's prompt")
 
@@ -238,8 +236,6 @@ def _largest_difference(first: Tensor, second: Tensor) -> float:
 
 
 def mismatch(patient: Patient) -> Check:
-    from plaudit.rewards.base import score_batch
-
     name = "mismatched prompts score lower"
     setup = patient.setup
     distinct = len({prompt.id for prompt in patient.prompts})
@@ -247,9 +243,9 @@ def mismatch(patient: Patient) -> Check:
         return _not_applicable(name, "one prompt only")
     with torch.no_grad():
         pictures = setup.policy.model.decode(patient.drawn.latents)
-    straight = score_batch(setup.rewards, patient.prompts, pictures).total.nanmean().item()
+    straight = setup.rewards(patient.prompts, pictures).total.nanmean().item()
     wrong = [patient.prompts[(i + 4) % len(pictures)] for i in range(len(pictures))]
-    crossed = score_batch(setup.rewards, wrong, pictures).total.nanmean().item()
+    crossed = setup.rewards(wrong, pictures).total.nanmean().item()
     if straight == crossed:
         return _not_applicable(
             name, f"both {straight:.3f}: the reward does not read the prompt, or the model solves none"
@@ -264,11 +260,9 @@ def mismatch(patient: Patient) -> Check:
 
 
 def reward_is_deterministic(patient: Patient) -> Check:
-    from plaudit.rewards.base import score_batch
-
     with torch.no_grad():
         pictures = patient.setup.policy.model.decode(patient.drawn.latents)
-    first, second = (score_batch(patient.setup.rewards, patient.prompts, pictures).total for _ in range(2))
+    first, second = (patient.setup.rewards(patient.prompts, pictures).total for _ in range(2))
     deviation = _largest_difference(first, second)
     return _within(
         "scoring twice gives the same scores", deviation, 1e-6, "the reward is random: average it or fix its seed"
@@ -344,9 +338,12 @@ def cheap_checks(setup: Setup) -> list[Check]:
 
 def examine(recipe: Recipe) -> list[Check]:
     """Every check, on a fresh set-up of the recipe."""
+    from plaudit.train.evaluate import calibrate
     from plaudit.train.setup import prepare
 
-    return _run(ALL, prepare(recipe))
+    setup = prepare(recipe)
+    calibrate(setup)
+    return _run(ALL, setup)
 
 
 def failed_message(checks: list[Check]) -> str:

@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from plaudit.cli import align, compare, doctor, lab, recipe, report, sample, systems
+from plaudit.cli import align, compare, doctor, lab, recipe, report, rewards, sample, score, systems
 from plaudit.cli.command import CheckCommand, PlauditCommand, RecipeCommand
 
 app = typer.Typer(
@@ -17,12 +17,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("align", cls=RecipeCommand)(align.run)
+app.command("score", cls=PlauditCommand)(score.run)
 app.command("sample", cls=RecipeCommand)(sample.run)
 app.command("doctor", cls=RecipeCommand)(doctor.run)
 app.command("report", cls=PlauditCommand)(report.run)
 app.command("compare", cls=RecipeCommand)(compare.run)
 app.command("systems", cls=PlauditCommand)(systems.run)
 app.command("recipe", cls=CheckCommand)(recipe.run)
+app.add_typer(rewards.app, name="rewards")
 app.add_typer(lab.app, name="lab")
 
 

@@ -17,6 +17,10 @@ class LabNetwork(StrEnum):
     SLOTS = "slots"
     PIXELS = "pixels"
     PROXY = "proxy"
+    CAPTIONER = "captioner"
+    ENCODER = "encoder"
+    DIRECTION = "direction"
+    PICTURE_ENCODER = "picture-encoder"
 
 
 @app.callback()
@@ -33,6 +37,9 @@ def build(
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     install: Annotated[bool, typer.Option("--install", help="Replace the weights that ship with Plaudit.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of packed emoji sets, for picture-encoder.", show_default=False)
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
 ) -> None:
     """Pretrain a lab network, going on from its last checkpoint."""
@@ -40,12 +47,33 @@ def build(
         import torch
 
         torch.set_num_threads(threads)
-    if name is LabNetwork.PROXY:
-        from plaudit.lab.build_proxy import build_proxy
+    typer.echo(f"wrote {_built(name, out, steps=steps, seed=seed, install=install, data=data)}")
 
-        path = build_proxy(out, steps=steps, seed=seed, install=install)
-    else:
-        from plaudit.lab.build import build
 
-        path = build(name.value, out, steps=steps, seed=seed, install=install)
-    typer.echo(f"wrote {path}")
+def _built(name: LabNetwork, out: Path, *, steps: int | None, seed: int, install: bool, data: Path | None) -> Path:
+    from plaudit.errors import RecipeError
+
+    if (data is None) == (name is LabNetwork.PICTURE_ENCODER):
+        raise RecipeError(f"lab build {name}: --data FOLDER goes with picture-encoder, and only with it")
+    match name:
+        case LabNetwork.PROXY:
+            from plaudit.lab.build_proxy import build_proxy
+
+            return build_proxy(out, steps=steps, seed=seed, install=install)
+        case LabNetwork.CAPTIONER | LabNetwork.ENCODER:
+            from plaudit.lab.build_encoder import build_encoder
+
+            return build_encoder(name.value, out, steps=steps, seed=seed, install=install)
+        case LabNetwork.DIRECTION:
+            from plaudit.rewards.encoders.build_direction import build_direction
+
+            return build_direction(out, steps=steps, seed=seed, install=install)
+        case LabNetwork.PICTURE_ENCODER:
+            from plaudit.rewards.encoders.build_picture import build_picture_encoder
+
+            assert data is not None
+            return build_picture_encoder(out, data, steps=steps, seed=seed, install=install)
+        case LabNetwork.SLOTS | LabNetwork.PIXELS:
+            from plaudit.lab.build import build
+
+            return build(name.value, out, steps=steps, seed=seed, install=install)

@@ -68,11 +68,11 @@ def read_prompts(path: str, key: str) -> list[Prompt]:
     if not lines:
         raise DataError(f"{key}: {path} is empty; write one prompt a line")
     if file.suffix != ".jsonl":
-        return [Prompt(id=_identify(line), text=line.strip()) for line in lines]
+        return [Prompt(id=identify(line), text=line.strip()) for line in lines]
     return [_parse_row(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
-def _identify(text: str) -> str:
+def identify(text: str) -> str:
     return hashlib.sha256(text.strip().encode()).hexdigest()[:12]
 
 
@@ -87,7 +87,7 @@ def _parse_row(path: str, number: int, line: str) -> Prompt:
             f"{path} line {number}: expected an object with `text` and optionally id, facts, inputs; got {line[:120]}"
         )
     return Prompt(
-        id=str(row.get("id", _identify(row["text"]))),
+        id=str(row.get("id", identify(row["text"]))),
         text=row["text"],
         facts=row.get("facts", {}),
         inputs=row.get("inputs", {}),

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from plaudit.data.prompt import Prompt
 from plaudit.errors import PlauditError, RewardError
 from plaudit.rewards.base import Card, RewardFunction, Score, Status, missing
+from plaudit.rewards.cache import ScoreCache
 
 Outputs = Any  # Tensor [B, ...], or a list with one output each
 OUTPUT_NAMES = ("outputs", "completions", "images")
@@ -43,19 +45,33 @@ class Handling:
     backoff_s: float = 0.1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cached:
+    """A store of scores and what the reward is called in it."""
+
+    store: ScoreCache
+    identity: str
+
+
 @dataclass
 class Meter:
-    """What calling a reward has cost so far. `latencies_s` are those since they were last taken."""
+    """What calling a reward has cost so far. `latencies_s` and the reward's own `metrics` are those since last taken."""
 
     calls: int = 0
     outputs: int = 0
     repeats: int = 0
     cache_hits: int = 0
     latencies_s: list[float] = field(default_factory=list)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    extra: dict[str, list[Any]] = field(default_factory=dict)
 
     def take_latencies(self) -> list[float]:
         taken, self.latencies_s = self.latencies_s, []
         return taken
+
+    def take_metrics(self) -> dict[str, float]:
+        taken, self.metrics = self.metrics, {}
+        return {name: sum(values) / len(values) for name, values in taken.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +130,10 @@ def call_reward(
 class Caller:
     """Calls one reward as its `handling` says, and keeps the meter."""
 
-    def __init__(self, name: str, function: RewardFunction, handling: Handling | None = None) -> None:
-        self.name, self.function, self.handling = name, function, handling or Handling()
+    def __init__(
+        self, name: str, function: RewardFunction, handling: Handling | None = None, cache: Cached | None = None
+    ) -> None:
+        self.name, self.function, self.handling, self.cache = name, function, handling or Handling(), cache
         self.card: Card | None = getattr(function, "card", None)
         self.meter = Meter()
         self.lock = threading.Lock()
@@ -134,9 +152,27 @@ class Caller:
             return []
         generator = torch.get_rng_state()
         try:
-            return self._with_retries(request)
+            return self._with_retries(request) if self.cache is None else self._cached(request, self.cache)
         finally:
             torch.set_rng_state(generator)
+
+    def _asks(self, column: str) -> bool:
+        return column in self.parameters or self.takes_all
+
+    def _cached(self, request: Request, cache: Cached) -> list[Score]:
+        """Scores from the cache, and calls for the others; equal outputs of a batch are scored once."""
+        step = request.step if self._asks("step") else None
+        keys = cache.store.keys(cache.identity, request.prompts, request.outputs, ids=self._asks("ids"), step=step)
+        found = cache.store.find(list(dict.fromkeys(keys)))
+        with self.lock:
+            self.meter.cache_hits += sum(key in found for key in keys)
+        new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in found}
+        if new:
+            rows = sorted(new.values())
+            scored = {keys[i]: score for i, score in zip(rows, self._with_retries(request.rows(rows)), strict=True)}
+            cache.store.keep(scored)
+            found |= scored
+        return [found[key] for key in keys]
 
     def _with_retries(self, request: Request) -> list[Score]:
         scores = self._attempt(request, self._chunks(request))
@@ -195,7 +231,7 @@ class Caller:
         except PlauditError:
             raise
         except TimeoutError as error:
-            return [missing(Status.TIMED_OUT, str(error))] * len(request)
+            return [missing(Status.TIMED_OUT, str(error) or self._too_late)] * len(request)
         except Exception as error:  # user code may raise anything; it becomes a status and a note, never a number
             if len(request) == 1 or self.whole_batch:
                 return [missing(Status.ERRORED, f"{type(error).__name__}: {error}")] * len(request)
@@ -211,6 +247,10 @@ class Caller:
                 self.meter.outputs += len(request)
                 self.meter.latencies_s.append(time.perf_counter() - started)
         return as_scores(self.name, result, len(request))
+
+    @property
+    def _too_late(self) -> str:
+        return f"no answer within {self.handling.deadline_s:g} s" if self.handling.deadline_s else "TimeoutError"
 
     def _run(self, request: Request) -> Any:
         deadline, arguments = self.handling.deadline_s, self._arguments(request)
@@ -229,7 +269,7 @@ class Caller:
         thread.start()
         thread.join(deadline)
         if thread.is_alive():
-            raise TimeoutError(f"no answer within {deadline:g} s")
+            raise TimeoutError
         if "error" in box:
             raise box["error"]
         return _finished(box["result"], deadline - (time.monotonic() - started))
@@ -238,19 +278,22 @@ class Caller:
 
     def _arguments(self, request: Request) -> dict[str, Any]:
         """Copies of what could be changed, and only those columns that the signature asks for."""
-        given: dict[str, Any] = {"prompts": [prompt.text for prompt in request.prompts]}
+        given: dict[str, Any] = {"prompts": self._prompt_copies(request.prompts)}
         given[self.output_name] = self._output_copies(request.outputs)
         columns = {
             "ids": lambda: [prompt.id for prompt in request.prompts],
             "group": lambda: list(request.group),
             "step": lambda: request.step,
+            "trainer_state": lambda: SimpleNamespace(global_step=request.step),
+            "log_metric": lambda: self._log_metric,
+            "log_extra": lambda: self._log_extra,
             "facts": lambda: copy.deepcopy([prompt.facts for prompt in request.prompts]),
             "inputs": lambda: copy.deepcopy([prompt.inputs for prompt in request.prompts]),
         }
-        given |= {name: make() for name, make in columns.items() if name in self.parameters or self.takes_all}
+        given |= {name: make() for name, make in columns.items() if self._asks(name)}
         carried = {name for prompt in request.prompts for name in (*prompt.facts, *prompt.inputs)} - given.keys()
         for name in sorted(carried):
-            if name in self.parameters or self.takes_all:
+            if self._asks(name):
                 given[name] = [copy.deepcopy(_column(prompt, name)) for prompt in request.prompts]
         absent = [
             name
@@ -263,6 +306,22 @@ class Caller:
                 f"{', '.join(sorted(carried)) or 'no facts or inputs'}; add {absent[0]!r} to the prompts' `facts`"
             )
         return given
+
+    def _log_metric(self, name: str, value: float) -> None:
+        """TRL's way for a reward to report numbers: their mean over a step becomes a metric."""
+        with self.lock:
+            self.meter.metrics.setdefault(name, []).append(float(value))
+
+    def _log_extra(self, column: str, values: Sequence[Any]) -> None:
+        """TRL's way for a reward to add a column to the table of samples."""
+        with self.lock:
+            self.meter.extra[column] = list(values)
+
+    def _prompt_copies(self, prompts: Sequence[Prompt]) -> list[Any]:
+        """Texts; a function without a card gets conversations as they are, as TRL hands them over."""
+        if self.card is None and prompts and all("messages" in prompt.inputs for prompt in prompts):
+            return copy.deepcopy([prompt.inputs["messages"] for prompt in prompts])
+        return [prompt.text for prompt in prompts]
 
     def _output_copies(self, outputs: Outputs) -> Outputs:
         if isinstance(outputs, Tensor):
@@ -312,9 +371,8 @@ def _finished(result: Any, seconds: float | None) -> Any:
     try:
         return future.result(seconds)
     except TimeoutError:
-        if not future.cancel():
-            raise
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
+        future.cancel()
+        raise
 
 
 async def _awaited(result: Any) -> Any:

@@ -13,7 +13,8 @@ from plaudit.dotted import import_dotted
 from plaudit.errors import RecipeError
 from plaudit.recipe.schema import RewardConfig
 from plaudit.rewards.base import Card, RewardFunction, Score
-from plaudit.rewards.call import Caller, Handling, Outputs, Request, make_request
+from plaudit.rewards.cache import ScoreCache, identity
+from plaudit.rewards.call import Cached, Caller, Handling, Outputs, Request, make_request
 from plaudit.rewards.table import BUILT_IN
 
 
@@ -24,10 +25,17 @@ class Reward:
     name: str
     caller: Caller
     weight: float = 1.0
+    config: RewardConfig | None = None
 
     @property
     def card(self) -> Card | None:
         return self.caller.card
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for something elsewhere, so that it can be called while this machine goes on drawing."""
+        function = self.caller.function
+        return bool(getattr(function, "waits", False)) or inspect.iscoroutinefunction(function)
 
     def __call__(self, prompts: Sequence[Prompt], outputs: Outputs, **rest: Any) -> list[Score]:
         return self.score(make_request(prompts, outputs, **rest))
@@ -60,6 +68,31 @@ def _bound(function: RewardFunction, arguments: Mapping[str, Any]) -> RewardFunc
     return bound
 
 
-def load_reward(name: str, config: RewardConfig) -> Reward:
-    function = find_reward(name, config.type, config.arguments)
-    return Reward(name=name, caller=Caller(name, function, Handling()), weight=config.weight)
+def load_reward(name: str, config: RewardConfig, cache: ScoreCache | None = None) -> Reward:
+    """The reward of a recipe's entry. `cache` is where those that ask for one keep their scores."""
+    if config.python is not None:
+        from plaudit.serve.process import Isolated
+
+        function: RewardFunction = Isolated(name, config)
+    else:
+        function = find_reward(name, config.type, config.arguments)
+    handling = Handling(
+        batch=config.batch,
+        concurrency=config.concurrency,
+        deadline_s=config.deadline_s,
+        retries=config.retries,
+        retry_budget=config.retry_budget,
+    )
+    cached = _cached(name, config, function, cache or ScoreCache()) if config.cache else None
+    caller = Caller(name, function, handling, cached)
+    return Reward(name=name, caller=caller, weight=config.weight, config=config)
+
+
+def _cached(name: str, config: RewardConfig, function: RewardFunction, store: ScoreCache) -> Cached:
+    card = getattr(function, "card", None)
+    if card is not None and not card.batch_invariant:
+        raise RecipeError(
+            f"rewards.{name}.cache: the scores of {config.type!r} depend on the rest of the batch or on earlier calls, so "
+            "they cannot be kept; leave `cache` out"
+        )
+    return Cached(store=store, identity=identity(name, config.type, config.arguments, function))

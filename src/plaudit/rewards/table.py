@@ -1,24 +1,112 @@
-"""The built-in rewards by name. A reward of your own needs no entry: name it `package.module:thing`."""
+"""The built-in rewards by name, in sections. A reward of your own needs no entry: name it `package.module:thing`."""
 
 from __future__ import annotations
 
-BUILT_IN = {
-    # the lab
-    "scene_exact": "plaudit.rewards.rules.scenes:scene_exact",
-    "scene_graded": "plaudit.rewards.rules.scenes:scene_graded",
-    "scene_match": "plaudit.rewards.rules.scenes:scene_match",
-    "scene_proxy": "plaudit.rewards.learned.scene_proxy:SceneProxy",
-    # images by arithmetic
-    "brightness": "plaudit.rewards.rules.pixels:brightness",
-    # comparisons with a reference picture
-    # text in images
-    # boxes and points
-    # drawings, plots, programs
-    # answers and reasoning
-    # lengths
-    # texts compared
-    # encoders and likelihoods
-    # novelty
-    # signals
-    # other places
+SECTIONS: dict[str, dict[str, str]] = {
+    "the lab": {
+        "scene_exact": "plaudit.rewards.rules.scenes:scene_exact",
+        "scene_graded": "plaudit.rewards.rules.scenes:scene_graded",
+        "scene_match": "plaudit.rewards.rules.scenes:scene_match",
+        "scene_part": "plaudit.rewards.rules.scenes:ScenePart",
+        "scene_proxy": "plaudit.rewards.learned.scene_proxy:SceneProxy",
+    },
+    "images by arithmetic": {
+        "brightness": "plaudit.rewards.rules.pixels:brightness",
+        "saturation": "plaudit.rewards.rules.pixels:saturation",
+        "contrast": "plaudit.rewards.rules.pixels:contrast",
+        "grey_entropy": "plaudit.rewards.rules.pixels:grey_entropy",
+        "sharpness": "plaudit.rewards.rules.pixels:sharpness",
+        "edge_density": "plaudit.rewards.rules.pixels:EdgeDensity",
+        "grid_energy": "plaudit.rewards.rules.pixels:GridEnergy",
+        "jpeg_size": "plaudit.rewards.rules.pixels:JpegSize",
+        "png_size": "plaudit.rewards.rules.pixels:PngSize",
+    },
+    "comparisons with a reference picture": {
+        "negative_l2": "plaudit.rewards.rules.similarity:negative_l2",
+        "psnr": "plaudit.rewards.rules.similarity:Psnr",
+        "ssim": "plaudit.rewards.rules.similarity:ssim",
+        "patch_transport": "plaudit.rewards.rules.similarity:PatchTransport",
+        "restoration_quality": "plaudit.rewards.rules.similarity:RestorationQuality",
+    },
+    "text in images": {
+        "ocr_accuracy": "plaudit.rewards.rules.ocr:OcrAccuracy",
+    },
+    "boxes and points": {
+        "box_detection": "plaudit.rewards.rules.boxes:DetectionReward",
+        "box_gaussian": "plaudit.rewards.rules.grounding:box_gaussian",
+        "box_hit": "plaudit.rewards.rules.grounding:box_hit",
+        "boxes_gaussian": "plaudit.rewards.rules.grounding:boxes_gaussian",
+        "key_frame_grounding": "plaudit.rewards.rules.frames:KeyFrameGrounding",
+        "picture_matches_plan": "plaudit.rewards.rules.plans:picture_matches_plan",
+        "plan_matches_outcome": "plaudit.rewards.rules.plans:plan_matches_outcome",
+    },
+    "drawings, plots, programs": {},
+    "answers and reasoning": {
+        "boxed_answer": "plaudit.rewards.rules.answers:boxed_answer",
+        "math_equal": "plaudit.rewards.rules.answers:math_equal",
+        "number_answer": "plaudit.rewards.rules.answers:number_answer",
+        "choice_answer": "plaudit.rewards.rules.answers:choice_answer",
+        "exact_answer": "plaudit.rewards.rules.answers:exact_answer",
+        "tags_strict": "plaudit.rewards.rules.formats:tags_strict",
+        "tags_soft": "plaudit.rewards.rules.formats:tags_soft",
+        "regex_format": "plaudit.rewards.rules.formats:RegexFormat",
+        "json_format": "plaudit.rewards.rules.formats:JsonFormat",
+        "boxed_format": "plaudit.rewards.rules.formats:boxed_format",
+        "reasoning_gym": "plaudit.rewards.rules.puzzles:reasoning_gym",
+        "reasoning_phrases": "plaudit.rewards.rules.reasoning:reasoning_phrases",
+        "reasoning_calibrated": "plaudit.rewards.rules.reasoning:ReasoningCalibrated",
+        "flipped_by_group": "plaudit.rewards.rules.reasoning:FlippedByGroup",
+        "flipped_by_sample": "plaudit.rewards.rules.reasoning:FlippedBySample",
+        "route_credit": "plaudit.rewards.rules.routes:route_credit",
+        "claim_difference": "plaudit.rewards.rules.claims:ClaimDifference",
+        "claim_verification": "plaudit.rewards.rules.claims:ClaimVerification",
+        "caption_precision": "plaudit.rewards.rules.claims:CaptionPrecision",
+        "caption_coverage": "plaudit.rewards.rules.claims:CaptionCoverage",
+        "caption_language": "plaudit.rewards.rules.claims:CaptionLanguage",
+        "caption_balance": "plaudit.rewards.rules.claims:CaptionBalance",
+        "visual_differences": "plaudit.rewards.rules.severity:VisualDifferences",
+    },
+    "lengths": {
+        "brevity": "plaudit.rewards.rules.lengths:Brevity",
+        "brief_thought": "plaudit.rewards.rules.lengths:BriefThought",
+        "correct_within": "plaudit.rewards.rules.lengths:CorrectWithin",
+        "correct_within_tiers": "plaudit.rewards.rules.length_groups:CorrectWithinTiers",
+        "format_length": "plaudit.rewards.rules.lengths:FormatLength",
+        "needed_reasoning": "plaudit.rewards.rules.redundancy:NeededReasoning",
+        "reasoning_nats": "plaudit.rewards.rules.surprisal:ReasoningNats",
+        "short_where_solved": "plaudit.rewards.rules.length_groups:ShortWhereSolved",
+        "shorter_than_before": "plaudit.rewards.rules.length_history:ShorterThanBefore",
+        "states_answer": "plaudit.rewards.rules.redundancy:states_answer",
+    },
+    "encoders and likelihoods": {
+        "encoder_similarity": "plaudit.rewards.encoders.similarity:EncoderSimilarity",
+        "goal_baseline_similarity": "plaudit.rewards.encoders.goal:GoalBaselineSimilarity",
+        "directional_similarity": "plaudit.rewards.encoders.direction:DirectionalSimilarity",
+        "set_distance": "plaudit.rewards.encoders.sets:SetDistance",
+        "bank_similarity": "plaudit.rewards.encoders.sets:BankSimilarity",
+        "regularized_relevance": "plaudit.rewards.encoders.relevance:RegularizedRelevance",
+        "inverse_specification": "plaudit.rewards.encoders.inverse:InverseSpecification",
+        "answer_likelihood": "plaudit.rewards.likelihood:AnswerLikelihood",
+        "caption_likelihood": "plaudit.rewards.likelihood:CaptionLikelihood",
+    },
+    "novelty": {
+        "novelty": "plaudit.rewards.novelty:Novelty",
+        "text_novelty": "plaudit.rewards.novelty:TextNovelty",
+    },
+    "signals": {
+        "si_sdr": "plaudit.rewards.rules.signals:SiSdr",
+        "spectral_correlation": "plaudit.rewards.rules.signals:SpectralCorrelation",
+        "energy_match": "plaudit.rewards.rules.signals:energy_match",
+        "smoothness": "plaudit.rewards.rules.signals:smoothness",
+        "stoi": "plaudit.rewards.rules.signals:Stoi",
+        "pesq": "plaudit.rewards.rules.signals:Pesq",
+    },
+    "other places": {
+        "verl": "plaudit.rewards.adapters:VerlReward",
+        "openrlhf": "plaudit.rewards.adapters:OpenRlhfReward",
+        "remote": "plaudit.rewards.remote:Remote",
+    },
 }
+
+BUILT_IN = {name: path for section in SECTIONS.values() for name, path in section.items()}
+UNPINNED = {"verl", "openrlhf", "remote"}  # they score with something that the user names

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ class SamplingPlan:
     @property
     def steps(self) -> int:
         return len(self.times) - 1
+
+    def select(self, rows: Tensor) -> SamplingPlan:
+        return replace(self, levels=self.levels[rows], first=self.first[rows])
 
 
 def noise_levels(sampler: Sampler) -> Tensor:

@@ -8,7 +8,7 @@ Shape legend: B samples, K steps, D recorded decisions, * latent dimensions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,11 @@ class Trace:
             density=self.density,
         )
 
+    @staticmethod
+    def cat(parts: Sequence[Trace]) -> Trace:
+        tensors = ("states", "times", "levels", "mask", "log_prob")
+        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
@@ -57,14 +62,27 @@ class Samples:
     trace: Trace | None
     network_calls: int
 
+    @staticmethod
+    def cat(parts: Sequence[Samples]) -> Samples:
+        traces = [part.trace for part in parts if part.trace is not None]
+        return Samples(
+            latents=torch.cat([part.latents for part in parts]),
+            trace=Trace.cat(traces) if traces else None,
+            network_calls=sum(part.network_calls for part in parts),
+        )
+
+
+def tiles(count: int, tile: int) -> list[Tensor]:
+    """Rows in pieces of at most `tile`, equally large: a small remainder would be rounded otherwise than the replay, which
+    shows in the ratio."""
+    return list(torch.arange(count).tensor_split(max(-(-count // tile), 1)))
+
 
 def tiled_velocity(model: FlowModel, x: Tensor, t: Tensor, conditioning: Conditioning, tile: int) -> Tensor:
-    """Velocity in network calls of at most `tile` samples, equally large: a small remainder would be rounded otherwise
-    than the replay, which shows in the ratio."""
+    """Velocity in network calls of at most `tile` samples."""
     if len(x) <= tile:
         return guided_velocity(model, x, t, conditioning)
-    tiles = torch.arange(len(x)).tensor_split(-(-len(x) // tile))
-    parts = [guided_velocity(model, x[rows], t[rows], conditioning.select(rows)) for rows in tiles]
+    parts = [guided_velocity(model, x[rows], t[rows], conditioning.select(rows)) for rows in tiles(len(x), tile)]
     return torch.cat(parts)
 
 

@@ -1,4 +1,5 @@
-"""A run's state on disk. Randomness is counter-based, so weights, optimiser and counters are all there is."""
+"""A run's state on disk. Randomness is counter-based, so weights, optimiser, counters and what rewards remember are all
+there is."""
 
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ def save_checkpoint(folder: RunFolder, setup: Setup, progress: Progress) -> None
         tensors |= {f"{snapshot}.{name}": value for name, value in values.items()}
     tensors |= storage.pack_optimizer(setup.optimizer, "optimizer")
     meta = {"progress": asdict(progress), "snapshots": list(policy.snapshots), "result": setup.result}
+    meta["rewards"] = {"calibration": setup.rewards.calibration(), "memory": setup.rewards.state()}
     storage.write_snapshot(folder.checkpoints / f"step_{progress.step}", tensors, meta)
     storage.prune_snapshots(folder.checkpoints, setup.recipe.run.keep_checkpoints)
 
@@ -47,6 +49,8 @@ def restore_checkpoint(folder: RunFolder, setup: Setup) -> Progress:
         policy.snapshots[snapshot] = {
             name: tensors[f"{snapshot}.{name}"].to(parameter.device) for name, parameter in policy.trainable.items()
         }
+    setup.rewards.load_calibration(meta["rewards"]["calibration"])
+    setup.rewards.load_state(meta["rewards"]["memory"])
     storage.unpack_optimizer(setup.optimizer, tensors, "optimizer")
     progress = Progress(**meta["progress"])
     folder.rewind(progress.step)

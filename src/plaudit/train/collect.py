@@ -15,10 +15,11 @@ from plaudit.models.flow import EMPTY_PROMPT, Condition, Conditioning, FlowModel
 from plaudit.objectives.base import Objective
 from plaudit.objectives.terms import Batch
 from plaudit.recipe.schema import GrpoConfig, Recipe
-from plaudit.rewards.base import Reward, ScoredBatch, enforce_missing, score_batch
+from plaudit.rewards.call import make_request
+from plaudit.rewards.suite import ScoredBatch, Suite, enforce_missing
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.plan import stochastic_plan
-from plaudit.sampling.rollout import draw
+from plaudit.sampling.rollout import Samples, draw, tiles
 from plaudit.shaping.advantages import Advantages, group_advantage
 from plaudit.train.policy import Policy
 
@@ -83,7 +84,7 @@ def collect(
     policy: Policy,
     encoder: PromptEncoder,
     objective: Objective,
-    rewards: Sequence[Reward],
+    rewards: Suite,
     prompts: Sequence[Prompt],
     *,
     step: int,
@@ -98,21 +99,28 @@ def collect(
     times = policy.model.schedule(sampler.steps, sampler.shift)
     plan = stochastic_plan(sampler, times, keys, first_of_group)
     density = recipe.objective.density if isinstance(recipe.objective, GrpoConfig) else "exact"
-    with policy.using(objective.sampler):
-        drawn = draw(
-            policy.model,
-            conditioning,
-            plan,
-            keys,
-            tile=sampler.tile,
-            initial_keys=first_of_group if sampler.same_noise else None,
-            density=density,
-        )
-    with torch.no_grad():
-        outputs = policy.model.decode(drawn.latents)
-    sampled = time.perf_counter()
-    scored = score_batch(rewards, members, outputs)
-    enforce_missing(scored, recipe.missing)
+    initial_keys = first_of_group if sampler.same_noise else keys
+    pieces, pictures = [], []
+    with rewards.pending() as pending:
+        with policy.using(objective.sampler), torch.no_grad():
+            for rows in tiles(len(keys), sampler.tile):
+                of = slice(int(rows[0]), int(rows[-1]) + 1)
+                piece = draw(
+                    policy.model,
+                    conditioning.select(rows),
+                    plan.select(rows),
+                    keys[of],
+                    tile=sampler.tile,
+                    initial_keys=initial_keys[of],
+                    density=density,
+                )
+                pieces.append(piece)
+                pictures.append(policy.model.decode(piece.latents))
+                pending.add(make_request(members[of], pictures[-1], group[of], step))
+        drawn, outputs = Samples.cat(pieces), torch.cat(pictures)
+        sampled = time.perf_counter()
+        scored = pending.finish(make_request(members, outputs, group, step), learn=True)
+    scored = enforce_missing(scored, recipe.missing)
     shaping = recipe.shaping
     advantages = group_advantage(scored.total, group, std=shaping.std, floor=shaping.floor, clip=shaping.clip)
     batch = Batch(

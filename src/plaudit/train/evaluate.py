@@ -10,12 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from plaudit.audit.statistics import Interval, mean_interval
-from plaudit.rewards.base import score_batch
 from plaudit.train.folder import RunFolder
 from plaudit.train.preview import generate, save_grid
 from plaudit.train.setup import Setup
 
 EVALUATION_SEED = 20_000_003
+CALIBRATION_SEED = 20_000_029
 PREVIEWS = 18
 
 
@@ -38,7 +38,7 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
                 setup.policy.model, setup.encoder, prompts, setup.recipe.evaluate.sampler, EVALUATION_SEED
             )
         truth = np.array([score.value for score in setup.truth(prompts, images)])
-        training = score_batch(setup.rewards, prompts, images)
+        training = setup.rewards(prompts, images)
         interval = mean_interval(truth)
         items = f"evaluations/{label}_{step:06d}_{split}.json"
         categories = [str(prompt.facts.get("category", "all")) for prompt in prompts]
@@ -63,6 +63,17 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
         if len(measured) == 1:
             _preview(folder, images, prompts, truth, step, label)
     return measured
+
+
+def calibrate(setup: Setup) -> int:
+    """Measure the scales that rewards ask for, on held-out outputs of the untrained model; how many outputs it took."""
+    if not setup.rewards.uncalibrated:
+        return 0
+    prompts = next(iter(setup.prompts.evaluation(setup.recipe.calibration_outputs).values()))
+    sampler = setup.recipe.evaluate.sampler
+    outputs, _ = generate(setup.policy.model, setup.encoder, prompts, sampler, CALIBRATION_SEED)
+    setup.rewards.calibrate(prompts, outputs)
+    return len(prompts)
 
 
 def _by_category(categories: list[str], scores: np.ndarray) -> dict[str, dict[str, float]]:

@@ -115,7 +115,7 @@ def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
 def _never_started(root: Path) -> bool:
     """Whether a folder holds no more than a run leaves that was refused before its first measurement."""
     files = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
-    return "recipe.yaml" in files and files <= {"recipe.yaml", "checks.json"}
+    return "recipe.yaml" in files and files <= {"recipe.yaml", "checks.json", "calibration.json"}
 
 
 def _same_recipe(recipe: Recipe, root: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,10 +20,11 @@ from plaudit.audit.runs import read_run
 from plaudit.audit.statistics import Items, is_binary, paired_gain
 from plaudit.errors import Interrupted, RunError
 from plaudit.recipe.schema import Recipe
+from plaudit.rewards.suite import Suite
 from plaudit.train.checkpoint import Progress, restore_checkpoint, save_checkpoint
 from plaudit.train.collect import Rollout, collect
 from plaudit.train.display import Display, Silent
-from plaudit.train.evaluate import Measured, evaluate
+from plaudit.train.evaluate import Measured, calibrate, evaluate
 from plaudit.train.folder import RunFolder, find_run, open_run
 from plaudit.train.interrupt import Patience, between_steps
 from plaudit.train.learn import learn
@@ -77,6 +79,7 @@ def _how_to_go_on(folder: RunFolder, what: str) -> str:
 def _start(setup: Setup, folder: RunFolder, display: Display) -> Progress:
     """Checks, the measurement before training, and a first checkpoint to come back to."""
     started = time.monotonic()
+    _calibrate(setup, folder, display)
     checks = cheap_checks(setup)
     folder.write_json("checks.json", [check.to_json() for check in checks])
     if any(check.passed is False for check in checks):
@@ -86,6 +89,14 @@ def _start(setup: Setup, folder: RunFolder, display: Display) -> Progress:
     progress = Progress(total_seconds=time.monotonic() - started)
     save_checkpoint(folder, setup, progress)
     return progress
+
+
+def _calibrate(setup: Setup, folder: RunFolder, display: Display) -> None:
+    """The scales that rewards ask for, kept with the run."""
+    if outputs := calibrate(setup):
+        display.say(f"calibrated the rewards on {outputs} outputs of the untrained model")
+    if scales := setup.rewards.calibration():
+        folder.write_json("calibration.json", scales)
 
 
 def _train(setup: Setup, folder: RunFolder, progress: Progress, display: Display, patience: Patience) -> str | None:
@@ -142,12 +153,15 @@ def _step(setup: Setup, progress: Progress) -> tuple[dict[str, float | None], di
     progress.reward_calls += rollout.scored.calls
     progress.training_seconds += ended - started
     metrics = {**_rollout_metrics(rollout), **learned, "lr": recipe.train.lr}
+    for reward in setup.rewards.rewards:
+        metrics |= {f"rewards/{reward.name}/{key}": value for key, value in reward.caller.meter.take_metrics().items()}
     metrics |= {"network_calls": progress.network_calls, "reward_calls": progress.reward_calls}
     timing = {
         "timing_s/rollout": rollout.seconds_sampling,
         "timing_s/reward": rollout.seconds_scoring,
         "timing_s/learn": ended - learning,
         "timing_s/step": ended - started,
+        **_reward_costs(setup.rewards),
     }
     return metrics, timing
 
@@ -162,8 +176,23 @@ def _rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
     advantages = rollout.advantages
     metrics["frac_reward_zero_std"] = advantages.constant_groups / advantages.groups
     metrics["advantage/abs_mean"] = advantages.value.abs().mean().item()
+    if set(rollout.scored.terms) - set(rollout.scored.parts):
+        metrics |= {f"terms/{text}": values.nanmean().item() for text, values in rollout.scored.terms.items()}
     metrics["diversity"] = _diversity(rollout.outputs, rollout.group)
     return metrics
+
+
+def _reward_costs(rewards: Suite) -> dict[str, float]:
+    """What calling the rewards has cost: seconds per call of this step, and counts since the start."""
+    costs: dict[str, float] = {}
+    for reward in rewards.rewards:
+        meter, prefix = reward.caller.meter, f"rewards/{reward.name}"
+        if latencies := meter.take_latencies():
+            p50, p95 = np.percentile(latencies, [50, 95])
+            costs |= {f"{prefix}/latency_p50_s": float(p50), f"{prefix}/latency_p95_s": float(p95)}
+        costs |= {f"{prefix}/calls": meter.calls, f"{prefix}/repeats": meter.repeats}
+        costs[f"{prefix}/cache_hits"] = meter.cache_hits
+    return costs
 
 
 def _diversity(outputs: Tensor, group: Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,8 @@ from plaudit.objectives.base import Objective
 from plaudit.objectives.grpo import Grpo
 from plaudit.objectives.nft import Nft
 from plaudit.recipe.schema import GrpoConfig, NftConfig, Recipe
-from plaudit.rewards.base import Reward, load_reward, load_rewards
+from plaudit.rewards.load import Reward, load_reward
+from plaudit.rewards.suite import Suite, recipe_suite
 from plaudit.train.collect import PromptEncoder
 from plaudit.train.learn import make_optimizer
 from plaudit.train.policy import Policy, add_lora
@@ -30,7 +30,7 @@ class Setup:
     policy: Policy
     encoder: PromptEncoder
     prompts: PromptSource
-    rewards: Sequence[Reward]
+    rewards: Suite
     truth: Reward
     objective: Objective
     optimizer: torch.optim.Optimizer
@@ -58,7 +58,7 @@ def prepare(recipe: Recipe) -> Setup:
         policy=policy,
         encoder=PromptEncoder(model),
         prompts=load_prompts(recipe.prompts),
-        rewards=load_rewards(recipe.rewards),
+        rewards=recipe_suite(recipe),
         truth=load_reward("evaluate", recipe.evaluate.reward),
         objective=objective,
         optimizer=make_optimizer(policy, recipe.train),

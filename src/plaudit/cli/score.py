@@ -1,0 +1,167 @@
+"""`plaudit score`: what rewards say of outputs that exist already."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plaudit.cli.command import INTERRUPTED, aligned
+
+if TYPE_CHECKING:
+    from plaudit.data.outputs import Gathered
+    from plaudit.rewards.scoring import Summary
+    from plaudit.rewards.suite import Suite
+
+
+def run(
+    path: Annotated[Path, typer.Argument(help="A folder of pictures, a JSONL of texts, or a run folder.")],
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A built-in name, `package.module:thing`, NAME=TYPE, or YAML such as '{type: ocr_accuracy}'; may be repeated. "
+            "Default for a run: the rewards it was trained on.",
+            show_default=False,
+        ),
+    ] = None,
+    rewards: Annotated[
+        Path | None, typer.Option(help="A YAML file with `rewards:` and `combine:`.", show_default=False)
+    ] = None,
+    combine: Annotated[
+        str | None, typer.Option(help="A formula over the rewards, 'a * clip(b, 0, 1)'.", show_default=False)
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What outputs answer that carry no prompt.", show_default=False)
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Held-out outputs to draw from a run.")] = 192,
+    out: Annotated[Path, typer.Option(help="The JSONL file to write.")] = Path("scores.jsonl"),
+    best: Annotated[int, typer.Option(min=0, help="How many of the best and of the worst to print.")] = 3,
+) -> None:
+    """Score outputs with rewards, print a table, write JSONL."""
+    from plaudit.rewards.scoring import score_request, summarise, write_scores
+
+    is_run = (path / "recipe.yaml").is_file()
+    suite = suite_of(reward or [], rewards, combine, path / "recipe.yaml" if is_run else None)
+    gathered = _from_run(path, count) if is_run else _from_files(path, prompt)
+    with _progress(len(gathered)) as advance:
+        scoring = score_request(suite, gathered.prompts, gathered.outputs, progress=advance)
+    write_scores(out, gathered, scoring.batch)
+    typer.echo("\n".join(table(summarise(suite, scoring.batch))))
+    if best:
+        typer.echo("\n".join(extremes(gathered, scoring.batch.total.tolist(), best)))
+    typer.echo(f"wrote {out} ({scoring.count} of {len(gathered)} outputs)")
+    if scoring.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def suite_of(named: Sequence[str], file: Path | None, combine: str | None, recipe: Path | None) -> Suite:
+    """Rewards of the command line; else those of a run's recipe."""
+    from plaudit.errors import RecipeError
+    from plaudit.recipe.load import load
+    from plaudit.rewards.suite import load_suite
+
+    document = _read(file) if file is not None else {}
+    document["rewards"] = document.get("rewards", {}) | dict(_named(text) for text in named)
+    if combine is not None:
+        document["combine"] = combine
+    if not document["rewards"]:
+        if recipe is None:
+            raise RecipeError(
+                "nothing to score with: give --reward NAME (see `plaudit rewards list`) or --rewards FILE"
+            )
+        own = load([recipe])
+        return load_suite(own.rewards, document.get("combine", own.combine))
+    asked = load(document)
+    return load_suite(asked.rewards, asked.combine)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    from plaudit.errors import RecipeError
+    from plaudit.recipe.load import read
+
+    if not file.is_file():
+        raise RecipeError(f"--rewards {file}: no such file")
+    content = read(file)
+    if not isinstance(content.get("rewards"), dict):
+        raise RecipeError(f"--rewards {file}: expected `rewards: {{NAME: {{type: ...}}}}`, found {', '.join(content)}")
+    return {key: content[key] for key in ("rewards", "combine") if key in content}
+
+
+def _named(text: str) -> tuple[str, Any]:
+    """`scene_match`, `match=scene_match`, `my.module:thing` or `{type: ..., name: ...}`."""
+    from plaudit.recipe.text import parse
+
+    if text.lstrip().startswith("{"):
+        content = parse(text, f"--reward {text!r}")
+        return content.pop("name", content.get("type", "reward")), content
+    name, equals, type_ = text.partition("=")
+    type_ = type_ if equals else text
+    return (name if equals else type_.rpartition(":")[2]), {"type": type_}
+
+
+def _from_files(path: Path, prompt: str | None) -> Gathered:
+    from plaudit.data.outputs import gather
+
+    return gather(path, prompt)
+
+
+def _from_run(run: Path, count: int) -> Gathered:
+    """A run's outputs for its held-out prompts, drawn with its trained weights at the noise of its evaluation."""
+    from plaudit.data.outputs import Gathered
+    from plaudit.recipe.load import load
+    from plaudit.train.evaluate import EVALUATION_SEED
+    from plaudit.train.preview import generate, load_result
+    from plaudit.train.setup import prepare
+
+    recipe = load([run / "recipe.yaml"])
+    setup = prepare(recipe)
+    load_result(setup.policy.model, run)
+    prompts = next(iter(setup.prompts.evaluation(count).values()))
+    outputs, _ = generate(setup.policy.model, setup.encoder, prompts, recipe.evaluate.sampler, EVALUATION_SEED)
+    names = [f"{prompt.id}/{i}" for i, prompt in enumerate(prompts)]
+    return Gathered(names=names, prompts=prompts, sources=list(outputs))
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("scoring", total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def table(rows: Sequence[Summary]) -> list[str]:
+    cells = [
+        (
+            row.name,
+            *(_shown(value) for value in (row.mean, row.std, row.low, row.high)),
+            ", ".join(f"{count} {status}" for status, count in row.missing.items()) or "0",
+            "-" if row.ms_per_output is None else f"{row.ms_per_output:.2f}",
+        )
+        for row in rows
+    ]
+    return aligned(("reward", "mean", "std", "low", "high", "missing", "ms/output"), cells)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def extremes(gathered: Gathered, totals: Sequence[float], count: int) -> list[str]:
+    """The best and the worst outputs by total."""
+    there = [i for i, total in enumerate(totals) if math.isfinite(total)]
+    order = sorted(there, key=lambda i: -totals[i])
+    chosen = order[:count] + order[count:][-count:]
+    rows = [(_shown(totals[i]), gathered.names[i], gathered.prompts[i].text[:80]) for i in chosen]
+    return ["", *aligned(("total", "output", "prompt"), rows)] if rows else []

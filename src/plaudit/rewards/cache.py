@@ -1,0 +1,196 @@
+"""Scores kept on disk, found again by content: what scored, under which revision, which prompt, which output.
+
+One SQLite file, safe under several processes. Only what would come out the same again is kept: scores and verdicts such as
+"not applicable", never a timeout or an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plaudit.data.prompt import Prompt
+from plaudit.errors import RecipeError
+from plaudit.rewards.base import RewardFunction, Score, Status
+
+KEPT = (Status.OK, Status.NOT_APPLICABLE, Status.PARSE_FAILED, Status.REFUSED)
+MAX_MB = 512
+QUERY = 500  # keys in one statement
+FRESH_S = 3600.0  # how stale the time of last use may be: hits seldom write
+
+
+def default_folder() -> Path:
+    """`PLAUDIT_CACHE`, or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PLAUDIT_CACHE") or Path(base) / "plaudit")
+
+
+def media_hash(output: Any) -> bytes:
+    """A digest of one output that is equal exactly when type, shape and every bit are."""
+    digest = hashlib.sha256()
+    _feed(digest, output)
+    return digest.digest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.view(torch.uint8).numpy().data if value.numel() and value.ndim else repr(value).encode())
+    elif isinstance(value, np.ndarray):
+        digest.update(f"array {value.dtype} {value.shape};".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, str | bytes):
+        data = value.encode() if isinstance(value, str) else value
+        digest.update(f"{type(value).__name__} {len(data)};".encode())
+        digest.update(data)
+    elif isinstance(value, Mapping):
+        digest.update(f"mapping {len(value)};".encode())
+        for key in sorted(value, key=str):
+            _feed(digest, str(key))
+            _feed(digest, value[key])
+    elif isinstance(value, Sequence):
+        digest.update(f"list {len(value)};".encode())
+        for item in value:
+            _feed(digest, item)
+    else:
+        digest.update(f"{type(value).__name__} {value!r};".encode())
+
+
+def identity(name: str, type_: str, arguments: Mapping[str, Any], function: RewardFunction) -> str:
+    """What a reward is for the cache: its type, arguments, and the revision on its card or else its source code."""
+    card = getattr(function, "card", None)
+    if card is not None:
+        revision = card.revision
+    else:
+        try:
+            source = inspect.getsource(inspect.unwrap(function) if inspect.isroutine(function) else type(function))
+        except (OSError, TypeError) as error:
+            raise RecipeError(
+                f"rewards.{name}.cache: {type_!r} has neither a card with a revision nor source code to be told apart by; "
+                "give it a card, or leave `cache` out"
+            ) from error
+        revision = hashlib.sha256(source.encode()).hexdigest()
+    return json.dumps([type_, arguments, revision], sort_keys=True, default=repr)
+
+
+class ScoreCache:
+    """Scores by key, in `folder/scores.sqlite`, of at most `max_mb` on disk."""
+
+    def __init__(self, folder: Path | None = None, max_mb: float = MAX_MB) -> None:
+        self.path = (folder or default_folder()) / "scores.sqlite"
+        self.max_bytes = int(max_mb * 2**20)
+        self.local = threading.local()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._database().execute(
+            "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score TEXT NOT NULL, used REAL NOT NULL) WITHOUT ROWID"
+        )
+
+    def _database(self) -> sqlite3.Connection:
+        """A connection of this thread and process."""
+        if getattr(self.local, "process", None) != os.getpid():
+            database = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=NORMAL")
+            self.local.database, self.local.process = database, os.getpid()
+        return self.local.database
+
+    def keys(
+        self, identity: str, prompts: Sequence[Prompt], outputs: Any, *, ids: bool = False, step: int | None = None
+    ) -> list[bytes]:
+        """One key per output. Prompt ids and the step count where the reward asks for them."""
+        start = hashlib.sha256(f"{identity} {step}".encode())
+        known: dict[int, bytes] = {}
+        keys = []
+        for prompt, output in zip(prompts, outputs, strict=True):
+            if id(prompt) not in known:
+                known[id(prompt)] = media_hash([prompt.id if ids else "", prompt.text, prompt.facts, prompt.inputs])
+            digest = start.copy()
+            digest.update(known[id(prompt)])
+            digest.update(media_hash(output))
+            keys.append(digest.digest())
+        return keys
+
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, Score]:
+        database, found, stale = self._database(), {}, []
+        now = time.time()
+        for at in range(0, len(keys), QUERY):
+            some = list(keys[at : at + QUERY])
+            marks = ",".join("?" * len(some))
+            for key, text, used in database.execute(
+                f"SELECT key, score, used FROM scores WHERE key IN ({marks})", some
+            ):
+                found[key] = _from_text(text)
+                if now - used > FRESH_S:
+                    stale.append((now, key))
+        if stale:
+            self._write("UPDATE scores SET used = ? WHERE key = ?", stale)
+        return found
+
+    def keep(self, scores: Mapping[bytes, Score]) -> None:
+        now = time.time()
+        rows = [(key, _to_text(score), now) for key, score in scores.items() if score.status in KEPT]
+        if rows:
+            self._write("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", rows)
+            self._bound()
+
+    def _write(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        database = self._database()
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            database.executemany(statement, rows)
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+        database.execute("COMMIT")
+
+    def size(self) -> int:
+        """Bytes in use inside the file."""
+        pages, free, page = (
+            self._database().execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return (pages - free) * page
+
+    def _bound(self) -> None:
+        """Forget the least recently used fifth as long as the file is too large."""
+        while self.size() > self.max_bytes:
+            count = self._database().execute("SELECT COUNT(*) FROM scores").fetchone()[0]
+            if not count:
+                return
+            oldest = "SELECT key FROM scores ORDER BY used LIMIT ?"
+            self._write(f"DELETE FROM scores WHERE key IN ({oldest})", [(max(count // 5, 1),)])
+
+
+def _to_text(score: Score) -> str:
+    dense = score.dense.double().tolist() if score.dense is not None else None
+    value = score.value if math.isfinite(score.value) else None
+    components = dict(score.components) if score.components is not None else None
+    content = {"value": value, "status": score.status.value, "note": score.note, "sigma": score.sigma}
+    return json.dumps({**content, "components": components, "dense": dense})
+
+
+def _from_text(text: str) -> Score:
+    content = json.loads(text)
+    value, dense = content["value"], content["dense"]
+    return Score(
+        value=math.nan if value is None else value,
+        status=Status(content["status"]),
+        components=content["components"],
+        sigma=content["sigma"],
+        dense=None if dense is None else torch.tensor(dense, dtype=torch.float64),
+        note=content["note"],
+    )

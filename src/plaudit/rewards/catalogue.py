@@ -1,0 +1,124 @@
+"""All built-in rewards with their cards, as the command line and the documentation show them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plaudit.dotted import import_dotted
+from plaudit.errors import RecipeError
+from plaudit.rewards.base import Card
+from plaudit.rewards.call import OUTPUT_NAMES
+from plaudit.rewards.compose.table import OPERATORS
+from plaudit.rewards.table import BUILT_IN, SECTIONS
+
+GIVEN = ("self", "prompts", *OUTPUT_NAMES, "ids", "group", "step", "facts", "inputs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One built-in reward: its card, the columns that it needs of a prompt, and its options."""
+
+    name: str
+    path: str
+    card: Card
+    needs: Sequence[str]
+    options: Sequence[str]
+
+    @property
+    def range(self) -> str:
+        return f"{_bound(self.card.low)} .. {_bound(self.card.high)}" + (
+            "" if self.card.higher_is_better else " (less is better)"
+        )
+
+    @property
+    def needs_text(self) -> str:
+        return ", ".join(self.needs) or "-"
+
+
+def _bound(value: float) -> str:
+    return {math.inf: "∞", -math.inf: "-∞"}.get(value, f"{value:g}")
+
+
+def entry(name: str) -> Entry:
+    path = BUILT_IN.get(name, name)
+    thing = import_dotted(path, f"reward {name!r}", built_in=BUILT_IN)
+    card = getattr(thing, "card", None)
+    if card is None:
+        raise RecipeError(
+            f"reward {name!r} ({path}) has no card; write one with @card(...) or a class attribute `card`"
+        )
+    call = inspect.signature(thing.__call__ if inspect.isclass(thing) else thing).parameters.values()
+    columns = [p for p in call if p.name not in GIVEN and p.kind is not p.VAR_KEYWORD]
+    needs = [p.name for p in columns if p.default is p.empty]
+    options = [p for p in inspect.signature(thing).parameters.values()] if inspect.isclass(thing) else []
+    keyword = [p for p in columns if p.default is not p.empty]
+    return Entry(name=name, path=path, card=card, needs=needs, options=[_option(p) for p in (*options, *keyword)])
+
+
+def _option(parameter: inspect.Parameter) -> str:
+    return parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default!r}"
+
+
+def entries() -> Iterator[Entry]:
+    return (entry(name) for name in BUILT_IN)
+
+
+def card_lines(name: str) -> list[str]:
+    found = entry(name)
+    card = found.card
+    reference = card.reference
+    facts: list[tuple[str, Any]] = [
+        ("what", card.summary),
+        ("looks at", card.kind),
+        ("range", found.range),
+        ("needs", found.needs_text),
+        ("options", ", ".join(found.options) or "-"),
+        ("differentiable", "yes" if card.differentiable else "no"),
+        ("depends on the rest of the batch or on the past", "no" if card.batch_invariant else "yes"),
+        ("longest prompt", f"{card.max_prompt_tokens} tokens" if card.max_prompt_tokens else "-"),
+        ("reference", f"{reference.mean:g} ± {reference.std:g} on {reference.on}" if reference else "-"),
+        ("cost", f"{card.cost_ms:g} ms an output on one core" if card.cost_ms is not None else "-"),
+        ("install", f"pip install 'plaudit[{card.extra}]'" if card.extra else "-"),
+        ("runs programs", "in the sandbox" if card.untrusted else "no"),
+        ("systems", ", ".join(card.systems) or "-"),
+        ("revision", card.revision),
+        ("code", found.path),
+    ]
+    width = max(len(key) for key, _ in facts)
+    return [name, *(f"  {key:<{width}}  {value}" for key, value in facts)]
+
+
+def operator_rows() -> list[tuple[str, str]]:
+    return [(operator.usage, operator.meaning) for operator in OPERATORS.values()]
+
+
+def markdown_tables() -> str:
+    """Cards by section, then operators, as docs/rewards.md has them."""
+    lines: list[str] = []
+    for section, names in SECTIONS.items():
+        lines += [f"### {section[0].upper()}{section[1:]}", "", "| reward | range | needs | what | cost | systems |"]
+        lines += ["| --- | --- | --- | --- | --- | --- |"]
+        lines += [_markdown_row(entry(name)) for name in names]
+        lines.append("")
+    lines += ["### Operators of `combine`", "", "| operator | what |", "| --- | --- |"]
+    lines += [f"| `{usage}` | {summary} |" for usage, summary in operator_rows()]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(found: Entry) -> str:
+    card = found.card
+    marks = [
+        *(["differentiable"] if card.differentiable else []),
+        *([] if card.batch_invariant else ["by batch or history"]),
+        *([f"`[{card.extra}]`"] if card.extra else []),
+        *(["sandbox"] if card.untrusted else []),
+    ]
+    what = card.summary.rstrip(".") + (f" ({', '.join(marks)})" if marks else "")
+    needs = ", ".join(f"`{need}`" for need in found.needs) or "-"
+    cost = f"{card.cost_ms:g} ms" if card.cost_ms is not None else "-"
+    cells = (f"`{found.name}`", f"{card.kind}, {found.range}", needs, what, cost, ", ".join(card.systems) or "-")
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

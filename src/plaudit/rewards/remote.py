@@ -1,0 +1,218 @@
+"""A reward that a service elsewhere computes: `quality: {type: remote, arguments: {url: "http://127.0.0.1:8000"}}`.
+
+Whatever goes wrong on the way (no connection, no answer in time, half an answer, a wrong count, something that is not a
+number) becomes a missing score that says so. Repeats carry the same idempotency key, so that nothing is scored twice.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from plaudit.data.prompt import Prompt
+from plaudit.errors import RecipeError, RewardError
+from plaudit.rewards.base import Card, Score, Status, missing
+from plaudit.rewards.call import Outputs, Request
+from plaudit.serve.answers import read_card, read_scores, shown
+from plaudit.serve.client import Client, Failed, Reply, token_from
+from plaudit.serve.pack import Packed, Packer, Unsendable
+from plaudit.serve.wire import WireError, strict_json
+
+AGAIN = (408, 429, 500, 502, 503, 504)  # answers after which the same request may succeed
+NOT_READ = 409  # the service lacks media that were named by hash
+CARD_S = 10.0
+
+GENERAL = Card(summary="Scores of a reward service; its card is the one of the reward that it serves.")
+
+
+class _CardOfReward:
+    """On the class what is known of any service; on a reward the card of what it asks for, fetched when first read."""
+
+    def __get__(self, reward: Remote | None, owner: type) -> Card:
+        return GENERAL if reward is None else reward.fetched_card()
+
+
+class Refusal(Exception):
+    """No scores, and why."""
+
+    def __init__(self, status: Status, note: str) -> None:
+        super().__init__(note)
+        self.status = status
+
+
+class Remote:
+    """Scores of a reward service.
+
+    `reward` may be left out where only one is served. `timeout_s` bounds a whole call with its `retries`, before which it
+    waits `backoff_s`, twice that, and so on, or as long as the service asks for. `by_hash` names which media are named by
+    their hash first and sent only if the service does not hold them: worth it for those that come again and again.
+    """
+
+    waits = True
+    card = _CardOfReward()
+
+    def __init__(
+        self,
+        url: str,
+        reward: str | None = None,
+        token_env: str | None = None,
+        timeout_s: float = 120.0,
+        retries: int = 3,
+        backoff_s: float = 0.2,
+        by_hash: Literal["none", "inputs", "all"] = "inputs",
+    ) -> None:
+        if by_hash not in ("none", "inputs", "all"):
+            raise RecipeError(f"arguments.by_hash is {by_hash!r}; allowed: none, inputs, all")
+        if not timeout_s > 0 or retries < 0 or backoff_s < 0:
+            raise RecipeError("arguments: timeout_s must be positive, retries and backoff_s must not be negative")
+        self.client = Client(url, token_from(token_env, "arguments.token_env"), "arguments.url")
+        self.url, self.reward, self.timeout_s, self.by_hash = url, reward, timeout_s, by_hash
+        self.retries, self.backoff_s = retries, backoff_s
+        self.known: Card | None = None
+        self.max_bytes: int | None = None
+        self.lock = threading.Lock()
+
+    # --- the card ----------------------------------------------------------------------------------------------------
+
+    def fetched_card(self) -> Card:
+        """The service's card. Without it scores cannot be checked or mixed, so that its absence stops a run at once."""
+        try:
+            return self._learnt(time.monotonic() + min(self.timeout_s, CARD_S))
+        except Refusal as refusal:
+            raise RewardError(f"{refusal}; is `plaudit serve` running there?") from None
+
+    def _learnt(self, deadline: float) -> Card:
+        with self.lock:
+            if self.known is None:
+                self.known = self._fetch(deadline)
+            return self.known
+
+    def _fetch(self, deadline: float) -> Card:
+        reply = self._persistently(lambda: self.client.ask("GET", "/v1/rewards", deadline), deadline)
+        document = _document(reply, self.url)
+        rewards = document.get("rewards")
+        if not isinstance(rewards, Mapping):
+            raise Refusal(Status.ERRORED, f"{self.url} lists no rewards: {shown(document)}")
+        if self.reward is None and len(rewards) == 1:
+            self.reward = next(iter(rewards))
+        if self.reward not in rewards:
+            served = ", ".join(map(str, rewards))
+            raise Refusal(Status.REFUSED, f"{self.url} serves no reward {self.reward!r}; it serves {served}")
+        limits = document.get("limits")
+        limit = limits.get("max_request_bytes") if isinstance(limits, Mapping) else None
+        self.max_bytes = limit if type(limit) is int else None
+        content = rewards[self.reward]
+        try:  # a function without a card is served with none: nothing is known but that its scores are numbers
+            return Card(summary=f"{self.reward} at {self.url}") if content is None else read_card(content)
+        except (ValueError, TypeError) as error:
+            raise Refusal(Status.ERRORED, f"{self.url}: the card of {self.reward!r} is not one: {error}") from None
+
+    # --- scores ------------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        outputs: Outputs,
+        ids: Sequence[str],
+        group: Sequence[int],
+        step: int,
+        facts: Sequence[Mapping[str, Any]],
+        inputs: Sequence[Mapping[str, Any]],
+    ) -> list[Score]:
+        rows = zip(ids, prompts, facts, inputs, strict=True)
+        request = Request(
+            prompts=[Prompt(id=id_, text=text, facts=fact, inputs=given) for id_, text, fact, given in rows],
+            outputs=outputs,
+            group=group,
+            step=step,
+        )
+        deadline = time.monotonic() + self.timeout_s
+        try:
+            card = self._learnt(deadline)
+            return self._score(request, card, deadline)
+        except Refusal as refusal:
+            return [missing(refusal.status, str(refusal))] * len(prompts)
+
+    def _score(self, request: Request, card: Card, deadline: float) -> list[Score]:
+        assert self.reward is not None
+        packer = Packer(self.reward, request, by_hash=self.by_hash)
+        wanted: frozenset[str] | None = frozenset()
+        for _ in range(3):  # by hash; with what was lacking; with everything
+            packed = self._packed(packer, wanted)
+            key = uuid.uuid4().hex
+            reply = self._persistently(lambda packed=packed, key=key: self._post(packed, key, deadline), deadline)
+            if reply.status != NOT_READ:
+                break
+            lacking = _document(reply, self.url, accept=NOT_READ).get("missing")
+            wanted = frozenset(map(str, lacking)) if isinstance(lacking, list) and wanted == frozenset() else None
+        document = _document(reply, self.url)
+        try:
+            return read_scores(document, len(request), card)
+        except ValueError as error:
+            raise Refusal(Status.ERRORED, f"{self.url}: {error}") from None
+
+    def _packed(self, packer: Packer, wanted: frozenset[str] | None) -> Packed:
+        try:
+            packed = packer.pack(wanted)
+        except Unsendable as error:
+            raise Refusal(Status.ERRORED, f"cannot be sent to {self.url}: {error}") from None
+        if self.max_bytes is not None and len(packed.body) > self.max_bytes:
+            raise Refusal(
+                Status.REFUSED,
+                f"{self.url} takes requests of {self.max_bytes} bytes, this one has {len(packed.body)}; lower the reward's "
+                "`batch` or raise serve.max_request_mb",
+            )
+        return packed
+
+    def _post(self, packed: Packed, key: str, deadline: float) -> Reply:
+        left_ms = max(1000 * (deadline - time.monotonic()), 1.0)
+        headers = {"Content-Type": packed.content_type, "Idempotency-Key": key, "X-Deadline-Ms": f"{left_ms:.0f}"}
+        return self.client.ask("POST", "/v1/score", deadline, packed.body, headers)
+
+    def _persistently(self, ask: Any, deadline: float) -> Reply:
+        """The answer, after as many repeats as it takes within the bounds; on the last one whatever came."""
+        for attempt in range(self.retries + 1):
+            last = attempt == self.retries
+            pause = self.backoff_s * 2**attempt
+            try:
+                reply = ask()
+            except Failed as failed:
+                if last or failed.late or time.monotonic() + pause >= deadline:
+                    status = Status.TIMED_OUT if failed.late else Status.ERRORED
+                    raise Refusal(status, f"{self.url}: {failed} ({_times(attempt + 1)})") from None
+            else:
+                pause = max(pause, _asked_pause(reply))
+                if reply.status not in AGAIN or last or time.monotonic() + pause >= deadline:
+                    return reply
+            time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def close(self) -> None:
+        self.client.close()
+
+
+def _times(attempts: int) -> str:
+    return "1 attempt" if attempts == 1 else f"{attempts} attempts"
+
+
+def _asked_pause(reply: Reply) -> float:
+    text = reply.headers.get("retry-after", "")
+    return float(text) if text.isdecimal() and len(text) < 6 else 0.0
+
+
+def _document(reply: Reply, url: str, accept: int = 200) -> Mapping[str, Any]:
+    """The answer's JSON; anything but the status that means one is a refusal."""
+    if reply.status != accept:
+        words = shown(reply.body[:400].decode("utf-8", "replace"))
+        again = reply.status in AGAIN
+        raise Refusal(Status.ERRORED if again else Status.REFUSED, f"{url} answered {reply.status}: {words}")
+    try:
+        document = strict_json(reply.body)
+    except WireError as error:
+        raise Refusal(Status.ERRORED, f"{url}: {error}") from None
+    if not isinstance(document, Mapping):
+        raise Refusal(Status.ERRORED, f"{url}: the answer is not an object: {shown(document)}")
+    return document

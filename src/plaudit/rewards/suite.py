@@ -1,0 +1,203 @@
+"""All rewards of a recipe together: called, brought to a common scale, combined, and what they found kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plaudit.data.prompt import Prompt
+from plaudit.errors import RecipeError, RewardError
+from plaudit.recipe.schema import Missing, Recipe, RewardConfig
+from plaudit.rewards.base import Score, Status
+from plaudit.rewards.cache import ScoreCache
+from plaudit.rewards.calibrate import Scale, fit, from_json, needs_outputs, to_json, unit_of
+from plaudit.rewards.call import Outputs, Request, make_request
+from plaudit.rewards.compose.formula import Formula, parse, weighted_sum_formula
+from plaudit.rewards.load import Reward, load_reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredBatch:
+    """`total [B]` is what is trained on, NaN where it is missing; `parts` are the rewards' own values, `terms` the summands
+    of the formula by their text, which add up to the total."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+    scores: Mapping[str, Sequence[Score]]
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> int:
+        return sum(len(values) for values in self.parts.values())
+
+
+@dataclass(kw_only=True)
+class Suite:
+    """The rewards of a recipe and the formula over them. `scales` holds the calibration of those that ask for one."""
+
+    rewards: Sequence[Reward]
+    formula: Formula
+    scales: dict[str, Scale] = field(default_factory=dict)
+
+    def __call__(
+        self, prompts: Sequence[Prompt], outputs: Outputs, *, group: Tensor | None = None, step: int = 0
+    ) -> ScoredBatch:
+        """Scores of a batch; nothing that the rewards remember is changed."""
+        with self.unchanged():
+            return self.score(make_request(prompts, outputs, group, step), learn=False)
+
+    def score(self, request: Request, *, learn: bool) -> ScoredBatch:
+        """With `learn`, rewards and operators with a memory remember this batch."""
+        return self.combine(request, {reward.name: reward.score(request) for reward in self.rewards}, learn=learn)
+
+    def combine(self, request: Request, scores: Mapping[str, Sequence[Score]], *, learn: bool) -> ScoredBatch:
+        parts = {
+            name: torch.tensor([score.value for score in batch], dtype=torch.float64) for name, batch in scores.items()
+        }
+        scaled = {name: self._scaled(name, values) for name, values in parts.items()}
+        group = torch.tensor(request.group)
+        evaluated = self.formula.evaluate(scaled, group=group, step=request.step, learn=learn)
+        return ScoredBatch(total=evaluated.total, parts=parts, scores=scores, terms=evaluated.terms)
+
+    def _scaled(self, name: str, values: Tensor) -> Tensor:
+        if any(reward.name == name for reward in self.uncalibrated):
+            raise RewardError(
+                f"rewards.{name} is to be calibrated and has not been; call `calibrate` with outputs first"
+            )
+        return self.scales[name](values) if name in self.scales else values
+
+    # --- calibration -------------------------------------------------------------------------------------------------
+
+    @property
+    def uncalibrated(self) -> list[Reward]:
+        """Rewards whose scale has to be measured on outputs first."""
+        return [r for r in self.rewards if r.config and needs_outputs(r.config) and r.name not in self.scales]
+
+    def calibrate(self, prompts: Sequence[Prompt], outputs: Outputs) -> None:
+        """Measure the scales that are still missing."""
+        with self.unchanged():
+            for reward in self.uncalibrated:
+                self.fit_scale(reward, reward(prompts, outputs))
+
+    def fit_scale(self, reward: Reward, scores: Sequence[Score] | None) -> None:
+        """Take a reward's scale from scores; None where the recipe or the card has all its numbers."""
+        values = None if scores is None else torch.tensor([score.value for score in scores], dtype=torch.float64)
+        scale = fit(reward.name, reward.config, reward.card, values) if reward.config else None
+        if scale is not None:
+            self.scales[reward.name] = scale
+
+    def calibration(self) -> dict[str, Any]:
+        return {name: to_json(scale) for name, scale in self.scales.items()}
+
+    def load_calibration(self, content: Mapping[str, Any]) -> None:
+        self.scales = {name: from_json(entry) for name, entry in content.items()}
+
+    # --- memory ------------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What rewards and operators remember, as JSON."""
+        remembered = {r.name: r.caller.function.state() for r in self.rewards if hasattr(r.caller.function, "state")}
+        return {"rewards": remembered, "formula": self.formula.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        for reward in self.rewards:
+            if reward.name in state["rewards"]:
+                reward.caller.function.load_state(state["rewards"][reward.name])
+        self.formula.load_state(state["formula"])
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Measuring is not learning: whatever is remembered inside is forgotten again."""
+        before = self.state()
+        try:
+            yield
+        finally:
+            self.load_state(before)
+
+    # --- overlap -----------------------------------------------------------------------------------------------------
+
+    def pending(self) -> Pending:
+        return Pending(self)
+
+
+class Pending:
+    """A batch that is scored while it is still being drawn: rewards that wait for something elsewhere get every piece as
+    soon as it is there, the others the whole batch at the end."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.suite = suite
+        self.early = [r for r in suite.rewards if r.waits and not r.caller.whole_batch]
+        self.pool = ThreadPoolExecutor(max_workers=max(len(self.early), 1)) if self.early else None
+        self.futures: dict[str, list[Future[list[Score]]]] = {reward.name: [] for reward in self.early}
+
+    def __enter__(self) -> Pending:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=error[0] is None, cancel_futures=True)
+
+    def add(self, piece: Request) -> None:
+        for reward in self.early:
+            assert self.pool is not None
+            self.futures[reward.name].append(self.pool.submit(reward.score, piece))
+
+    def finish(self, request: Request, *, learn: bool) -> ScoredBatch:
+        late = {r.name: r.score(request) for r in self.suite.rewards if r.name not in self.futures}
+        early = {name: [score for piece in pieces for score in piece.result()] for name, pieces in self.futures.items()}
+        scores = {reward.name: (late | early)[reward.name] for reward in self.suite.rewards}
+        return self.suite.combine(request, scores, learn=learn)
+
+
+def load_suite(
+    configs: Mapping[str, RewardConfig], combine: str | None = None, cache: ScoreCache | None = None
+) -> Suite:
+    """Rewards of a recipe, checked to belong together: a weighted sum of unlike units is refused."""
+    store = cache or (ScoreCache() if any(config.cache for config in configs.values()) else None)
+    rewards = [load_reward(name, config, store) for name, config in configs.items()]
+    if combine is None:
+        formula = weighted_sum_formula({reward.name: reward.weight for reward in rewards})
+    else:
+        weighted = [reward.name for reward in rewards if reward.weight not in (0.0, 1.0)]
+        if weighted:
+            raise RecipeError(
+                f"rewards.{weighted[0]}.weight: with `combine` the weights stand in the formula; leave `weight` out and "
+                f"write for example combine: '0.5 * {weighted[0]} + ...'"
+            )
+        formula = parse(combine, list(configs), unweighted=[r.name for r in rewards if r.weight == 0])
+    if len(rewards) > 1 or combine is not None:
+        formula.check_units({reward.name: unit_of(configs[reward.name], reward.card) for reward in rewards})
+    suite = Suite(rewards=rewards, formula=formula)
+    for reward in rewards:
+        if not needs_outputs(configs[reward.name]):
+            suite.fit_scale(reward, None)
+    return suite
+
+
+def recipe_suite(recipe: Recipe) -> Suite:
+    return load_suite(recipe.rewards, recipe.combine)
+
+
+def enforce_missing(batch: ScoredBatch, missing: Missing) -> ScoredBatch:
+    """Stop a run that is being fed nothing; fill in the totals that the recipe wants imputed."""
+    for name, values in batch.parts.items():
+        absent = int(torch.isnan(values).sum())
+        limit = 0.0 if missing.on_missing == "fail" else missing.max_missing_fraction
+        if absent > limit * len(values):
+            examples = [
+                f"{s.status}{': ' + s.note if s.note else ''}" for s in batch.scores[name] if s.status is not Status.OK
+            ]
+            raise RewardError(
+                f"rewards.{name}: {absent} of {len(values)} scores are missing, more than missing.max_missing_fraction "
+                f"{limit:g} allows (first: {examples[0]}); mend the reward or raise the limit"
+            )
+    if missing.impute is None:
+        return batch
+    total = torch.where(batch.total.isnan(), missing.impute, batch.total)
+    return ScoredBatch(total=total, parts=batch.parts, scores=batch.scores, terms=batch.terms)

@@ -1,0 +1,200 @@
+"""Scores kept on disk: found again exactly when nothing that could change them has changed."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from plaudit.data.prompt import Prompt
+from plaudit.errors import RecipeError
+from plaudit.recipe.schema import RewardConfig
+from plaudit.rewards.base import Score, Status, card, missing
+from plaudit.rewards.cache import ScoreCache, identity, media_hash
+from plaudit.rewards.call import Cached, Caller, make_request
+from plaudit.rewards.load import load_reward
+
+
+def prompts(*texts: str) -> list[Prompt]:
+    return [Prompt(id=f"id-{text}", text=text) for text in texts]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ScoreCache:
+    return ScoreCache(tmp_path)
+
+
+class Counting:
+    """Length of the output; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, prompts, outputs):
+        self.asked += outputs
+        return [missing(Status.ERRORED) if o == "bad" else None if o == "none" else float(len(o)) for o in outputs]
+
+
+def cached(function, store: ScoreCache, name: str = "it") -> Caller:
+    return Caller(name, function, cache=Cached(store=store, identity=name))
+
+
+def test_what_was_scored_is_not_scored_again(store: ScoreCache) -> None:
+    counting = Counting()
+    asked = make_request(prompts("a", "b", "c"), ["xx", "yyy", "xx"])
+    first, second = cached(counting, store), cached(counting, store)
+    assert [s.value for s in first(asked)] == [2, 3, 2] == [s.value for s in second(asked)]
+    assert counting.asked == ["xx", "yyy", "xx"], "another prompt is another question"
+    assert first.meter.cache_hits == 0 and second.meter.cache_hits == 3 and second.meter.calls == 0
+
+
+def test_equal_outputs_of_a_batch_are_scored_once(store: ScoreCache) -> None:
+    counting = Counting()
+    same = prompts("a")[0]
+    assert [s.value for s in cached(counting, store)(make_request([same] * 4, ["x", "yy", "x", "x"]))] == [1, 2, 1, 1]
+    assert counting.asked == ["x", "yy"]
+
+
+def test_errors_are_not_kept_and_verdicts_are(store: ScoreCache) -> None:
+    counting = Counting()
+    asked = make_request(prompts("a", "b"), ["bad", "none"])
+    for _ in range(2):
+        assert [s.status for s in cached(counting, store)(asked)] == [Status.ERRORED, Status.NOT_APPLICABLE]
+    assert counting.asked == ["bad", "none", "bad"]
+
+
+def test_everything_a_score_carries_comes_back(store: ScoreCache) -> None:
+    full = Score(value=0.1, components={"a": 1 / 3}, sigma=0.2, dense=torch.tensor([1.0, math.nan]), note="ü")
+    key = b"k" * 32
+    store.keep({key: full})
+    found = store.find([key])[key]
+    assert (found.value, found.components, found.sigma, found.note) == (0.1, {"a": 1 / 3}, 0.2, "ü")
+    assert torch.equal(found.dense.nan_to_num(9), torch.tensor([1.0, 9.0], dtype=torch.float64))
+
+
+def test_hashes_tell_all_outputs_apart() -> None:
+    unlike = [
+        *("a", "ab", b"a", "", ["a", "b"], ["ab"], ["a", ["b"]], {"a": "b"}, {"a": ["b"]}, 1, 1.0, True, None),
+        torch.zeros(4),
+        torch.zeros(4, dtype=torch.float64),
+        torch.zeros(2, 2),
+        torch.tensor([0.0, 0.0, 0.0, -0.0]),
+        torch.zeros(4).numpy(),
+        torch.tensor(0.0),
+        torch.zeros(0),
+    ]
+    assert len({media_hash(value) for value in unlike}) == len(unlike)
+    picture = torch.rand(3, 8, 8)
+    assert media_hash(picture) == media_hash(picture.clone()) == media_hash(torch.stack([picture, picture])[1])
+    assert (
+        media_hash(picture.transpose(1, 2)) == media_hash(picture.transpose(1, 2).contiguous()) != media_hash(picture)
+    )
+    changed = picture.clone()
+    changed[2, 7, 7] = torch.nextafter(changed[2, 7, 7], torch.tensor(2.0))
+    assert media_hash(changed) != media_hash(picture)
+    assert media_hash({"a": 1, "b": 2}) == media_hash({"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize("change", ("text", "facts", "inputs"))
+def test_a_changed_prompt_is_another_question(store: ScoreCache, change: str) -> None:
+    base = {"id": "a", "text": "x", "facts": {"answer": 1}, "inputs": {"image": torch.zeros(2)}}
+    other = {"text": "y", "facts": {"answer": 2}, "inputs": {"image": torch.ones(2)}}
+    counting = Counting()
+    for fields in (base, base | {change: other[change]}):
+        cached(counting, store)(make_request([Prompt(**fields)], ["o"]))
+    assert len(counting.asked) == 2
+
+
+def test_ids_and_step_count_only_for_those_who_ask(store: ScoreCache) -> None:
+    asked: list = []
+
+    def plain(prompts, outputs):
+        asked.append("plain")
+        return [1.0] * len(outputs)
+
+    def curious(prompts, outputs, ids, step):
+        asked.append("curious")
+        return [1.0] * len(outputs)
+
+    for name, function in (("plain", plain), ("curious", curious)):
+        for id_, step in (("a", 0), ("b", 0), ("a", 1)):
+            cached(function, store, name)(make_request([Prompt(id=id_, text="x")], ["o"], step=step))
+    assert asked == ["plain", "curious", "curious", "curious"]
+
+
+def test_identity_is_type_arguments_and_revision() -> None:
+    @card(revision="1")
+    def carded(prompts, outputs):
+        """It."""
+
+    @card(revision="2")
+    def newer(prompts, outputs):
+        """It."""
+
+    def source(prompts, outputs):
+        return [1.0]
+
+    def changed(prompts, outputs):
+        return [2.0]
+
+    found = {
+        identity("x", "t", {}, carded),
+        identity("x", "t", {"a": 1}, carded),
+        identity("x", "u", {}, carded),
+        identity("x", "t", {}, newer),
+        identity("x", "t", {}, source),
+        identity("x", "t", {}, changed),
+    }
+    assert len(found) == 6 and identity("y", "t", {}, carded) in found
+    with pytest.raises(RecipeError, match=r"rewards.x.cache: 't' has neither a card"):
+        identity("x", "t", {}, len)
+
+
+def test_scores_that_depend_on_company_cannot_be_kept(tmp_path, monkeypatch) -> None:
+    module = type(sys)("ranking")
+
+    @card(batch_invariant=False)
+    def ranks(prompts, outputs):
+        """Ranks."""
+
+    module.ranks = ranks
+    monkeypatch.setitem(sys.modules, "ranking", module)
+    with pytest.raises(RecipeError, match=r"rewards.r.cache: .*depend on the rest of the batch"):
+        load_reward("r", RewardConfig(type="ranking:ranks", cache=True), ScoreCache(tmp_path))
+
+
+def test_the_file_stays_bounded_and_forgets_what_was_not_used(tmp_path) -> None:
+    store = ScoreCache(tmp_path, max_mb=0.25)
+    keys = [i.to_bytes(32, "big") for i in range(4000)]
+    for at in range(0, len(keys), 100):
+        store._write("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", [])
+        store.keep({key: Score(value=1.0, note="n" * 100) for key in keys[at : at + 100]})
+    assert store.size() <= 0.25 * 2**20
+    kept = store.find(keys)
+    assert 0 < len(kept) < len(keys) and keys[-1] in kept and keys[0] not in kept
+
+
+def test_many_processes_may_write_at_once(tmp_path) -> None:
+    script = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from plaudit.rewards.base import Score
+        from plaudit.rewards.cache import ScoreCache
+        store = ScoreCache(Path(sys.argv[1]))
+        me = int(sys.argv[2])
+        for i in range(40):
+            store.keep({(j * 1000 + i).to_bytes(32, "big"): Score(value=float(i)) for j in (me, 7)})
+            assert (me * 1000 + i).to_bytes(32, "big") in store.find([(me * 1000 + i).to_bytes(32, "big")])
+        """
+    )
+    running = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(me)]) for me in range(3)]
+    assert [process.wait(120) for process in running] == [0, 0, 0]
+    store = ScoreCache(tmp_path)
+    keys = [(j * 1000 + i).to_bytes(32, "big") for j in (0, 1, 2, 7) for i in range(40)]
+    assert len(store.find(keys)) == len(keys)

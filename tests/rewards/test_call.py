@@ -1,0 +1,484 @@
+"""What a reward may be, is handed and may return, what happens when it fails, and that it influences nothing but its scores."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from plaudit.data.prompt import Prompt
+from plaudit.errors import RewardError
+from plaudit.rewards.base import Card, Score, Status, card, missing
+from plaudit.rewards.call import Caller, Handling, call_reward, make_request
+
+PROMPTS = [Prompt(id=f"p{i}", text=f"text {i}", facts={"objects": [i]}, inputs={"image": i}) for i in range(3)]
+PICTURES = torch.arange(3 * 3 * 2 * 2, dtype=torch.float32).reshape(3, 3, 2, 2) / 36
+
+
+def scores(function, prompts=PROMPTS, outputs=PICTURES) -> list[Score]:
+    return call_reward("mine", function, prompts, outputs)
+
+
+def values(function, **rest) -> list[float]:
+    return [score.value for score in scores(function, **rest)]
+
+
+# --- signatures ------------------------------------------------------------------------------------------------------
+
+
+def test_texts_and_pictures_arrive_in_order() -> None:
+    seen = {}
+
+    def reward(prompts, outputs, ids, facts, inputs):
+        seen.update(prompts=prompts, outputs=outputs, ids=ids, facts=facts, inputs=inputs)
+        return [1.0, 2.0, 3.0]
+
+    assert values(reward) == [1, 2, 3]
+    assert seen["prompts"] == ["text 0", "text 1", "text 2"] and seen["ids"] == ["p0", "p1", "p2"]
+    assert seen["facts"] == [{"objects": [i]} for i in range(3)] and seen["inputs"] == [{"image": i} for i in range(3)]
+    assert torch.equal(seen["outputs"], PICTURES)
+
+
+@pytest.mark.parametrize("name", ("outputs", "completions", "images"))
+def test_a_trl_reward_works_unchanged(name: str) -> None:
+    """`def reward(prompts, completions, **kwargs)`; the extra columns arrive in kwargs."""
+    space: dict = {}
+    exec(
+        f"def reward(prompts, {name}, **kwargs):\n"
+        f"    return [len(p) + float({name}[i].sum()) * 0 + len(kwargs['facts'][i]['objects']) for i, p in enumerate(prompts)]",
+        space,
+    )
+    assert values(space["reward"]) == [7, 7, 7]
+
+
+def test_columns_are_given_only_to_those_who_ask() -> None:
+    assert values(lambda prompts, outputs: [0.5] * len(prompts)) == [0.5] * 3
+    assert values(lambda prompts, outputs, ids: [float(i[1:]) for i in ids]) == [0, 1, 2]
+    given: dict = {}
+    scores(lambda prompts, **everything: given.update(everything) or [0.0] * 3)
+    assert set(given) == {
+        *("outputs", "ids", "facts", "inputs", "group", "step", "trainer_state", "log_metric", "log_extra"),
+        *("objects", "image"),
+    }
+
+
+def test_facts_and_inputs_are_columns_by_name() -> None:
+    """As a data set's columns are in TRL; what a prompt lacks is None."""
+    mixed = [Prompt(id="a", text="", facts={"answer": 3}), Prompt(id="b", text="", inputs={"image": 7})]
+    seen: dict = {}
+
+    def reward(prompts, outputs, answer, image, unit="cm"):
+        seen.update(answer=answer, image=image, unit=unit)
+        return [0.0] * 2
+
+    scores(reward, prompts=mixed, outputs=["x", "y"])
+    assert seen == {"answer": [3, None], "image": [None, 7], "unit": "cm"}
+
+
+def test_a_column_that_no_prompt_carries_is_named() -> None:
+    with pytest.raises(
+        RewardError, match=r"rewards.mine needs the column 'answer'.* prompts carry image, objects; add"
+    ):
+        scores(lambda prompts, outputs, answer: [0.0] * 3)
+
+
+def test_groups_and_step_arrive() -> None:
+    seen: dict = {}
+
+    def reward(prompts, outputs, group, step, trainer_state):
+        seen.update(group=group, step=step, global_step=trainer_state.global_step)
+        return [0.0] * 3
+
+    call_reward("mine", reward, PROMPTS, PICTURES, step=7)
+    assert seen == {"group": [0, 1, 2], "step": 7, "global_step": 7}
+    call_reward("mine", reward, [PROMPTS[0], PROMPTS[0], PROMPTS[1]], PICTURES)
+    assert seen["group"] == [0, 0, 1], "outputs of one prompt belong together"
+    call_reward("mine", reward, PROMPTS, PICTURES, group=torch.tensor([4, 4, 9]))
+    assert seen["group"] == [4, 4, 9]
+
+
+def test_conversations_reach_plain_functions_whole_and_carded_ones_as_text() -> None:
+    prompts = [Prompt(id="a", text="two?", inputs={"messages": [{"role": "user", "content": "two?"}]})]
+    outputs = [[{"role": "assistant", "content": "2"}]]
+    seen: list = []
+
+    def plain(prompts, completions):
+        seen.append((prompts, completions))
+        return [1.0]
+
+    scores(plain, prompts=prompts, outputs=outputs)
+    scores(card(kind="text")(lambda prompts, outputs: seen.append((prompts, outputs)) or [1.0]), prompts, outputs)
+    assert seen == [([prompts[0].inputs["messages"]], outputs), (["two?"], ["2"])]
+
+
+def test_pictures_of_unlike_sizes_are_called_size_by_size() -> None:
+    pictures = [torch.full((3, size, size), size / 10) for size in (2, 4, 2)]
+    shapes: list = []
+
+    @card(kind="image")
+    def mean(prompts, outputs):
+        """Mean."""
+        shapes.append(tuple(outputs.shape))
+        return outputs.mean(dim=(1, 2, 3))
+
+    assert values(mean, outputs=pictures) == pytest.approx([0.2, 0.4, 0.2]) and shapes == [(2, 3, 2, 2), (1, 3, 4, 4)]
+
+
+class Callable:
+    def __init__(self, offset: float = 0.0) -> None:
+        self.offset = offset
+
+    def __call__(self, prompts, outputs) -> list[float]:
+        return [self.offset + i for i in range(len(prompts))]
+
+
+def with_extra(prompts, outputs, factor: float = 1.0) -> list[float]:
+    return [factor * i for i in range(len(prompts))]
+
+
+def test_callable_objects_methods_and_partials_are_rewards() -> None:
+    """Pitfall 28."""
+    assert values(Callable(10)) == [10, 11, 12]
+    assert values(Callable(10).__call__) == [10, 11, 12]
+    assert values(functools.partial(with_extra, factor=2.0)) == [0, 2, 4]
+
+
+def test_async_rewards_are_awaited_also_inside_a_running_loop() -> None:
+    async def reward(prompts, outputs) -> list[float]:
+        await asyncio.sleep(0)
+        return [float(len(p)) for p in prompts]
+
+    async def notebook() -> list[float]:
+        return values(reward)
+
+    assert values(reward) == [6, 6, 6]
+    assert asyncio.run(notebook()) == [6, 6, 6]
+
+
+# --- what comes back -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        [1, 2.5, True],
+        (1, 2.5, 1),
+        torch.tensor([1, 2.5, 1]),
+        torch.tensor([1, 2.5, 1], requires_grad=True),
+        np.array([1, 2.5, 1]),
+        [torch.tensor(1.0), np.float32(2.5), Score(value=1.0)],
+    ],
+    ids=["list", "tuple", "tensor", "tensor with gradient", "array", "mixed"],
+)
+def test_numbers_of_any_kind_become_scores(returned) -> None:
+    found = scores(lambda prompts, outputs: returned)
+    assert [s.value for s in found] == [1, 2.5, 1] and all(s.status is Status.OK for s in found)
+
+
+def test_none_and_nan_and_infinity_are_missing_not_numbers() -> None:
+    found = scores(lambda prompts, outputs: [None, math.nan, math.inf])
+    assert all(math.isnan(s.value) for s in found)
+    assert [s.status for s in found] == [Status.NOT_APPLICABLE, Status.ERRORED, Status.ERRORED]
+    assert "inf" in found[2].note
+
+
+def test_a_score_passes_through_with_all_it_carries() -> None:
+    given = [
+        Score(value=0.5, components={"a": 1.0}, sigma=0.1, note="fine"),
+        Score(value=math.nan, status=Status.TIMED_OUT, note="30 s"),
+        Score(value=math.nan, status=Status.REFUSED),
+    ]
+    assert all(a is b for a, b in zip(scores(lambda prompts, outputs: given), given, strict=True))
+
+
+@pytest.mark.parametrize("status", [s for s in Status if s is not Status.OK])
+def test_a_failed_score_cannot_carry_a_number(status: Status) -> None:
+    """Pitfall 21: errors never become numbers."""
+    with pytest.raises(RewardError, match="only ok scores have a value"):
+        Score(value=0.0, status=status)
+    assert math.isnan(Score(value=math.nan, status=status).value)
+
+
+@pytest.mark.parametrize("value", (math.nan, math.inf))
+def test_an_ok_score_must_be_finite(value: float) -> None:
+    with pytest.raises(RewardError, match="only ok scores"):
+        Score(value=value)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([1.0], "returned 1 scores for 3 outputs; return one per output, None where there is none"),
+        ([1.0] * 4, "returned 4 scores for 3"),
+        (torch.zeros(2), "returned 2 scores for 3"),
+        ([], "returned 0 scores"),
+        (0.5, "returned 0.5; return a list"),
+        (None, "returned None; return a list"),
+        (torch.tensor(0.5), r"returned tensor.* return a list"),
+        ([1.0, "good", 2.0], "returned 'good'; a score is a number, None or a plaudit.Score"),
+        (torch.zeros(3, 1), r"returned \[0.0\]; a score is a number"),
+        ([[1.0], [2.0], [3.0]], r"returned \[1.0\]; a score is a number"),
+    ],
+)
+def test_anything_else_is_an_error_that_names_the_reward(returned, message: str) -> None:
+    with pytest.raises(RewardError, match=f"^rewards.mine {message}"):
+        scores(lambda prompts, outputs: returned)
+
+
+def test_an_exception_becomes_a_status_that_says_what_it_was() -> None:
+    def broken(prompts, outputs):
+        raise ZeroDivisionError("no quotes in this prompt")
+
+    async def broken_later(prompts, outputs):
+        raise KeyError("score")
+
+    for function, note in ((broken, "ZeroDivisionError: no quotes"), (broken_later, "KeyError: 'score'")):
+        found = scores(function)
+        assert all(s.status is Status.ERRORED and math.isnan(s.value) and s.note.startswith(note) for s in found)
+
+
+def test_one_bad_output_never_harms_its_batch() -> None:
+    """Pitfall 21, item by item."""
+
+    def reward(prompts, outputs, ids):
+        if "p1" in ids:
+            raise ValueError("p1 is bad")
+        return [float(i[1:]) for i in ids]
+
+    found = scores(reward)
+    assert [s.status for s in found] == [Status.OK, Status.ERRORED, Status.OK]
+    assert found[0].value == 0 and found[2].value == 2 and "p1 is bad" in found[1].note
+
+
+def test_a_reward_that_compares_outputs_is_not_asked_about_one_alone() -> None:
+    sizes: list = []
+
+    @card(batch_invariant=False)
+    def ranks(prompts, outputs):
+        """Ranks."""
+        sizes.append(len(outputs))
+        raise ValueError("no")
+
+    assert all(s.status is Status.ERRORED for s in scores(ranks)) and sizes == [3]
+
+
+def test_a_reward_error_keeps_its_own_message() -> None:
+    def reward(prompts, outputs):
+        raise RewardError("the judge answered 12 on a scale of 0 to 10")
+
+    with pytest.raises(RewardError, match=r"^the judge answered 12"):
+        scores(reward)
+
+
+# --- no influence but the scores -------------------------------------------------------------------------------------
+
+
+def test_a_reward_that_draws_random_numbers_does_not_move_the_generator() -> None:
+    """Pitfall 17, also when it raises."""
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+
+    def draws(prompts, outputs):
+        torch.manual_seed(77)
+        return torch.rand(3)
+
+    def draws_and_fails(prompts, outputs):
+        torch.rand(3)
+        raise ValueError
+
+    scores(draws)
+    assert torch.equal(torch.get_rng_state(), state)
+    scores(draws_and_fails)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_reward_that_writes_into_what_it_gets_changes_nothing() -> None:
+    def vandal(prompts, outputs, ids, facts, inputs):
+        outputs.zero_()
+        prompts.clear(), ids.reverse()
+        for fact, given in zip(facts, inputs, strict=True):
+            fact["objects"].append("more")
+            given["image"] = None
+        return [1.0] * 3
+
+    before = PICTURES.clone()
+    scores(vandal)
+    assert torch.equal(PICTURES, before)
+    assert [p.text for p in PROMPTS] == ["text 0", "text 1", "text 2"]
+    assert [p.facts["objects"] for p in PROMPTS] == [[0], [1], [2]] and PROMPTS[1].inputs["image"] == 1
+    assert values(lambda prompts, outputs, facts: [len(f["objects"]) for f in facts]) == [1, 1, 1]
+
+
+def test_random_generators_of_other_libraries_are_not_relied_on() -> None:
+    """A reward may reseed them; nothing in a run reads them."""
+
+    def reseeds(prompts, outputs):
+        np.random.seed(0), random.seed(0)
+        return [1.0] * 3
+
+    from tests.reference.toys import keys
+
+    from plaudit.sampling.noise import gaussian
+
+    before = gaussian(keys(2), "initial", (3,))
+    scores(reseeds)
+    assert torch.equal(gaussian(keys(2), "initial", (3,)), before)
+
+
+def test_outputs_keep_their_type() -> None:
+    seen: list[Tensor] = []
+    scores(lambda prompts, outputs: seen.append(outputs) or [1.0] * 3)
+    assert seen[0].dtype == torch.float32 and seen[0].data_ptr() != PICTURES.data_ptr()
+
+
+def test_no_gradient_is_recorded() -> None:
+    pictures = PICTURES.clone().requires_grad_()
+    recorded: list = []
+    scores(lambda prompts, outputs: recorded.append((outputs * 2).requires_grad) or [1.0] * 3, outputs=pictures)
+    assert recorded == [False]
+
+
+# --- chunks, deadlines, retries --------------------------------------------------------------------------------------
+
+
+def caller(function, **handling) -> Caller:
+    return Caller("mine", function, Handling(backoff_s=0.0, **handling))
+
+
+def many(count: int):
+    return make_request([Prompt(id=f"p{i}", text=str(i)) for i in range(count)], [str(i) for i in range(count)])
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(None, [10]), (4, [4, 4, 2]), (1, [1] * 10), (99, [10])])
+def test_batches_are_chunks_in_order(batch: int | None, sizes: list[int]) -> None:
+    seen: list = []
+    mine = caller(lambda prompts, outputs: seen.append(len(outputs)) or [float(o) for o in outputs], batch=batch)
+    assert [s.value for s in mine(many(10))] == list(range(10)) and seen == sizes
+    assert (
+        mine.meter.calls == len(sizes) and mine.meter.outputs == 10 and len(mine.meter.take_latencies()) == len(sizes)
+    )
+    assert mine.meter.take_latencies() == []
+
+
+def test_no_more_calls_at_a_time_than_allowed() -> None:
+    now, most, lock = [0], [0], threading.Lock()
+
+    def reward(prompts, outputs):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.02)
+        with lock:
+            now[0] -= 1
+        return [float(o) for o in outputs]
+
+    assert [s.value for s in caller(reward, batch=1, concurrency=3)(many(12))] == list(range(12)) and most[0] == 3
+
+
+@pytest.mark.parametrize("asynchronous", (False, True))
+def test_what_comes_too_late_is_missing(asynchronous: bool) -> None:
+    def slow(prompts, outputs):
+        time.sleep(0.5 if "1" in outputs else 0)
+        return [1.0] * len(outputs)
+
+    async def slow_later(prompts, outputs):
+        await asyncio.sleep(0.5 if "1" in outputs else 0)
+        return [1.0] * len(outputs)
+
+    started = time.monotonic()
+    found = caller(slow_later if asynchronous else slow, batch=1, deadline_s=0.1)(many(3))
+    assert time.monotonic() - started < 0.45
+    assert [s.status for s in found] == [Status.OK, Status.TIMED_OUT, Status.OK] and "0.1 s" in found[1].note
+
+
+def test_a_slow_output_is_found_out_by_trying_again_alone() -> None:
+    def slow(prompts, outputs):
+        time.sleep(0.3 if "1" in outputs else 0)
+        return [1.0] * len(outputs)
+
+    found = caller(slow, deadline_s=0.1, retries=1, retry_budget=1.0)(many(3))
+    assert [s.status for s in found] == [Status.OK, Status.TIMED_OUT, Status.OK]
+
+
+def test_retries_repeat_only_what_failed() -> None:
+    seen: list = []
+
+    def flaky(prompts, outputs):
+        seen.append(list(outputs))
+        return [missing(Status.ERRORED) if o == "2" and len(seen) < 3 else float(o) for o in outputs]
+
+    mine = caller(flaky, retries=5, retry_budget=1.0)
+    assert [s.value for s in mine(many(4))] == [0, 1, 2, 3] and seen == [["0", "1", "2", "3"], ["2"], ["2"]]
+    assert mine.meter.repeats == 2
+
+
+def test_the_retry_budget_bounds_repeats_over_the_run() -> None:
+    calls: list = []
+
+    def down(prompts, outputs):
+        calls.extend(outputs)
+        return [missing(Status.ERRORED, "down")] * len(outputs)
+
+    mine = caller(down, retries=10, retry_budget=0.5)
+    for _ in range(4):
+        assert all(s.status is Status.ERRORED for s in mine(many(10)))
+    assert mine.meter.repeats <= 0.5 * mine.meter.outputs and len(calls) == 40 + mine.meter.repeats
+
+
+def test_verdicts_are_final() -> None:
+    calls: list = []
+
+    def refuses(prompts, outputs):
+        calls.append(1)
+        return [missing(Status.REFUSED), missing(Status.PARSE_FAILED), None]
+
+    assert [s.status for s in caller(refuses, retries=3)(many(3))] == [
+        Status.REFUSED,
+        Status.PARSE_FAILED,
+        Status.NOT_APPLICABLE,
+    ]
+    assert len(calls) == 1
+
+
+def test_a_reward_may_report_numbers_as_in_trl() -> None:
+    def reward(prompts, outputs, log_metric, log_extra):
+        log_metric("length", 2.0)
+        log_extra("seen", outputs)
+        return [1.0] * len(outputs)
+
+    mine = caller(reward, batch=2)
+    mine(many(4))
+    assert mine.meter.take_metrics() == {"length": 2.0} and mine.meter.take_metrics() == {}
+    assert mine.meter.extra == {"seen": ["2", "3"]}
+
+
+def test_async_rewards_share_one_loop() -> None:
+    """A client that keeps connections open stays usable from call to call."""
+    loops: list = []
+
+    async def reward(prompts, outputs):
+        loops.append(asyncio.get_running_loop())
+        return [1.0] * len(outputs)
+
+    mine = caller(reward, batch=1)
+    mine(many(3))
+    assert len(set(map(id, loops))) == 1 and len(loops) == 3
+
+
+def test_nothing_is_called_for_nothing() -> None:
+    assert caller(lambda prompts, outputs: 1 / 0)(many(0)) == []
+    with pytest.raises(RewardError, match="2 prompts for 1 outputs"):
+        make_request(PROMPTS[:2], ["x"])
+
+
+def test_a_card_says_whether_scores_may_be_added() -> None:
+    assert Card(summary="", low=0, high=2).unit == (0, 2)
+    assert Card(summary="", low=0).unit is None and Card(summary="").unit is None
