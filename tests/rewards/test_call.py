@@ -339,6 +339,15 @@ def test_outputs_keep_their_type() -> None:
     assert seen[0].dtype == torch.float32 and seen[0].data_ptr() != PICTURES.data_ptr()
 
 
+def test_outputs_of_the_wrong_kind_are_refused() -> None:
+    pictures = card(kind="image")(lambda prompts, outputs: [1.0] * len(outputs))
+    texts = card(kind="text")(lambda prompts, outputs: [1.0] * len(outputs))
+    with pytest.raises(RewardError, match="rewards.mine looks at pictures, and these outputs are texts"):
+        scores(pictures, outputs=["a", "b", "c"])
+    with pytest.raises(RewardError, match=r"looks at texts, and these outputs are pictures; .*--kind image"):
+        scores(texts)
+
+
 def test_no_gradient_is_recorded() -> None:
     pictures = PICTURES.clone().requires_grad_()
     recorded: list = []

@@ -76,7 +76,8 @@ def test_dotted_paths_resolve_to_functions_and_classes(my_rewards) -> None:
 @pytest.mark.parametrize(
     ("path", "arguments", "message"),
     [
-        ("scene_exactly", {}, r"rewards.mine.type: 'scene_exactly' is not a dotted path .*built in: .*scene_exact"),
+        ("scene_exactly", {}, r"rewards.mine.type: 'scene_exactly' is not a dotted path .*did you mean scene_exact\?"),
+        ("xyzzy", {}, r"rewards.mine.type: 'xyzzy' is not a dotted path .*built in: .*scene_exact"),
         ("my_rewards:absent", {}, r"rewards.mine.type: cannot import 'my_rewards:absent'.*check the path"),
         ("no_such_package:thing", {}, r"rewards.mine.type: cannot import 'no_such_package:thing'"),
         ("my_rewards:number", {}, r"rewards.mine.type: 'my_rewards:number' is a float, which cannot be called"),

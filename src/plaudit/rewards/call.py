@@ -287,14 +287,14 @@ class Caller:
             "trainer_state": lambda: SimpleNamespace(global_step=request.step),
             "log_metric": lambda: self._log_metric,
             "log_extra": lambda: self._log_extra,
-            "facts": lambda: copy.deepcopy([prompt.facts for prompt in request.prompts]),
-            "inputs": lambda: copy.deepcopy([prompt.inputs for prompt in request.prompts]),
+            "facts": lambda: _copies([prompt.facts for prompt in request.prompts]),
+            "inputs": lambda: _copies([prompt.inputs for prompt in request.prompts]),
         }
         given |= {name: make() for name, make in columns.items() if self._asks(name)}
         carried = {name for prompt in request.prompts for name in (*prompt.facts, *prompt.inputs)} - given.keys()
         for name in sorted(carried):
             if self._asks(name):
-                given[name] = [copy.deepcopy(_column(prompt, name)) for prompt in request.prompts]
+                given[name] = _copies([_column(prompt, name) for prompt in request.prompts])
         absent = [
             name
             for name, parameter in self.parameters.items()
@@ -323,7 +323,17 @@ class Caller:
             return copy.deepcopy([prompt.inputs["messages"] for prompt in prompts])
         return [prompt.text for prompt in prompts]
 
+    def _check_kind(self, outputs: Outputs) -> None:
+        given = "text" if isinstance(outputs[0], str) or _is_conversation(outputs[0]) else None
+        given = "image" if isinstance(outputs[0], Tensor) and outputs[0].ndim == 3 else given
+        if given and self._kind and given != self._kind and {given, self._kind} != {"image", "video"}:
+            raise RewardError(
+                f"rewards.{self.name} looks at {PLURAL[self._kind]}, and these outputs are {PLURAL[given]}; `plaudit rewards "
+                f"list --kind {given}` names those for {PLURAL[given]}"
+            )
+
     def _output_copies(self, outputs: Outputs) -> Outputs:
+        self._check_kind(outputs)
         if isinstance(outputs, Tensor):
             return outputs.detach().clone()
         if self._kind == "text":
@@ -333,11 +343,25 @@ class Caller:
         return [output.clone() if isinstance(output, Tensor) else copy.deepcopy(output) for output in outputs]
 
 
+PLURAL = {"image": "pictures", "text": "texts", "audio": "signals", "video": "videos"}
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _copies(values: Sequence[Any]) -> list[Any]:
+    """Copies that the reward may write into; samples of one prompt share theirs."""
+    made: dict[int, Any] = {}
+    for value in values:
+        if id(value) not in made:
+            made[id(value)] = copy.deepcopy(value)
+    return [made[id(value)] for value in values]
 
 
 def _column(prompt: Prompt, name: str) -> Any:
     return prompt.facts.get(name, prompt.inputs.get(name))
+
+
+def _is_conversation(output: Any) -> bool:
+    return isinstance(output, list) and bool(output) and isinstance(output[0], dict) and "content" in output[0]
 
 
 def text_of(completion: Any) -> str:
