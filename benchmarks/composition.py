@@ -3,7 +3,7 @@
 1. S008: the size of advantages when a saturated scorer's differences are noise, by score and by win rate; then training
    on a scorer whose last differences are a hack.
 2. S101: shapers on a linear reward model fitted to few preferences, which extrapolates a feature that is only good within
-   the data; by centred advantages, and by advantages divided by the group's standard deviation.
+   the data; by centred advantages, and by advantages divided by the group's standard deviation, with and without a floor under it.
 3. S044: weighted sum against base-and-bonus where leaving the input alone earns the whole bonus.
 
 The policy is a Gaussian whose mean learns by REINFORCE with group-relative advantages. All numbers are of the mean's
@@ -59,9 +59,9 @@ def spread(values: Sequence[float]) -> str:
 
 def table(title: str, rows: dict[str, dict[str, list[float]]]) -> None:
     columns = list(next(iter(rows.values())))
-    print(f"\n{title}\n{'':34}" + "".join(f"{column:>20}" for column in columns))
+    print(f"\n{title}\n{'':34}" + "".join(f"{column:>24}" for column in columns))
     for name, row in rows.items():
-        print(f"{name:34}" + "".join(f"{spread(values):>20}" for values in row.values()))
+        print(f"{name:34}" + "".join(f"{spread(values):>24}" for values in row.values()))
 
 
 # --- 1: S008 ---------------------------------------------------------------------------------------------------------
@@ -161,8 +161,12 @@ def s101_shapers(weights: Tensor, seed: int) -> dict[str, Signal]:
 
 
 def hackable_proxy(seeds: int) -> None:
-    for std, steps, rate in (("none", 600, 0.2), ("group", 600, 0.05)):
-        setting = Setting(start=(0.0, 0.0), steps=steps, std=std, rate=rate)
+    settings = {
+        "centred advantages": Setting(start=(0.0, 0.0), steps=600, std="none", rate=0.2),
+        "advantages divided by the group's std": Setting(start=(0.0, 0.0), steps=600),
+        "the same, the std no smaller than 0.05": Setting(start=(0.0, 0.0), steps=600, floor=0.05),
+    }
+    for words, setting in settings.items():
         rows: dict[str, dict[str, list[float]]] = {}
         for name in s101_shapers(torch.zeros(2, dtype=torch.float64), 0):
             curves = []
@@ -171,11 +175,10 @@ def hackable_proxy(seeds: int) -> None:
                 curves.append(train(setting, signal, s101_gold, seed))
             rows[name] = {
                 "gold at its best": [max(c) for c in curves],
-                f"after {steps // 4}": [c[steps // 4 - 1] for c in curves],
+                f"after {setting.steps // 4}": [c[setting.steps // 4 - 1] for c in curves],
                 "at the end": [c[-1] for c in curves],
             }
-        divided = "centred advantages" if std == "none" else "advantages divided by the group's std"
-        table(f"2. S101: gold reward under a hackable proxy, {divided}, {steps} steps", rows)
+        table(f"2. S101: gold reward under a hackable proxy, {words}, {setting.steps} steps", rows)
 
 
 # --- 3: S044 ---------------------------------------------------------------------------------------------------------

@@ -169,6 +169,18 @@ def test_time_shares_add_up(fabricate: Fabricate) -> None:
 
 
 @pytest.mark.usefixtures("no_charts")
+def test_what_rewards_cost_is_told_by_reward(fabricate: Fabricate) -> None:
+    folder = fabricate()
+    rows = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row |= {"rewards/match/latency_p50_s": 0.001 * (i + 1), "rewards/match/latency_p95_s": 0.5 if i == 3 else 0.1}
+        row |= {"rewards/match/calls": 2 * (i + 1), "rewards/match/repeats": 1, "rewards/match/cache_hits": 17}
+    write_lines(folder / "timing.jsonl", rows)
+    middle = (len(rows) + 1) / 2  # milliseconds rise by one a step
+    assert f"match\n{middle:.1f} ms\n500.0 ms\n{2 * len(rows)}\n1\n17" in read(render(read_run(folder))).text
+
+
+@pytest.mark.usefixtures("no_charts")
 def test_missing_scores_are_reported_at_their_worst(fabricate: Fabricate) -> None:
     folder = fabricate()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

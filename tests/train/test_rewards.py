@@ -92,7 +92,9 @@ def test_memory_and_scale_come_back_with_a_checkpoint(tmp_path, monkeypatch) -> 
     monkeypatch.setattr(loop, "write_report", lambda root: root)
 
     def run(folder: str, steps: int, resume: bool = False) -> Path:
-        recipe = toy_recipe(tmp_path / folder, MIXED, {"train": {"steps": steps}, "run": {"name": "m", "save_every": 1}})
+        recipe = toy_recipe(
+            tmp_path / folder, MIXED, {"train": {"steps": steps}, "run": {"name": "m", "save_every": 1}}
+        )
         return align(recipe, resume=resume).folder
 
     whole, cut = run("whole", 4), run("cut", 2)
@@ -111,7 +113,9 @@ def test_the_doctor_measures_the_scale_too(tmp_path) -> None:
 def test_scores_come_in_while_the_batch_is_being_drawn(tmp_path) -> None:
     from plaudit.train.collect import collect
 
-    recipe = toy_recipe(tmp_path, {"rewards": {"red": None, "far": {"type": f"{HERE}:patient"}}, "sampler": {"tile": 3}})
+    recipe = toy_recipe(
+        tmp_path, {"rewards": {"red": None, "far": {"type": f"{HERE}:patient"}}, "sampler": {"tile": 3}}
+    )
     setup = prepare(recipe)
     assert setup.rewards.rewards[0].waits
     far = setup.rewards.rewards[0].caller.meter

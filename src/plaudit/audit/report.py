@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -260,7 +261,8 @@ def _check_value(value: float | str | None) -> str:
 
 def _costs(run: RunRecord) -> Html:
     lead = "Network calls are samples times network evaluations; both counts include every step of training."
-    return section("Where time went", _time_shares(run), _call_table(run), _missing_scores(run), lead=lead)
+    parts = (_time_shares(run), _call_table(run), _reward_costs(run), _missing_scores(run))
+    return section("Where time went", *parts, lead=lead)
 
 
 def _time_shares(run: RunRecord) -> Html:
@@ -297,6 +299,27 @@ def _call_table(run: RunRecord) -> Html:
         outside = 60 * (summary.minutes - summary.training_minutes)
         rows.append(("evaluation, checks and saving, outside of training", f"{outside:.1f} s"))
     return join(element("h3", "Calls"), table((), rows, numeric=(1,)))
+
+
+def _reward_costs(run: RunRecord) -> Html | None:
+    """Latency of a call: the median step's median and the worst step's 95th percentile. Counts are since the start."""
+    rows: list[tuple[Content, ...]] = []
+    for name in run.rewards():
+        p50, p95 = (_logged(run, f"rewards/{name}/latency_{p}_s") for p in ("p50", "p95"))
+        counts = [_logged(run, f"rewards/{name}/{count}") for count in ("calls", "repeats", "cache_hits")]
+        times = (
+            (f"{1000 * statistics.median(p50):.1f} ms", f"{1000 * max(p95):.1f} ms")
+            if p50 and p95
+            else (ABSENT, ABSENT)
+        )
+        if p50 or any(counts):
+            rows.append((name, *times, *(number(values[-1]) if values else ABSENT for values in counts)))
+    head = ("reward", "median latency", "worst 95th percentile", "calls", "repeats", "cache hits")
+    return join(element("h3", "Rewards"), table(head, rows, numeric=range(1, 6))) if rows else None
+
+
+def _logged(run: RunRecord, key: str) -> list[float]:
+    return [row[key] for row in run.timing if row.get(key) is not None]
 
 
 def _missing_scores(run: RunRecord) -> Html | None:
