@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.docs.pages import blocks, commands, page, write_files
 
 from plaudit.recipe.load import load
 
-ROOT = Path(__file__).parents[2]
-TOUR = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-VERBS = {"align", "sample", "doctor", "report", "compare", "systems", "recipe", "lab"}
-
-
-def blocks(text: str, language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    return [block for named, block in fenced if named == language]
-
-
-def commands(text: str) -> list[list[str]]:
-    lines = [line for block in blocks(text, "") for line in block.splitlines()]
-    calls = [call.split("#")[0].strip() for line in lines for call in line.split("&&")]
-    return [shlex.split(call)[1:] for call in calls if call.startswith("plaudit ")]
+TOUR, README = page("docs/tour.md"), page("README.md")
+VERBS = {"align", "sample", "score", "serve", "rewards", "doctor", "report", "compare", "systems", "recipe", "lab"}
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the tour has its reader write."""
-    for block in blocks(TOUR, "python") + blocks(TOUR, "yaml"):
-        first = block.splitlines()[0]
-        if first.startswith("# ") and first.endswith((".py", ".yaml")):
-            (tmp_path / first.removeprefix("# ")).write_text(block, encoding="utf-8")
+    write_files(TOUR, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path

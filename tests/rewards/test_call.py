@@ -90,6 +90,25 @@ def test_a_column_that_no_prompt_carries_is_named() -> None:
         scores(lambda prompts, outputs, answer: [0.0] * 3)
 
 
+def test_a_column_is_known_to_parts_of_the_batch_that_lack_it() -> None:
+    """Chunk by chunk, and one by one after a failure."""
+    mixed = [Prompt(id="a", text="", facts={"answer": 3}), Prompt(id="b", text="")]
+    request = make_request(mixed, ["x", "y"])
+    assert [
+        s.value for s in caller(lambda prompts, outputs, answer: [float(a is None) for a in answer], batch=1)(request)
+    ] == [
+        0,
+        1,
+    ]
+
+    def fails_together(prompts, outputs, answer):
+        if len(outputs) > 1:
+            raise ValueError
+        return [float(answer[0] is None)]
+
+    assert [s.value for s in caller(fails_together)(request)] == [0, 1]
+
+
 def test_groups_and_step_arrive() -> None:
     seen: dict = {}
 
@@ -342,7 +361,7 @@ def test_outputs_keep_their_type() -> None:
 def test_outputs_of_the_wrong_kind_are_refused() -> None:
     pictures = card(kind="image")(lambda prompts, outputs: [1.0] * len(outputs))
     texts = card(kind="text")(lambda prompts, outputs: [1.0] * len(outputs))
-    with pytest.raises(RewardError, match="rewards.mine looks at pictures, and these outputs are texts"):
+    with pytest.raises(RewardError, match=r"rewards.mine looks at pictures, and these outputs are texts"):
         scores(pictures, outputs=["a", "b", "c"])
     with pytest.raises(RewardError, match=r"looks at texts, and these outputs are pictures; .*--kind image"):
         scores(texts)
@@ -440,6 +459,26 @@ def test_the_retry_budget_bounds_repeats_over_the_run() -> None:
     for _ in range(4):
         assert all(s.status is Status.ERRORED for s in mine(many(10)))
     assert mine.meter.repeats <= 0.5 * mine.meter.outputs and len(calls) == 40 + mine.meter.repeats
+
+
+def test_what_is_scored_again_was_not_seen_before() -> None:
+    class Counting:
+        card = Card(summary="", kind="text", batch_invariant=False)
+        seen = 0
+
+        def __call__(self, prompts, outputs):
+            Counting.calls += 1
+            self.seen += len(outputs)
+            return [missing(Status.ERRORED) if Counting.calls == 1 else float(self.seen)] * len(outputs)
+
+        def state(self):
+            return {"seen": self.seen}
+
+        def load_state(self, state):
+            self.seen = state["seen"]
+
+    Counting.calls = 0
+    assert [s.value for s in caller(Counting(), retries=2, retry_budget=1.0)(many(3))] == [3, 3, 3]
 
 
 def test_verdicts_are_final() -> None:

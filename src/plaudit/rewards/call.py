@@ -76,12 +76,19 @@ class Meter:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A batch to be scored. `group [B]` tells which outputs answer the same prompt; `step` is the training step."""
+    """A batch to be scored. `group [B]` tells which outputs answer the same prompt; `step` is the training step; `columns`
+    are the names of all facts and inputs, which a larger batch that this is a part of may have more of."""
 
     prompts: Sequence[Prompt]
     outputs: Outputs
     group: Sequence[int]
     step: int = 0
+    columns: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        distinct = {id(prompt): prompt for prompt in self.prompts}.values()
+        own = {name for prompt in distinct for name in (*prompt.facts, *prompt.inputs)}
+        object.__setattr__(self, "columns", self.columns | own)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -91,21 +98,26 @@ class Request:
             prompts=[self.prompts[i] for i in rows],
             outputs=select(self.outputs, rows),
             group=[self.group[i] for i in rows],
+            columns=self.columns,
             step=self.step,
         )
 
 
 def make_request(
-    prompts: Sequence[Prompt], outputs: Outputs, group: Sequence[int] | Tensor | None = None, step: int = 0
+    prompts: Sequence[Prompt],
+    outputs: Outputs,
+    group: Sequence[int] | Tensor | None = None,
+    step: int = 0,
+    columns: frozenset[str] = frozenset(),
 ) -> Request:
-    """Without `group`, outputs of the same prompt id and text belong together."""
+    """Without `group`, outputs of the same prompt id and text belong together. `columns` are those of a larger batch."""
     if len(prompts) != len(outputs):
         raise RewardError(f"{len(prompts)} prompts for {len(outputs)} outputs; give one prompt per output")
     if group is None:
         seen: dict[tuple[str, str], int] = {}
         group = [seen.setdefault((prompt.id, prompt.text), len(seen)) for prompt in prompts]
     members = group.tolist() if isinstance(group, Tensor) else list(group)
-    return Request(prompts=prompts, outputs=outputs, group=members, step=step)
+    return Request(prompts=prompts, outputs=outputs, group=members, step=step, columns=columns)
 
 
 def select(outputs: Outputs, rows: Sequence[int]) -> Outputs:
@@ -175,6 +187,7 @@ class Caller:
         return [found[key] for key in keys]
 
     def _with_retries(self, request: Request) -> list[Score]:
+        remembered = self.function.state() if self.handling.retries and hasattr(self.function, "state") else None
         scores = self._attempt(request, self._chunks(request))
         for attempt in range(self.handling.retries):
             failed = [i for i, score in enumerate(scores) if score.status in TRANSIENT]
@@ -182,6 +195,8 @@ class Caller:
             if not rows or not self._may_repeat(len(rows)):
                 break
             time.sleep(self.handling.backoff_s * 2**attempt)
+            if remembered is not None:  # the batch that is scored again has not been seen before
+                self.function.load_state(remembered)
             again = [rows] if self.whole_batch else [[i] for i in rows]  # alone, so that one slow output harms no other
             repeated = self._attempt(request, again)
             scores = [repeated[i] if i in set(rows) else score for i, score in enumerate(scores)]
@@ -291,7 +306,7 @@ class Caller:
             "inputs": lambda: _copies([prompt.inputs for prompt in request.prompts]),
         }
         given |= {name: make() for name, make in columns.items() if self._asks(name)}
-        carried = {name for prompt in request.prompts for name in (*prompt.facts, *prompt.inputs)} - given.keys()
+        carried = request.columns - given.keys()
         for name in sorted(carried):
             if self._asks(name):
                 given[name] = _copies([_column(prompt, name) for prompt in request.prompts])

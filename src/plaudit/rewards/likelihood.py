@@ -6,6 +6,7 @@ Shape legend: B outputs, T tokens of context and answer, L answer tokens.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from plaudit.rewards.encoders.base import check_pictures, resized, warn_if_cut
 from plaudit.rewards.encoders.lab import lab_weights, read_words
 
 Reduction = Literal["mean", "sum", "probability", "mean_probability"]
+PLACES = re.compile(r"(\{prompt\}|\{output\})")
 REDUCTIONS = ("mean", "sum", "probability", "mean_probability")
 
 
@@ -127,9 +129,8 @@ class AnswerLikelihood:
     def __call__(self, prompts: Sequence[str], outputs: Sequence[str], answer: Sequence[str | None]) -> list[Score]:
         rows = [self._row(*row) for row in zip(prompts, outputs, answer, strict=True)]
         if self.max_tokens is not None:
-            warn_if_cut(
-                "answer_likelihood", [len(row.context) + len(row.answer) for row in rows if row], self.max_tokens
-            )
+            lengths = [len(row.context) + len(row.answer) for row in rows if row]
+            warn_if_cut("answer_likelihood", lengths, self.max_tokens, lost="beginnings")
         scores = [missing(Status.NOT_APPLICABLE, "no reference answer")] * len(rows)
         fits: list[int] = []
         for i, row in enumerate(rows):
@@ -151,8 +152,8 @@ class AnswerLikelihood:
         if self.chat:
             messages = [{"role": "user", "content": prompt}]
             prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        # str.format would read braces in the texts' own template fields once only, but a template may hold braces of TeX.
-        text = self.template.replace("{prompt}", "\0").replace("{output}", output).replace("\0", prompt)
+        parts = {"{prompt}": prompt, "{output}": output}  # in one pass: a text may itself hold braces
+        text = "".join(parts.get(piece, piece) for piece in PLACES.split(self.template))
         context = self.tokenizer(text, add_special_tokens=not self.chat, verbose=False)["input_ids"]
         start = getattr(self.tokenizer, "bos_token_id", None) or getattr(self.tokenizer, "eos_token_id", None)
         if not context and start is None:

@@ -3,7 +3,7 @@
 An episode is a group of outputs for one prompt, so that novelty spreads a group out; the product keeps from paying for what
 training has long seen. Its value is a bonus to add, with a weight, to the reward that matters.
 
-Shape legend: B outputs, D features, K numbers of a random network.
+Shape legend: B outputs, D features.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Array = NDArray[np.float64]
 Features = Callable[[Any], Array]
 
 RIDGE = 0.1  # lambda of E3B
-COLOUR_GRID, COLOUR_STEP = 4, 0.5  # cells a side; colours are counted in steps of this size
-TEXT_GRAM, TEXT_BUCKETS = 3, 127
+COLOUR_GRID = 4  # cells a side
 NUM_COLOURS = 3 * COLOUR_GRID**2
-FINE = 64.0  # resolution that tells any two object counts or texts apart
+TEXT_GRAM, TEXT_BUCKETS = 3, 127
+CONSTANT = 0.1  # a feature that all outputs share: a black picture or an empty text has no other
 
 
 # --- bonuses ---------------------------------------------------------------------------------------------------------
@@ -64,6 +64,16 @@ class Ellipsoid:
         return bonus
 
 
+def leave_one_out(phi_BD: Array, ridge: float = RIDGE) -> Array:
+    """The ellipsoid's bonus of each member of a set against all others, `[B]`: whatever their order.
+
+    With h = phi^T C^-1 phi and phi's own term in C, it is h / (1 - h), again by Sherman-Morrison.
+    """
+    inverse = np.linalg.inv(ridge * np.eye(phi_BD.shape[1]) + phi_BD.T @ phi_BD)
+    leverage = np.einsum("bd,de,be->b", phi_BD, inverse, phi_BD)
+    return leverage / (1 - leverage)
+
+
 class FirstVisit:
     """1 for what the episode has not had yet, else 0."""
 
@@ -83,9 +93,9 @@ class Counts:
         self.visits: Counter[str] = Counter()
 
     def bonuses(self, phi_BD: Array, keys: Sequence[str]) -> list[float]:
-        return [self._visit(key) for key in keys]
+        return [self.visit(key) for key in keys]
 
-    def _visit(self, key: str) -> float:
+    def visit(self, key: str) -> float:
         self.visits[key] += 1
         return count_bonus(self.visits[key])
 
@@ -117,10 +127,9 @@ class Distillation:
         self.count, self.mean, self.squares = 0, 0.0, 0.0
 
     def bonuses(self, phi_BD: Array, keys: Sequence[str]) -> list[float]:
-        phi = torch.from_numpy(phi_BD)
-        errors = self._errors(self.learned, phi).tolist()
+        errors = self.errors(phi_BD).tolist()
         for _ in range(self.steps):
-            self._learn(phi)
+            self._learn(torch.from_numpy(phi_BD))
         for error in errors:  # Welford
             self.count += 1
             step = error - self.mean
@@ -128,6 +137,10 @@ class Distillation:
             self.squares += step * (error - self.mean)
         std = math.sqrt(self.squares / self.count)
         return [error / std if std > 1e-12 else 1.0 for error in errors]
+
+    def errors(self, phi_BD: Array) -> Array:
+        """Bonuses before they are scaled."""
+        return self._errors(self.learned, torch.from_numpy(phi_BD)).numpy()
 
     def _errors(self, weights: Sequence[Tensor], phi_BD: Tensor) -> Tensor:
         return (_forward(weights, phi_BD) - _forward(self.fixed, phi_BD)).square().sum(dim=1)
@@ -151,57 +164,59 @@ def _forward(weights: Sequence[Tensor], phi_BD: Tensor) -> Tensor:
     return torch.tanh(phi_BD @ weights[0]) @ weights[1]
 
 
-# --- features: rows of length at most 1 ------------------------------------------------------------------------------
+# --- features --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What novelty looks at: `rows` gives features; those that agree when rounded to 1 / `resolution` count as the same."""
+    """What novelty looks at: `values` of an output, of which `scale` is much; those equal in steps of `step` count as the
+    same."""
 
-    rows: Features
-    resolution: float
+    values: Features
+    scale: float
+    step: float
 
-    def keys(self, phi_BD: Array) -> list[str]:
-        levels = np.rint(phi_BD * self.resolution).astype(np.int64)
+    def rows(self, values_BD: Array) -> Array:
+        """Features of length 1, so that no output is newer than another by being brighter or longer."""
+        rows = np.hstack([values_BD / self.scale, np.full((len(values_BD), 1), CONSTANT)])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def keys(self, values_BD: Array) -> list[str]:
+        levels = np.rint(values_BD / self.step).astype(np.int64)
         return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in levels]
 
 
-def with_constant(values_BD: Array) -> Array:
-    """Rows of length at most 1 with a one appended, at that length: so a black picture or an empty text has features."""
-    ones = np.ones((len(values_BD), 1))
-    return np.hstack([values_BD, ones]) / math.sqrt(2)
-
-
-def colour_features(pictures: Sequence[Tensor] | Tensor) -> Array:
-    """Mean colours of 4 x 4 cells, `[B, 49]`."""
+def colours(pictures: Sequence[Tensor] | Tensor) -> Array:
+    """Mean colours of 4 x 4 cells, `[B, 48]`."""
     small = [F.adaptive_avg_pool2d(picture.detach().double(), COLOUR_GRID).flatten() for picture in pictures]
-    return with_constant(torch.stack(small).cpu().numpy() / NUM_COLOURS**0.5)
+    return torch.stack(small).cpu().numpy()
 
 
-def object_features(pictures: Sequence[Tensor] | Tensor) -> Array:
-    """How often the lab's checker sees each of its kinds of object, `[B, 19]`."""
-    kinds = {(color, shape): k for k, (color, shape) in enumerate((c, s) for c in COLORS for s in SHAPES)}
+def objects(pictures: Sequence[Tensor] | Tensor) -> Array:
+    """How often the lab's checker sees each of its kinds of object, `[B, 18]`."""
+    kinds = {pair: k for k, pair in enumerate((color, shape) for color in COLORS for shape in SHAPES)}
     counts = np.zeros((len(pictures), len(kinds)))
     for row, scene in zip(counts, detect(torch.stack(list(pictures))), strict=True):
         for thing in scene.objects:
             row[kinds[thing.pair]] += 1
-    return with_constant(counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), MAX_OBJECTS))
+    return counts
 
 
-def text_features(texts: Sequence[str]) -> Array:
-    """Hashed counts of the three-letter pieces of a text, `[B, 128]`, without regard to case and spacing."""
+def pieces(texts: Sequence[str]) -> Array:
+    """Hashed counts of the three-letter pieces of a text, `[B, 127]`, without regard to case and spacing."""
     counts = np.zeros((len(texts), TEXT_BUCKETS))
     for row, text in zip(counts, texts, strict=True):
-        padded = f"  {' '.join(text.casefold().split())}  "
+        words = " ".join(text.casefold().split())
+        padded = f"  {words}  " if words else ""
         for start in range(len(padded) - TEXT_GRAM + 1):
             row[zlib.crc32(padded[start : start + TEXT_GRAM].encode()) % TEXT_BUCKETS] += 1
-    return with_constant(counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1))
+    return counts
 
 
 # --- the rewards -----------------------------------------------------------------------------------------------------
 
 GLOBAL = ("count", "distillation")
-EPISODIC = ("ellipsoid", "first_visit")
+EPISODIC = ("ellipsoid", "leave_one_out", "first_visit")
 COMBINE = ("product", "sum", "global", "episodic")
 
 
@@ -209,8 +224,9 @@ class Novelty:
     """Novelty of a picture: `combine` of a bonus over all training and one within the episode.
 
     `episode: group` begins an episode with every group of every call; `episode: prompt` has one per prompt id that lasts
-    until `reset()`, for a search that calls many times. Within an episode the order of the outputs counts: the first is
-    always new. A global bonus of distillation is divided by its running deviation.
+    until `reset()`, for a search that calls many times. Within an episode the order of the outputs counts, the first is
+    always new; `within_episode: leave_one_out` holds each against all others of its group instead, which suits groups whose
+    order means nothing (our addition to the paper's). A global bonus of distillation is divided by its running deviation.
     """
 
     card = Card(
@@ -218,8 +234,8 @@ class Novelty:
         systems=("S021",), cost_ms=0.1,
     )  # fmt: skip
     VIEWS: Mapping[str, View] = {
-        "colours": View(rows=colour_features, resolution=(2 * NUM_COLOURS) ** 0.5 / COLOUR_STEP),
-        "objects": View(rows=object_features, resolution=FINE),
+        "colours": View(values=colours, scale=NUM_COLOURS**0.5, step=0.5),
+        "objects": View(values=objects, scale=MAX_OBJECTS, step=1),
     }
 
     def __init__(
@@ -227,7 +243,7 @@ class Novelty:
         features: str | None = None,
         combine: Literal["product", "sum", "global", "episodic"] = "product",
         over_training: Literal["count", "distillation"] = "count",
-        within_episode: Literal["ellipsoid", "first_visit"] = "ellipsoid",
+        within_episode: Literal["ellipsoid", "leave_one_out", "first_visit"] = "ellipsoid",
         episode: Literal["group", "prompt"] = "group",
         ridge: float = RIDGE,
     ) -> None:
@@ -241,6 +257,8 @@ class Novelty:
         ):
             if value not in allowed:
                 raise RewardError(f"novelty: {key} is {value!r}; allowed: {', '.join(allowed)}")
+        if within_episode == "leave_one_out" and episode == "prompt":
+            raise RewardError("novelty: leave_one_out compares a group with itself; use episode: group")
         if ridge <= 0:
             raise RewardError(f"novelty: ridge is {ridge}; it must be positive")
         self.view, self.combine, self.ridge = self.VIEWS[features], combine, ridge
@@ -251,21 +269,21 @@ class Novelty:
 
     def _highest(self) -> float:
         globally = 1.0 if self.over_training == "count" else math.inf
-        locally = 1 / self.ridge if self.within_episode == "ellipsoid" else 1.0
+        locally = 1.0 if self.within_episode == "first_visit" else 1 / self.ridge
         return combined(self.combine, globally, locally)
 
     def __call__(self, prompts: Sequence[str], outputs: Any, ids: Sequence[str], group: Sequence[int]) -> list[Score]:
         if not len(outputs):
             return []
-        phi_BD = self.view.rows(outputs)
-        keys = self.view.keys(phi_BD)
+        values_BD = self.view.values(outputs)
+        phi_BD, keys = self.view.rows(values_BD), self.view.keys(values_BD)
         if self.memory is None:
             self.memory = self._memory(phi_BD.shape[1])
         if self.episode == "group":
             self.reset()
         globally = self.memory.bonuses(phi_BD, keys)
-        names = [str(number) for number in group] if self.episode == "group" else ids
-        locally = [self._local(*row) for row in zip(names, phi_BD, keys, strict=True)]
+        names = [str(number) for number in group] if self.episode == "group" else list(ids)
+        locally = self._locally(names, phi_BD, keys)
         return [
             Score(value=combined(self.combine, g, e), components={"global": g, "episodic": e})
             for g, e in zip(globally, locally, strict=True)
@@ -278,7 +296,16 @@ class Novelty:
     def _memory(self, num_features: int) -> Counts | Distillation:
         return Counts() if self.over_training == "count" else Distillation(num_features)
 
-    def _local(self, name: str, phi_D: Array, key: str) -> float:
+    def _locally(self, names: Sequence[str], phi_BD: Array, keys: Sequence[str]) -> list[float]:
+        if self.within_episode == "leave_one_out":
+            bonuses = np.zeros(len(names))
+            for name in dict.fromkeys(names):
+                rows = [i for i, other in enumerate(names) if other == name]
+                bonuses[rows] = leave_one_out(phi_BD[rows], self.ridge)
+            return bonuses.tolist()
+        return [self._visit(*row) for row in zip(names, phi_BD, keys, strict=True)]
+
+    def _visit(self, name: str, phi_D: Array, key: str) -> float:
         if name not in self.episodes:
             new = Ellipsoid(len(phi_D), self.ridge) if self.within_episode == "ellipsoid" else FirstVisit()
             self.episodes[name] = new
@@ -312,7 +339,7 @@ class TextNovelty(Novelty):
     """Novelty of a text: see `Novelty`."""
 
     card = replace(Novelty.card, summary="novelty of a text within the group and over all training", kind="text")
-    VIEWS = {"pieces": View(rows=text_features, resolution=FINE)}
+    VIEWS = {"pieces": View(values=pieces, scale=1, step=1)}
 
 
 def combined(combine: str, globally: float, locally: float) -> float:

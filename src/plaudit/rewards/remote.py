@@ -31,7 +31,7 @@ GENERAL = Card(summary="Scores of a reward service; its card is the one of the r
 class _CardOfReward:
     """On the class what is known of any service; on a reward the card of what it asks for, fetched when first read."""
 
-    def __get__(self, reward: Remote | None, owner: type) -> Card:
+    def __get__(self, reward: Remote | None, owner: type) -> Card | None:
         return GENERAL if reward is None else reward.fetched_card()
 
 
@@ -71,29 +71,32 @@ class Remote:
         self.client = Client(url, token_from(token_env, "arguments.token_env"), "arguments.url")
         self.url, self.reward, self.timeout_s, self.by_hash = url, reward, timeout_s, by_hash
         self.retries, self.backoff_s = retries, backoff_s
-        self.known: Card | None = None
+        self.known = False
+        self.its_card: Card | None = None
         self.max_bytes: int | None = None
         self.lock = threading.Lock()
 
     # --- the card ----------------------------------------------------------------------------------------------------
 
-    def fetched_card(self) -> Card:
-        """The service's card. Without it scores cannot be checked or mixed, so that its absence stops a run at once."""
+    def fetched_card(self) -> Card | None:
+        """The card at the service, None if the reward has none. If it cannot be had, a run must not start: its scores
+        could not be checked or mixed."""
         try:
             return self._learnt(time.monotonic() + min(self.timeout_s, CARD_S))
         except Refusal as refusal:
             raise RewardError(f"{refusal}; is `plaudit serve` running there?") from None
 
-    def _learnt(self, deadline: float) -> Card:
+    def _learnt(self, deadline: float) -> Card | None:
         with self.lock:
-            if self.known is None:
-                self.known = self._fetch(deadline)
-            return self.known
+            if not self.known:
+                self.its_card = self._fetch(deadline)
+                self.known = True
+            return self.its_card
 
-    def _fetch(self, deadline: float) -> Card:
+    def _fetch(self, deadline: float) -> Card | None:
         reply = self._persistently(lambda: self.client.ask("GET", "/v1/rewards", deadline), deadline)
         document = _document(reply, self.url)
-        rewards = document.get("rewards")
+        rewards, limits = document.get("rewards"), document.get("limits")
         if not isinstance(rewards, Mapping):
             raise Refusal(Status.ERRORED, f"{self.url} lists no rewards: {shown(document)}")
         if self.reward is None and len(rewards) == 1:
@@ -101,12 +104,11 @@ class Remote:
         if self.reward not in rewards:
             served = ", ".join(map(str, rewards))
             raise Refusal(Status.REFUSED, f"{self.url} serves no reward {self.reward!r}; it serves {served}")
-        limits = document.get("limits")
         limit = limits.get("max_request_bytes") if isinstance(limits, Mapping) else None
         self.max_bytes = limit if type(limit) is int else None
         content = rewards[self.reward]
-        try:  # a function without a card is served with none: nothing is known but that its scores are numbers
-            return Card(summary=f"{self.reward} at {self.url}") if content is None else read_card(content)
+        try:
+            return None if content is None else read_card(content)
         except (ValueError, TypeError) as error:
             raise Refusal(Status.ERRORED, f"{self.url}: the card of {self.reward!r} is not one: {error}") from None
 
@@ -136,7 +138,7 @@ class Remote:
         except Refusal as refusal:
             return [missing(refusal.status, str(refusal))] * len(prompts)
 
-    def _score(self, request: Request, card: Card, deadline: float) -> list[Score]:
+    def _score(self, request: Request, card: Card | None, deadline: float) -> list[Score]:
         assert self.reward is not None
         packer = Packer(self.reward, request, by_hash=self.by_hash)
         wanted: frozenset[str] | None = frozenset()

@@ -68,7 +68,8 @@ def score_request(
 ) -> Scoring:
     """Scores piece by piece; rewards that compare outputs with each other see all of them at the end. Ctrl-C keeps what
     is there."""
-    members = make_request(prompts, prompts, group).group
+    whole_request = make_request(prompts, prompts, group)
+    members, columns = whole_request.group, whole_request.columns
     piecewise = [r for r in suite.rewards if not r.caller.whole_batch]
     whole = [r for r in suite.rewards if r.caller.whole_batch]
     scores: dict[str, list[Score]] = {reward.name: [] for reward in suite.rewards}
@@ -76,7 +77,7 @@ def score_request(
     try:
         while done < len(prompts):
             rows = range(done, min(done + CHUNK, len(prompts)))
-            piece = make_request([prompts[i] for i in rows], outputs(rows), [members[i] for i in rows])
+            piece = make_request([prompts[i] for i in rows], outputs(rows), [members[i] for i in rows], columns=columns)
             fresh = {reward.name: reward.score(piece) for reward in piecewise}
             for name, found in fresh.items():
                 scores[name] += found

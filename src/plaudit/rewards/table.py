@@ -40,7 +40,9 @@ SECTIONS: dict[str, dict[str, str]] = {
         "picture_matches_plan": "plaudit.rewards.rules.plans:picture_matches_plan",
         "plan_matches_outcome": "plaudit.rewards.rules.plans:plan_matches_outcome",
     },
-    "drawings, plots, programs": {},
+    "drawings, plots, programs": {
+        "unit_tests": "plaudit.rewards.rules.code:UnitTests",
+    },
     "answers and reasoning": {
         "boxed_answer": "plaudit.rewards.rules.answers:boxed_answer",
         "math_equal": "plaudit.rewards.rules.answers:math_equal",

@@ -100,7 +100,7 @@ def collect(
     plan = stochastic_plan(sampler, times, keys, first_of_group)
     density = recipe.objective.density if isinstance(recipe.objective, GrpoConfig) else "exact"
     initial_keys = first_of_group if sampler.same_noise else keys
-    pieces, pictures = [], []
+    pieces, pictures, columns = [], [], make_request(members, members, group).columns
     with rewards.pending() as pending:
         with policy.using(objective.sampler), torch.no_grad():
             for rows in tiles(len(keys), sampler.tile):
@@ -116,7 +116,7 @@ def collect(
                 )
                 pieces.append(piece)
                 pictures.append(policy.model.decode(piece.latents))
-                pending.add(make_request(members[of], pictures[-1], group[of], step))
+                pending.add(make_request(members[of], pictures[-1], group[of], step, columns))
         drawn, outputs = Samples.cat(pieces), torch.cat(pictures)
         sampled = time.perf_counter()
         scored = pending.finish(make_request(members, outputs, group, step), learn=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -69,8 +70,9 @@ def calibrate(setup: Setup) -> int:
     """Measure the scales that rewards ask for, on held-out outputs of the untrained model; how many outputs it took."""
     if not setup.rewards.uncalibrated:
         return 0
-    prompts = next(iter(setup.prompts.evaluation(setup.recipe.calibration_outputs).values()))
-    sampler = setup.recipe.evaluate.sampler
+    count, sampler = setup.recipe.calibration_outputs, setup.recipe.evaluate.sampler
+    heldout = next(iter(setup.prompts.evaluation(count).values()))
+    prompts = list(itertools.islice(itertools.cycle(heldout), count))  # other noise for a prompt that comes again
     outputs, _ = generate(setup.policy.model, setup.encoder, prompts, sampler, CALIBRATION_SEED)
     setup.rewards.calibrate(prompts, outputs)
     return len(prompts)

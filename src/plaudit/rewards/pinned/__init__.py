@@ -1,7 +1,7 @@
 """Pinned scores: eight outputs per reward and what they scored, recomputed by `plaudit rewards verify`.
 
-`NAME.yaml` holds `arguments` (optional), `tolerance` (optional) and `cases`, a list of `prompt`, `output` (see media.py),
-`facts` (optional; a lab caption brings its own), `group` and `step` (optional), and `score`: a number or a status.
+`NAME.yaml` holds `arguments`, `tolerance` and `step` (all optional) and `cases`, a list of `prompt`, `output` (see media.py),
+`facts` (optional; a lab caption brings its own), `inputs` and `group` (optional), and `score`: a number or a status.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def load_pinned(name: str) -> Pinned:
         name=name,
         arguments=content.get("arguments", {}),
         tolerance=content.get("tolerance", TOLERANCE),
-        request=make_request([_prompt(name, i, case) for i, case in enumerate(cases)], outputs, group),
+        request=make_request(
+            [_prompt(name, i, case) for i, case in enumerate(cases)], outputs, group, content.get("step", 0)
+        ),
         expected=[case["score"] for case in cases],
     )
 

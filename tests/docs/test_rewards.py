@@ -1,0 +1,66 @@
+"""docs/rewards.md: its files are written, its commands run, its Python prints what it says, its tables are current."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tests.docs.pages import blocks, commands, page, write_files
+
+from plaudit.recipe.load import load
+from plaudit.rewards.catalogue import markdown_tables
+from plaudit.rewards.pinned.media import make
+
+PAGE = page("docs/rewards.md")
+MARK = "<!-- the output of `plaudit rewards list --markdown` -->\n"
+RUN = [arguments for arguments in commands(PAGE) if arguments[0] != "serve"]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    write_files(PAGE, tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for i, caption in enumerate(("a red circle", "a blue square", "a green triangle")):
+        picture = (make({"scene": caption, "seed": i}) * 255).round().to(torch.uint8)
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "pictures" / f"{i}.png")
+        (tmp_path / "pictures" / f"{i}.txt").write_text(caption)
+    rows = [{"prompt": "1+1", "output": "2", "answer": "2"}, {"prompt": "2+2", "output": "red 5", "answer": "4"}]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def run(arguments: list[str], workplace: Path) -> str:
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=workplace, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("arguments", RUN, ids=" ".join)
+def test_commands_run(arguments: list[str], workplace: Path) -> None:
+    short = ["--evaluate.final_prompts", "6", "--run.threads", "1"] if arguments[0] == "align" else []
+    printed = run([sys.executable, "-m", "plaudit", *arguments, *short], workplace)
+    if arguments[0] == "score":
+        assert printed.splitlines()[0].startswith("reward") and "missing" in printed.splitlines()[0]
+        rows = [json.loads(line) for line in (workplace / "scores.jsonl").read_text().splitlines()]
+        assert all(score["status"] == "ok" for row in rows for score in row["scores"].values())
+
+
+def test_python_prints_what_it_says(workplace: Path) -> None:
+    script = "\n".join(block for block in blocks(PAGE, "python") if not block.startswith("# my_rewards.py"))
+    assert "tensor([1., 0.], dtype=torch.float64)" in run([sys.executable, "-c", script], workplace)
+
+
+def test_the_service_has_a_valid_configuration(workplace: Path) -> None:
+    from plaudit.serve.config import load_config
+
+    assert set(load_config(workplace / "service.yaml").rewards) == {"match", "bright"}
+    assert load([workplace / "taste.yaml"]).combine
+
+
+def test_the_tables_are_current() -> None:
+    assert PAGE.partition(MARK)[2].strip() == markdown_tables().strip(), "run: plaudit rewards list --markdown"
