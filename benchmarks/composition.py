@@ -3,7 +3,8 @@
 1. S008: the size of advantages when a saturated scorer's differences are noise, by score and by win rate; then training
    on a scorer whose last differences are a hack.
 2. S101: shapers on a linear reward model fitted to few preferences, which extrapolates a feature that is only good within
-   the data; by centred advantages, and by advantages divided by the group's standard deviation, with and without a floor under it.
+   the data; by centred advantages, and by advantages divided by the group's standard deviation, which may have a floor.
+   A shaper also changes how fast the policy moves, so compare the end with the best and not one row's step with another's.
 3. S044: weighted sum against base-and-bonus where leaving the input alone earns the whole bonus.
 
 The policy is a Gaussian whose mean learns by REINFORCE with group-relative advantages. All numbers are of the mean's
