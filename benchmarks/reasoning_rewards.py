@@ -1,9 +1,9 @@
-"""Rewards for reasoning on toys: `python benchmarks/reasoning_rewards.py [noise calibration credit] [--seeds 4]`.
+"""Rewards for reasoning on toys: `python benchmarks/reasoning_rewards.py [--only noise|calibration|credit] [--seeds 3]`.
 
-1. noise: sums modulo 7 by a small network trained by group-relative policy gradient on rewards inverted with
-   probability p, for all outputs of a question together or for each alone (S128).
+1. noise: sums modulo 7 by a small network, first taught a little, then trained by group-relative policy gradient on
+   rewards inverted with probability p, for all outputs of a question together or for each alone (S128).
 2. calibration: a policy that first chooses whether to reason, and only then can read the question, trained on a reward
-   model that rates many right answers wrong, with and without the reasoning-pattern calibration (S128).
+   model that is wrong about many answers, with and without the reasoning-pattern calibration (S128).
 3. credit: routes with one change, a softmax for each slot of the answer, rewarded for right routes only or also for
    partial credit (S123).
 
@@ -16,20 +16,20 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plaudit.data.prompt import Prompt
-from plaudit.rewards.call import Caller, make_request
-from plaudit.rewards.rules.reasoning import PHRASES, FlippedByGroup, FlippedBySample, ReasoningCalibrated
+from plaudit.rewards.rules.reasoning import PHRASES, calibrated, inverted, reasoning_pattern
 from plaudit.rewards.rules.routes import Leg, is_route, route_detail
+from plaudit.sampling.noise import SampleKey
 from plaudit.shaping.advantages import group_advantage
 
 MODULUS = 7
 SUMS = list(itertools.product(range(MODULUS), repeat=2))
+TRUTH = torch.tensor([(a + b) % MODULUS for a, b in SUMS])
 GROUP, QUESTIONS = 8, 12
 
 
@@ -40,6 +40,9 @@ def spread(values: Sequence[float]) -> str:
 def one_hot(questions: Sequence[tuple[int, int]]) -> Tensor:
     pairs = torch.tensor(questions)
     return nn.functional.one_hot(pairs, MODULUS).flatten(1).float()
+
+
+INPUTS = one_hot(SUMS)
 
 
 def mlp(outputs: int) -> nn.Module:
@@ -56,110 +59,102 @@ def learn(optimizer: torch.optim.Optimizer, log_prob: Tensor, scores: Tensor, gr
     return found.groups - found.constant_groups
 
 
-def score(caller: Caller, questions: Sequence[tuple[int, int]], texts: Sequence[str], step: int) -> Tensor:
-    prompts = [Prompt(id=f"{a}+{b}", text="", facts={"answer": str((a + b) % MODULUS)}) for a, b in questions]
-    return torch.tensor([one.value for one in caller(make_request(prompts, texts, step=step))])
+def warm_start(network: nn.Module, steps: int) -> None:
+    """Some supervised steps, so that there is an ability for the rewards to bring out."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(network(INPUTS), TRUTH)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def accuracy_of(chances: Tensor) -> float:
+    return chances[torch.arange(len(SUMS)), TRUTH].mean().item()
 
 
 # --- 1. noise --------------------------------------------------------------------------------------------------------
 
+BY = ("question", "sample")
 
-def noisy_sums(reward: Callable[..., object], seed: int, steps: int, marks: Sequence[int]) -> list[float]:
-    """Probability of the right answer, over all sums, after each of `marks` steps."""
+
+def noisy_sums(by: str, probability: float, seed: int, marks: Sequence[int]) -> list[float]:
+    """Probability of the right answer, over all sums, at the start and after each of `marks` steps."""
     torch.manual_seed(seed)
     order = np.random.default_rng(seed)
-    network, caller = mlp(MODULUS), Caller("noisy", reward)
+    network = mlp(MODULUS)
+    warm_start(network, 12)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    truth = torch.tensor([(a + b) % MODULUS for a, b in SUMS])
+    groups = torch.arange(QUESTIONS).repeat_interleave(GROUP)
+    member = torch.arange(GROUP).repeat(QUESTIONS)
     curve = []
-    for step in range(1, steps + 1):
-        asked = [SUMS[i] for i in order.choice(len(SUMS), QUESTIONS, replace=False) for _ in range(GROUP)]
-        policy = torch.distributions.Categorical(logits=network(one_hot(asked)))
-        answers = policy.sample()
-        texts = [f"<answer>{answer}</answer>" for answer in answers.tolist()]
-        groups = torch.arange(QUESTIONS).repeat_interleave(GROUP)
-        learn(optimizer, policy.log_prob(answers), score(caller, asked, texts, step), groups)
-        if step in marks:
+    for step in range(max(marks) + 1):
+        if step in (0, *marks):
             with torch.no_grad():
-                chances = network(one_hot(SUMS)).softmax(1)
-            curve.append(chances[torch.arange(len(SUMS)), truth].mean().item())
+                curve.append(accuracy_of(network(INPUTS).softmax(1)))
+        asked = torch.from_numpy(order.choice(len(SUMS), QUESTIONS, replace=False))[groups]
+        policy = torch.distributions.Categorical(logits=network(INPUTS[asked]))
+        answers = policy.sample()
+        right = (answers == TRUTH[asked]).float()
+        index = member if by == "sample" else torch.zeros_like(member)
+        keys = [
+            SampleKey(seed=seed, step=step, prompt=str(question), index=number)
+            for question, number in zip(asked.tolist(), index.tolist(), strict=True)
+        ]
+        flips = torch.tensor(inverted(keys, probability)) if probability else torch.zeros(len(asked), dtype=torch.bool)
+        learn(optimizer, policy.log_prob(answers), torch.where(flips, 1 - right, right), groups)
     return curve
 
 
 def noise(seeds: int) -> None:
-    marks = (100, 200, 400, 800)
-    print(
-        f"sums modulo {MODULUS}: accuracy after {', '.join(map(str, marks))} steps of {QUESTIONS} questions x {GROUP}"
-    )
-    for kind, probability in itertools.product((FlippedByGroup, FlippedBySample), (0.0, 0.2, 0.4, 0.5)):
-        if probability == 0 and kind is FlippedBySample:
+    marks = (200, 800, 2400)
+    print(f"sums modulo {MODULUS}: accuracy at the start and after {marks} steps of {QUESTIONS} questions x {GROUP}")
+    for by, probability in itertools.product(BY, (0.0, 0.2, 0.4, 0.5)):
+        if probability == 0 and by == "sample":
             continue
-        runs = [
-            noisy_sums(kind("exact_answer", probability, seed=seed), seed, max(marks), marks) for seed in range(seeds)
-        ]
-        columns = "  ".join(spread(column) for column in zip(*runs, strict=True))
-        print(f"  {kind.__name__:15} p = {probability:.1f}   {columns}", flush=True)
+        runs = [noisy_sums(by, probability, seed, marks) for seed in range(seeds)]
+        columns = "   ".join(spread(column) for column in zip(*runs, strict=True))
+        print(f"  by {by:8} p = {probability:.1f}   {columns}", flush=True)
 
 
 # --- 2. calibration --------------------------------------------------------------------------------------------------
 
 
-class WeakRewardModel:
-    """A classifier that is wrong about some answers, always the same ones: 0.3 for no, 0.7 for yes."""
-
-    def __init__(self, accuracy: float, seed: int) -> None:
-        wrong = np.random.default_rng([seed, 9]).random((MODULUS, MODULUS, MODULUS)) > accuracy
-        self.wrong = wrong
-
-    def __call__(self, prompts: Sequence[str], outputs: Sequence[str], ids: Sequence[str]) -> list[float]:
-        scores = []
-        for name, output in zip(ids, outputs, strict=True):
-            a, b = (int(part) for part in name.split("+"))
-            answer = int(output.rpartition("<answer>")[2][0])
-            right = answer == (a + b) % MODULUS
-            scores.append(0.7 if right != self.wrong[a, b, answer] else 0.3)
-        return scores
+def weak_model(accuracy: float, seed: int) -> Tensor:
+    """Scores `[sums, answers]` of a classifier that is wrong about some answers, always the same: 0.3 no, 0.7 yes."""
+    wrong = torch.from_numpy(np.random.default_rng([seed, 9]).random((len(SUMS), MODULUS)) > accuracy)
+    right = torch.arange(MODULUS)[None] == TRUTH[:, None]
+    return torch.where(right ^ wrong, 0.7, 0.3)
 
 
-REASONED = f"<think>{' '.join(PHRASES[:20])}</think>"
-
-
-def reasoning_sums(accuracy: float | None, weight: float, seed: int, steps: int) -> tuple[float, float]:
-    """Final accuracy and how often the policy reasons. Without an accuracy, the reward is the pattern reward alone."""
+def reasoning_sums(accuracy: float | None, weight: float, seed: int, steps: int) -> list[float]:
+    """Final accuracy, and how often the policy reasons. Without an accuracy, the reward is the pattern reward alone."""
     torch.manual_seed(seed)
     order = np.random.default_rng(seed)
-    reader, guesser, chooser = mlp(MODULUS), nn.Parameter(torch.zeros(MODULUS)), nn.Parameter(torch.tensor([0.0, -1.5]))
-    if accuracy is None:
-        caller = Caller("pattern", lambda prompts, outputs: [float(REASONED in output) for output in outputs])
-    else:
-        calibrated = ReasoningCalibrated("exact_answer", weight=weight)
-        calibrated.inner = Caller("weak", WeakRewardModel(accuracy, seed))
-        caller = Caller("calibrated", calibrated)
-    optimizer = torch.optim.Adam([*reader.parameters(), guesser, chooser], lr=3e-3)
+    reader, guesser, chooser = mlp(MODULUS), nn.Parameter(torch.zeros(MODULUS)), nn.Parameter(torch.tensor([0.0, -4.0]))
+    warm_start(reader, 25)
+    model = weak_model(accuracy or 0.0, seed)
+    pattern = torch.tensor([reasoning_pattern("hm"), reasoning_pattern(" ".join(PHRASES[:20]))])
+    optimizer = torch.optim.Adam([*reader.parameters(), guesser, chooser], lr=5e-3)
     groups = torch.arange(QUESTIONS).repeat_interleave(GROUP)
-    for step in range(steps):
-        asked = [SUMS[i] for i in order.choice(len(SUMS), QUESTIONS, replace=False) for _ in range(GROUP)]
+    for _ in range(steps):
+        asked = torch.from_numpy(order.choice(len(SUMS), QUESTIONS, replace=False))[groups]
         choice = torch.distributions.Categorical(logits=chooser.expand(len(asked), 2))
         reasons = choice.sample()
-        logits = torch.where(reasons[:, None] == 1, reader(one_hot(asked)), guesser.expand(len(asked), MODULUS))
+        logits = torch.where(reasons[:, None] == 1, reader(INPUTS[asked]), guesser.expand(len(asked), MODULUS))
         policy = torch.distributions.Categorical(logits=logits)
         answers = policy.sample()
-        texts = [
-            f"{REASONED if reason else '<think>hm</think>'}<answer>{answer}</answer>"
-            for reason, answer in zip(reasons.tolist(), answers.tolist(), strict=True)
-        ]
-        log_prob = choice.log_prob(reasons) + policy.log_prob(answers)
-        learn(optimizer, log_prob, score(caller, asked, texts, step), groups)
+        looks = pattern[reasons]
+        scores = looks if accuracy is None else calibrated(model[asked, answers], looks, weight=weight)
+        learn(optimizer, choice.log_prob(reasons) + policy.log_prob(answers), scores, groups)
     with torch.no_grad():
         often = chooser.softmax(0)[1].item()
-        chances = often * reader(one_hot(SUMS)).softmax(1) + (1 - often) * guesser.softmax(0)
-    truth = torch.tensor([(a + b) % MODULUS for a, b in SUMS])
-    return chances[torch.arange(len(SUMS)), truth].mean().item(), often
+        return [accuracy_of(often * reader(INPUTS).softmax(1) + (1 - often) * guesser.softmax(0)), often]
 
 
 def calibration(seeds: int) -> None:
     steps = 800
-    print(f"reason or guess, then sums modulo {MODULUS}, a systematic reward model: after {steps} steps")
+    print(f"reason (at first 2 %) or guess, then sums modulo {MODULUS}, systematic reward model: after {steps} steps")
     settings = [(accuracy, weight) for accuracy in (1.0, 0.85, 0.75, 0.65) for weight in (0.0, 0.1)]
     for accuracy, weight in [*settings, (None, 0.0)]:
         runs = [reasoning_sums(accuracy, weight, seed, steps) for seed in range(seeds)]
@@ -210,7 +205,7 @@ def route_credit_run(detail: float, seed: int, steps: int) -> tuple[float, float
 
 
 def credit(seeds: int) -> None:
-    steps = 500
+    steps = 1500
     print(f"routes with one change, {len(TRIPS)} trips x {GROUP}, {steps} steps")
     for detail in (0.0, 0.5):
         runs = [route_credit_run(detail, seed, steps) for seed in range(seeds)]
@@ -224,11 +219,11 @@ def credit(seeds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"noise": noise, "calibration": calibration, "credit": credit}
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], default=[])
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--only", choices=[*parts])
+    parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name in arguments.parts or parts:
+    for name in [arguments.only] if arguments.only else parts:
         started = time.perf_counter()
         parts[name](arguments.seeds)
         print(f"  {time.perf_counter() - started:.0f} s")

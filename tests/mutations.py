@@ -36,7 +36,11 @@ NOISE, ADVANTAGES, TERMS = (
     "tests/shaping/test_advantages.py",
     "tests/objectives/test_terms.py",
 )
-GRPO, NFT, REWARDS = "tests/objectives/test_grpo.py", "tests/objectives/test_nft.py", "tests/rewards/test_base.py"
+GRPO, NFT = "tests/objectives/test_grpo.py", "tests/objectives/test_nft.py"
+CALL, SUITE, CACHE, CALIBRATE, ADAPTERS = (
+    f"tests/rewards/test_{n}.py" for n in ("call", "suite", "cache", "calibrate", "adapters")
+)
+TRAINED = "tests/train/test_rewards.py"
 POLICY, LEARN, COLLECT = (f"tests/train/test_{n}.py" for n in ("policy", "learn", "collect"))
 RESUME, FOLDER, DOCTOR = (f"tests/train/test_{n}.py" for n in ("resume", "folder", "doctor"))
 KILLS = f"{RESUME}::test_killed_at_any_moment_and_resumed_is_uninterrupted"
@@ -487,51 +491,165 @@ MUTATIONS = [
         COLLECT,
     ),
     Mutation("an order that never changes", "data/sources.py", "[seed, turn, 2]", "[seed, 2]", COLLECT),
-    # --- rewards
-    Mutation("rewards get the picture itself", "rewards/base.py", "outputs.clone()", "outputs", f"{REWARDS} {COLLECT}"),
-    Mutation("rewards get the facts themselves", "rewards/base.py", "copy.deepcopy(value)", "value", REWARDS),
-    Mutation("generator not put back", "rewards/base.py", "torch.set_rng_state(state)", "pass", REWARDS),
+    # --- calling a reward
+    Mutation("rewards get the picture itself", "rewards/call.py", "outputs.detach().clone()", "outputs", CALL),
+    Mutation("rewards get the facts themselves", "rewards/call.py", "= copy.deepcopy(value)", "= value", CALL),
+    Mutation("generator not put back", "rewards/call.py", "torch.set_rng_state(generator)", "pass", CALL),
     Mutation(
         "an exception is a zero",
-        "rewards/base.py",
-        "except Exception as error:",
-        "except ZeroDivisionError:\n        result = [0.0] * len(prompts)\n    except Exception as error:",
-        REWARDS,
+        "rewards/call.py",
+        'return [missing(Status.ERRORED, f"{type(error).__name__}: {error}")]',
+        "return [Score(value=0.0)]",
+        CALL,
     ),
     Mutation(
-        "None is a zero",
-        "rewards/base.py",
-        "Score(value=math.nan, status=Status.NOT_APPLICABLE)",
+        "one bad output harms its batch",
+        "rewards/call.py",
+        "if len(request) == 1 or self.whole_batch:",
+        "if True:",
+        CALL,
+    ),
+    Mutation(
+        "ranks are asked about one alone",
+        "rewards/call.py",
+        "if len(request) == 1 or self.whole_batch:",
+        "if len(request) == 1:",
+        CALL,
+    ),
+    Mutation(
+        "None is a zero", "rewards/call.py", "return missing(Status.NOT_APPLICABLE)", "return Score(value=0.0)", CALL
+    ),
+    Mutation(
+        "short answers are stretched",
+        "rewards/call.py",
+        "if len(values) != expected:",
+        "if len(values) > expected:",
+        CALL,
+    ),
+    Mutation(
+        "late is zero",
+        "rewards/call.py",
+        "missing(Status.TIMED_OUT, str(error) or self._too_late)",
         "Score(value=0.0)",
-        REWARDS,
+        CALL,
     ),
     Mutation(
-        "NaN counts as nothing in the sum",
-        "rewards/base.py",
-        "for reward in rewards]).sum(0)",
-        "for reward in rewards]).nansum(0)",
-        REWARDS,
+        "verdicts are asked again",
+        "rewards/call.py",
+        "if score.status in TRANSIENT]",
+        "if score.status != Status.OK]",
+        CALL,
     ),
     Mutation(
-        "no limit to missing scores",
-        "rewards/base.py",
-        "absent > limit * len(values)",
-        "absent > len(values)",
-        f"{REWARDS} {COLLECT}",
+        "no budget for repeats",
+        "rewards/call.py",
+        "allowed = self.meter.repeats",
+        "allowed = True or self.meter.repeats",
+        CALL,
+    ),
+    Mutation(
+        "chunks out of order",
+        "rewards/call.py",
+        "for rows, result in zip(chunks, results, strict=True):",
+        "for rows, result in zip(chunks[::-1], results, strict=True):",
+        CALL,
+    ),
+    Mutation(
+        "every group is one", "rewards/call.py", "seen.setdefault((prompt.id, prompt.text), len(seen))", "0", CALL
+    ),
+    Mutation(
+        "a second look is a second visit", "rewards/call.py", "self.function.load_state(remembered)", "pass", CALL
     ),
     Mutation(
         "failed scores with a number",
         "rewards/base.py",
         "if math.isfinite(self.value) != (self.status is Status.OK):",
         "if not math.isfinite(self.value) and self.status is Status.OK:",
-        REWARDS,
+        CALL,
+    ),
+    # --- cache, scales, suite
+    Mutation("errors are kept", "rewards/cache.py", "if score.status in KEPT]", "]", CACHE),
+    Mutation("facts do not count", "rewards/cache.py", "prompt.text, prompt.facts,", "prompt.text,", CACHE),
+    Mutation("shapes do not count", "rewards/cache.py", "{value.dtype} {tuple(value.shape)};", "{value.dtype};", CACHE),
+    Mutation(
+        "arguments do not count",
+        "rewards/cache.py",
+        "json.dumps([type_, arguments, revision]",
+        "json.dumps([type_, revision]",
+        CACHE,
     ),
     Mutation(
-        "short answers are stretched",
-        "rewards/base.py",
-        "if len(values) != expected:",
-        "if len(values) > expected:",
-        REWARDS,
+        "the file grows for ever", "rewards/cache.py", "while self.size() > self.max_bytes:", "while False:", CACHE
+    ),
+    Mutation(
+        "company is ignored by the cache",
+        "rewards/load.py",
+        "if card is not None and not card.batch_invariant:",
+        "if False:",
+        CACHE,
+    ),
+    Mutation(
+        "zscore without its mean",
+        "rewards/calibrate.py",
+        "return (scores - self.centre) / self.scale",
+        "return scores / self.scale",
+        CALIBRATE,
+    ),
+    Mutation(
+        "missing ranks as the last",
+        "rewards/calibrate.py",
+        "torch.where(scores.isnan(), scores.double(), ",
+        "torch.where(scores.isnan() & False, scores.double(), ",
+        CALIBRATE,
+    ),
+    Mutation("a constant is divided by", "rewards/calibrate.py", "if not scale > 0:", "if False:", CALIBRATE),
+    Mutation(
+        "used before it is measured",
+        "rewards/suite.py",
+        "if any(reward.name == name for reward in self.uncalibrated):",
+        "if False:",
+        SUITE,
+    ),
+    Mutation(
+        "measuring is learning", "rewards/suite.py", "            self.load_state(before)", "            pass", SUITE
+    ),
+    Mutation("units are not checked", "rewards/suite.py", "formula.check_units(", "str(", SUITE),
+    Mutation(
+        "early scores in the wrong order",
+        "rewards/suite.py",
+        "for piece in pieces for score",
+        "for piece in pieces[::-1] for score",
+        SUITE,
+    ),
+    Mutation("nothing is early", "rewards/suite.py", "if r.waits and not r.caller.whole_batch]", "if False]", SUITE),
+    Mutation(
+        "no limit to missing scores",
+        "rewards/suite.py",
+        "absent > limit * len(values)",
+        "absent > len(values)",
+        f"{SUITE} {COLLECT}",
+    ),
+    Mutation(
+        "NaN counts as nothing in the sum",
+        "rewards/compose/formula.py",
+        "torch.stack(list(terms.values())).sum(0)",
+        "torch.stack(list(terms.values())).nansum(0)",
+        SUITE,
+    ),
+    Mutation(
+        "memory is not saved",
+        "train/checkpoint.py",
+        '"memory": setup.rewards.state()',
+        '"memory": {"rewards": {}, "formula": setup.rewards.formula.state()}',
+        TRAINED,
+    ),
+    Mutation("scales are not restored", "train/checkpoint.py", "setup.rewards.load_calibration(", "str(", TRAINED),
+    Mutation(
+        "TRL gets zeros",
+        "rewards/adapters.py",
+        "if score.status is Status.OK else None",
+        "if score.status is Status.OK else 0.0",
+        ADAPTERS,
     ),
     # --- checkpoints
     Mutation(

@@ -6,6 +6,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from plaudit.errors import RecipeError
 def import_dotted(path: str, key: str, built_in: Iterable[str] = ()) -> Any:
     """The thing at `package.module:thing`; modules of the current folder are found as in `python -m`."""
     module_name, colon, attribute = path.partition(":")
-    names = f"; built in: {', '.join(sorted(built_in))}" if built_in else ""
+    near = get_close_matches(path, list(built_in), n=1)
+    names = f"; did you mean {near[0]}?" if near else f"; built in: {', '.join(sorted(built_in))}" if built_in else ""
     if not colon:
         raise RecipeError(f"{key}: {path!r} is not a dotted path `package.module:thing`{names}")
     if str(Path.cwd()) not in sys.path:

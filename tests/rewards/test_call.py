@@ -109,6 +109,14 @@ def test_a_column_is_known_to_parts_of_the_batch_that_lack_it() -> None:
     assert [s.value for s in caller(fails_together)(request)] == [0, 1]
 
 
+def test_an_argument_of_the_recipe_is_not_overridden_by_a_fact() -> None:
+    prompts = [Prompt(id="a", text="", facts={"place": "from the prompt"})]
+    seen: list = []
+    bound = functools.partial(lambda prompts, outputs, place: seen.append(place) or [0.0], place="from the recipe")
+    scores(bound, prompts=prompts, outputs=["x"])
+    assert seen == ["from the recipe"]
+
+
 def test_groups_and_step_arrive() -> None:
     seen: dict = {}
 
@@ -488,7 +496,7 @@ def test_verdicts_are_final() -> None:
         calls.append(1)
         return [missing(Status.REFUSED), missing(Status.PARSE_FAILED), None]
 
-    assert [s.status for s in caller(refuses, retries=3)(many(3))] == [
+    assert [s.status for s in caller(refuses, retries=3, retry_budget=1.0)(many(3))] == [
         Status.REFUSED,
         Status.PARSE_FAILED,
         Status.NOT_APPLICABLE,

@@ -7,12 +7,17 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
+from plaudit.lab.build_encoder import measure_captioner, pictures_of
+from plaudit.lab.encoder_networks import BEGIN, END
+from plaudit.lab.scenes.check import check
+from plaudit.lab.scenes.grammar import VOCABULARY, sample_prompts
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.call import call_reward
 from plaudit.rewards.encoders.base import TruncationWarning
@@ -114,7 +119,7 @@ def test_the_output_matters_and_its_place_is_the_templates(folder: Path) -> None
     other = score(reward, outputs=["{prompt}", *OUTPUTS[1:]])[0].value
     assert other == pytest.approx(sum(one_by_one(reward, "what is it?={prompt}+", "yes")) / 3, abs=1e-5)
     assert abs(found - other) > 1e-3
-    with pytest.raises(RecipeError, match="no .output."):
+    with pytest.raises(RecipeError, match="nothing would be scored"):
         AnswerLikelihood(model=str(folder), template="{prompt}")
 
 
@@ -243,3 +248,56 @@ def test_a_chat_model_recites_the_prompt_token_by_token(llava: Path) -> None:
 
 def test_ships() -> None:
     ships("caption_likelihood")
+
+
+@torch.no_grad()
+def test_the_labs_captioner_by_the_chain_rule() -> None:
+    """Each word given only the words before it, and the end after the last: nothing later is seen."""
+    prompts = sample_prompts("heldout", 3, np.random.default_rng(0))
+    images = pictures_of(prompts, np.random.default_rng(1), spoil=False)
+    reward = CaptionLikelihood(reduction="sum")
+    found = reward([prompt.text for prompt in prompts], images)
+    network = reward.captioner.network  # type: ignore[union-attr]
+    for prompt, image, own in zip(prompts, images, found, strict=True):
+        ids = [VOCABULARY[word] for word in prompt.text.split()]
+        expected = []
+        for end, token in enumerate([*ids, END]):
+            hidden = network.embed(torch.tensor([[BEGIN, *ids[:end]]])) + network.position[: end + 1]
+            mask = torch.ones(end + 1, end + 1, dtype=torch.bool).triu(1)
+            for block in network.layers:
+                hidden = block(hidden, network.picture(image[None]), tgt_mask=mask)
+            expected.append(network.leave(network.norm(hidden))[0, -1].log_softmax(-1)[token].item())
+        assert own.dense is not None and own.dense.tolist() == pytest.approx(expected, abs=1e-4)
+        assert own.value == pytest.approx(sum(expected), abs=1e-3)
+
+
+def test_true_captions_are_likelier_than_edited_ones() -> None:
+    for split, least in (("heldout", 0.95), ("compositional", 0.75)):
+        accuracy = measure_captioner(CaptionLikelihood().captioner.network)[split]["true_above_edited"]  # type: ignore
+        assert min(accuracy.values()) > least, (split, accuracy)
+
+
+def test_captions_that_cannot_be_read() -> None:
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    prompts = [Prompt(id=str(i), text=text) for i, text in enumerate(["", "a red circle", "a rëd cat 😀"])]
+    with pytest.warns(UserWarning, match="does not know 2 of the words"):
+        found = call_reward("caption", CaptionLikelihood(), prompts, images)
+    assert [s.status for s in found] == [Status.NOT_APPLICABLE, Status.OK, Status.OK]
+    long = Prompt(id="", text="a red circle , " * 4)
+    with pytest.warns(TruncationWarning, match="caption_likelihood reads 12 tokens"):
+        call_reward("caption", CaptionLikelihood(), [long], images[:1])
+
+
+@pytest.mark.slow
+def test_it_ranks_the_generators_pictures_as_the_exact_checker_does() -> None:
+    """Among pictures of one caption, drawn by the lab's generator, the true ones score higher."""
+    from plaudit.lab.build_proxy import area_under_curve
+    from plaudit.rewards.encoders.build_direction import generated
+
+    prompts = [prompt for prompt in sample_prompts("heldout", 40, np.random.default_rng(2)) for _ in range(6)]
+    images = generated(prompts, steps=16)
+    value = torch.tensor([s.value for s in CaptionLikelihood()([prompt.text for prompt in prompts], images)])
+    truth = torch.tensor([float(verdict.correct) for verdict in check(images, prompts)])
+    groups = [(value[at : at + 6], truth[at : at + 6]) for at in range(0, len(prompts), 6)]
+    within = [area_under_curve(v, t) for v, t in groups if 0 < t.sum() < 6]
+    assert len(within) > 10 and sum(within) / len(within) > 0.8

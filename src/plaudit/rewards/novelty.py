@@ -231,7 +231,7 @@ class Novelty:
 
     card = Card(
         summary="novelty within the group and over all training", low=0, kind="image", batch_invariant=False,
-        systems=("S021",), cost_ms=0.1,
+        systems=("S021",), cost_ms=0.05,
     )  # fmt: skip
     VIEWS: Mapping[str, View] = {
         "colours": View(values=colours, scale=NUM_COLOURS**0.5, step=0.5),

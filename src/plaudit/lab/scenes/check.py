@@ -150,7 +150,7 @@ def judge(scene: Scene, prompt: Prompt) -> Verdict:
     halves = _pair_off(missing, spare, lambda pair: pair[0]) + _pair_off(missing, spare, lambda pair: pair[1])
     num_extra = len(spare) + len(scene.blobs)
     complete = not missing and num_extra == 0
-    related = relation is not None and _relation_holds(scene.objects, list(needed), relation)
+    related = relation is not None and relation_holds(scene.objects, list(needed), relation)
     messy = scene.unexplained > UNEXPLAINED_LIMIT
     satisfied = matched + halves / 2 + complete + related
     num_parts = needed.total() + 1 + (relation is not None)
@@ -353,7 +353,7 @@ def _pair_off(missing: list[Pair], spare: list[SceneObject], key: Callable[[Pair
     return num_before - len(missing)
 
 
-def _relation_holds(objects: Sequence[SceneObject], pairs: Sequence[Pair], relation: str) -> bool:
+def relation_holds(objects: Sequence[SceneObject], pairs: Sequence[Pair], relation: str) -> bool:
     """Whether some first object stands in the relation to some second one."""
     firsts, seconds = ([thing for thing in objects if thing.pair == pair] for pair in pairs[:2])
     sign = -1 if relation in ("left", "above") else 1
@@ -375,7 +375,7 @@ def _count_reasons(scene: Scene, needed: Counter[Pair]) -> list[str]:
 def _relation_reasons(scene: Scene, pairs: Sequence[Pair], relation: str | None) -> list[str]:
     """A complaint only when both objects are there to be compared; otherwise their absence is the reason."""
     found = {thing.pair for thing in scene.objects}
-    if relation is None or not found.issuperset(pairs) or _relation_holds(scene.objects, pairs, relation):
+    if relation is None or not found.issuperset(pairs) or relation_holds(scene.objects, pairs, relation):
         return []
     first, second = (" ".join(pair) for pair in pairs[:2])
     return [f"{first} is not {RELATION_WORDS[relation]} {second}"]

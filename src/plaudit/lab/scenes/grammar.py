@@ -110,6 +110,16 @@ def all_prompts(split: str) -> dict[str, tuple[Prompt, ...]]:
     }
 
 
+@functools.cache
+def _by_text() -> dict[str, Prompt]:
+    return {p.text: p for split in SPLITS for pool in all_prompts(split).values() for p in pool}
+
+
+def find_prompt(text: str) -> Prompt | None:
+    """The prompt of this caption, with its facts."""
+    return _by_text().get(text)
+
+
 def sample_prompts(
     split: str, count: int, rng: np.random.Generator, categories: Sequence[str] = CATEGORIES
 ) -> list[Prompt]:

@@ -16,10 +16,11 @@ import yaml
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
+from plaudit.lab.scenes.grammar import find_prompt
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.call import Caller, Request, make_request
 from plaudit.rewards.load import find_reward
-from plaudit.rewards.pinned.media import make, scene_prompt
+from plaudit.rewards.pinned.media import make
 
 TOLERANCE = 1e-4
 NUM_CASES = 8
@@ -67,7 +68,7 @@ def load_pinned(name: str) -> Pinned:
 def _prompt(name: str, i: int, case: Mapping[str, Any]) -> Prompt:
     text = case.get("prompt", "")
     facts, inputs = case.get("facts"), {key: make(value) for key, value in case.get("inputs", {}).items()}
-    known = scene_prompt(text) if facts is None else None
+    known = find_prompt(text) if facts is None else None
     return known or Prompt(id=case.get("id", f"{name}-{i}"), text=text, facts=facts or {}, inputs=inputs)
 
 

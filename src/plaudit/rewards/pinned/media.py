@@ -7,6 +7,7 @@ A spec is a text, or one of
 `{checks: CELL, size: N}`          black and white squares of CELL pixels
 `{line: TEXT, width: W, height: H, font: SIZE}`   black words on white
 `{tones: [HZ, ...], seconds: S, noise: LEVEL}`    a signal of sines at 16 kHz
+`{speech: PITCH, seconds: S, noise: LEVEL, gain: G}`   voiced syllables with pauses between them, at 16 kHz
 each with an optional `blur: PIXELS` or `noise: LEVEL` for pictures. `noise` is counter-based, the same everywhere.
 """
 
@@ -20,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plaudit.data.prompt import Prompt
 from plaudit.errors import DataError
-from plaudit.lab.scenes.grammar import SPLITS, all_prompts
+from plaudit.lab.scenes.grammar import find_prompt
 from plaudit.lab.scenes.render import rasterise, sample_scenes
 
 SAMPLE_RATE = 16_000
@@ -32,25 +32,20 @@ def make(spec: Any) -> Any:
     """The output a spec describes: a text, a picture `[3, H, W]` in 0..1, or a signal `[T]`."""
     if isinstance(spec, str):
         return spec
-    makers = {"scene": _scene, "shade": _shade, "ramp": _ramp, "checks": _checks, "line": _line, "tones": _tones}
+    makers = {"scene": _scene, "shade": _shade, "ramp": _ramp, "checks": _checks, "line": _line}
+    makers |= {"tones": _tones, "speech": _speech}
     name = next((key for key in makers if isinstance(spec, Mapping) and key in spec), None)
     if name is None:
         raise DataError(f"pinned output {spec!r}: a text, or a mapping with one of {', '.join(makers)}")
     made = makers[name](spec)
-    return made if name == "tones" else _finished(made, spec)
+    return made if name in ("tones", "speech") else _finished(made, spec)
 
 
 def _scene(spec: Mapping[str, Any]) -> Tensor:
-    prompt = scene_prompt(spec["scene"])
+    prompt = find_prompt(spec["scene"])
     if prompt is None:
         raise DataError(f"pinned output: {spec['scene']!r} is not a caption of the `scenes` world")
     return rasterise(sample_scenes([prompt], np.random.default_rng(spec.get("seed", 0))))[0]
-
-
-def scene_prompt(text: str) -> Prompt | None:
-    """The lab's prompt of this caption, with its facts."""
-    pools = (pool for split in SPLITS for pool in all_prompts(split).values())
-    return next((prompt for pool in pools for prompt in pool if prompt.text == text), None)
 
 
 def _shade(spec: Mapping[str, Any]) -> Tensor:
@@ -85,6 +80,20 @@ def _tones(spec: Mapping[str, Any]) -> Tensor:
     time = torch.arange(int(spec.get("seconds", 1.0) * SAMPLE_RATE), dtype=torch.float64) / SAMPLE_RATE
     signal = sum((torch.sin(2 * torch.pi * hz * time) for hz in spec["tones"]), torch.zeros_like(time))
     return (0.3 * signal + spec.get("noise", 0.0) * noise(time.shape)).float()
+
+
+def _speech(spec: Mapping[str, Any]) -> Tensor:
+    """Harmonics of a wavering pitch, louder around 500 and 1500 Hz, in four syllables a second; every fifth is a pause."""
+    time = torch.arange(int(spec.get("seconds", 1.0) * SAMPLE_RATE), dtype=torch.float64) / SAMPLE_RATE
+    phase = 2 * torch.pi * spec["speech"] * (time - 0.01 * torch.cos(2 * torch.pi * 3 * time))
+    signal = torch.zeros_like(time)
+    for harmonic in range(1, 25):
+        hz = harmonic * spec["speech"]
+        loudness = 1 / (1 + ((hz - 500) / 200) ** 2) + 0.5 / (1 + ((hz - 1500) / 300) ** 2)
+        signal += loudness * torch.sin(harmonic * phase)
+    syllable = (4 * time).long()
+    signal *= torch.sin(torch.pi * 4 * time).square() * (syllable % 5 != 4)
+    return (spec.get("gain", 1.0) * (0.2 * signal + spec.get("noise", 0.0) * noise(time.shape))).float()
 
 
 def _finished(picture: Tensor, spec: Mapping[str, Any]) -> Tensor:
