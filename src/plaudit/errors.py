@@ -17,6 +17,10 @@ class RewardError(PlauditError):
     """A reward failed, or too many of its scores are missing."""
 
 
+class SandboxError(RewardError):
+    """An untrusted program cannot be run here, or not safely; none was."""
+
+
 class RunError(PlauditError):
     """A run cannot start, continue or be written."""
 

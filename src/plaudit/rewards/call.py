@@ -150,6 +150,7 @@ class Caller:
         self.meter = Meter()
         self.lock = threading.Lock()
         self.parameters = inspect.signature(function).parameters
+        self.bound = set(function.keywords) if isinstance(function, functools.partial) else set()
         self.takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self.parameters.values())
         self.output_name = next((name for name in OUTPUT_NAMES if name in self.parameters), "outputs")
 
@@ -169,7 +170,7 @@ class Caller:
             torch.set_rng_state(generator)
 
     def _asks(self, column: str) -> bool:
-        return column in self.parameters or self.takes_all
+        return (column in self.parameters or self.takes_all) and column not in self.bound
 
     def _cached(self, request: Request, cache: Cached) -> list[Score]:
         """Scores from the cache, and calls for the others; equal outputs of a batch are scored once."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from plaudit.data.prompt import Prompt
@@ -123,6 +123,7 @@ class Remote:
         step: int,
         facts: Sequence[Mapping[str, Any]],
         inputs: Sequence[Mapping[str, Any]],
+        columns: frozenset[str] = frozenset(),
     ) -> list[Score]:
         rows = zip(ids, prompts, facts, inputs, strict=True)
         request = Request(
@@ -130,6 +131,7 @@ class Remote:
             outputs=outputs,
             group=group,
             step=step,
+            columns=columns if isinstance(columns, frozenset) else frozenset(),  # else a fact of that name
         )
         deadline = time.monotonic() + self.timeout_s
         try:
@@ -174,7 +176,7 @@ class Remote:
         headers = {"Content-Type": packed.content_type, "Idempotency-Key": key, "X-Deadline-Ms": f"{left_ms:.0f}"}
         return self.client.ask("POST", "/v1/score", deadline, packed.body, headers)
 
-    def _persistently(self, ask: Any, deadline: float) -> Reply:
+    def _persistently(self, ask: Callable[[], Reply], deadline: float) -> Reply:
         """The answer, after as many repeats as it takes within the bounds; on the last one whatever came."""
         for attempt in range(self.retries + 1):
             last = attempt == self.retries
