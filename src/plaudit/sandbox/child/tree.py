@@ -1,0 +1,108 @@
+"""The processes that descend from one, wherever they reparented to below it: their memory, and their end."""
+
+from __future__ import annotations
+
+import os
+import time
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+SIGKILL = 9
+DEEPEST = 64
+
+
+def descendants(pid: int) -> list[int]:
+    found, queue = [], [pid]
+    while queue:
+        for child in _children(queue.pop()):
+            found.append(child)
+            queue.append(child)
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:  # it has ended
+        return []
+    return [int(child) for thread in threads for child in _read(f"/proc/{pid}/task/{thread}/children").split()]
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def threads(pids: list[int]) -> int:
+    return sum(_links(f"/proc/{pid}/task") for pid in pids)
+
+
+def _links(path: str) -> int:
+    try:
+        return os.stat(path).st_nlink - 2
+    except OSError:
+        return 0
+
+
+def memory(pids: list[int], limit: int) -> int:
+    """Bytes in use. Pages shared by forks are counted once, but only when it matters, as telling them apart is slow."""
+    total = sum(_resident(pid) for pid in pids)
+    return total if total <= limit else sum(_proportional(pid) for pid in pids)
+
+
+def _resident(pid: int) -> int:
+    fields = _read(f"/proc/{pid}/statm").split()
+    return int(fields[1]) * PAGE if fields else 0
+
+
+def _proportional(pid: int) -> int:
+    for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
+        if line.startswith(b"Pss:"):
+            return int(line.split()[1]) * 1024
+    return _resident(pid)  # a process may hide its map, which then counts in full
+
+
+def disk(folder: str, limit: int) -> int:
+    """Bytes below a folder, each entry counting as a block. More than `limit`, also for a nesting that serves nothing
+    but to make us slow."""
+    total, queue = 0, [(folder, 0)]
+    while queue and total <= limit:
+        path, depth = queue.pop()
+        if depth > DEEPEST:
+            return limit + 1
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    total += max(entry.stat(follow_symlinks=False).st_blocks * 512, 4096)
+                    if entry.is_dir(follow_symlinks=False):
+                        queue.append((entry.path, depth + 1))
+                    if total > limit:
+                        break
+        except OSError:  # removed while we look
+            continue
+    return total
+
+
+def kill(pid: int, deadline_s: float = 1.0) -> None:
+    """End everything below `pid`, which must adopt orphans; again until nothing is left, as they may fork meanwhile."""
+    until = time.monotonic() + deadline_s
+    while (pids := descendants(pid)) and time.monotonic() < until:
+        for each in pids:
+            try:
+                os.kill(each, SIGKILL)
+            except OSError:
+                continue
+        if pid == os.getpid():
+            reap()
+        time.sleep(0.001)
+
+
+def reap() -> None:
+    """Collect ended children without waiting."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return

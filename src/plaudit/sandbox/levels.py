@@ -1,0 +1,167 @@
+"""Which isolation this machine gives, found by trying, and runs at that level."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from plaudit.errors import SandboxError
+from plaudit.sandbox.launch import launch
+from plaudit.sandbox.paths import interpreter, libraries
+from plaudit.sandbox.records import Level, Limits, Outcome, RunStatus
+from plaudit.sandbox.seccomp import landlock_version, seccomp_filter
+
+AT_MOST, ALLOW = "PLAUDIT_SANDBOX", "PLAUDIT_ALLOW_UNISOLATED"
+MAIN = "main.py"
+# Without `site`, which takes longer than the rest of the start; programs still call exit().
+PYTHON_START = """
+import sys
+sys.path[:0] = [""]
+sys.path += {libraries!r}
+sys.argv = [{main!r}]
+import builtins, _sitebuiltins
+builtins.exit = builtins.quit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")
+with open({main!r}, "rb") as file:
+    source = file.read()
+del sys, builtins, _sitebuiltins, file
+exec(compile(source, {main!r}, "exec"))
+"""
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    files: Mapping[str, bytes] = {},
+    stdin: bytes = b"",
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    collect: Sequence[str] = (),
+    env: Mapping[str, str] = {},
+    at: Level | None = None,
+) -> Outcome:
+    """Run a program with `files` in its working directory and bring back those of `collect` that it left there.
+
+    `env` adds to a small environment that holds nothing of ours. `at` asks for one level instead of this machine's best;
+    asking for NONE allows running without isolation.
+    """
+    at = safe_level() if at is None else at
+    return launch(argv, at=at, files=files, stdin=stdin, limits=limits, collect=collect, env=env)
+
+
+def run_python(
+    code: str,
+    *,
+    files: Mapping[str, bytes] = {},
+    stdin: bytes = b"",
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    collect: Sequence[str] = (),
+    env: Mapping[str, str] = {},
+    at: Level | None = None,
+) -> Outcome:
+    """Run Python code as `main.py`. It may import `files` and what is installed here, except from editable sources."""
+    if MAIN in files:
+        raise SandboxError(f"file name {MAIN!r} is the code's own; choose another")
+    source = code.encode(errors="surrogatepass")
+    return run(
+        [interpreter(), "-s", "-P", "-S", "-B", "-c", PYTHON_START.format(libraries=libraries(), main=MAIN)],
+        files={**files, MAIN: source},
+        stdin=stdin,
+        limits=limits,
+        collect=collect,
+        env=env,
+        at=at,
+    )
+
+
+def level() -> Level:
+    """The isolation that runs have here. PLAUDIT_SANDBOX=landlock (or another level) asks for no more than that."""
+    return _found(_at_most()).level
+
+
+def lacking() -> tuple[str, ...]:
+    """What this machine's isolation does not give, and why it is not a higher one."""
+    found = _found(_at_most())
+    return (*WITHOUT[found.level], *_kernel_lacks(found.level), *found.refused)
+
+
+WITHOUT = {
+    Level.BUBBLEWRAP: (),
+    Level.NAMESPACES: (),
+    Level.LANDLOCK: (
+        "names, sizes and dates of files outside can be asked for, but not their contents",
+        "the disk limit is checked every 20 ms, not enforced by the file system",
+        "programs cannot change permissions or dates, even of their own files",
+        "where only root can reach this Python, programs stay root without rights; their number is checked, not enforced",
+    ),
+    Level.NONE: ("isolation of any kind",),
+}
+
+
+def safe_level() -> Level:
+    """The level that untrusted programs run at; an error where they cannot be isolated and the user has not allowed it."""
+    found = _found(_at_most())
+    if found.level is Level.NONE and os.environ.get(ALLOW) != "1":
+        raise SandboxError(
+            f"untrusted programs cannot be isolated on this machine ({'; '.join(found.refused) or 'by request'}): install "
+            f"bubblewrap or allow user namespaces; {ALLOW}=1 runs them with your rights, which only you can judge"
+        )
+    return found.level
+
+
+def _at_most() -> Level:
+    asked = os.environ.get(AT_MOST)
+    if asked is None:
+        return max(Level)
+    try:
+        return Level[asked.upper()]
+    except KeyError:
+        names = ", ".join(each.name.lower() for each in Level)
+        raise SandboxError(f"{AT_MOST}={asked!r}: expected one of {names}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    level: Level
+    refused: tuple[str, ...]
+
+
+@cache
+def _found(at_most: Level) -> Found:
+    """The first level at which Python starts."""
+    refused: list[str] = []
+    if sys.platform != "linux":
+        return Found(level=Level.NONE, refused=("the sandbox needs Linux",))
+    for candidate in sorted(Level, reverse=True):
+        if Level.NONE < candidate <= at_most:
+            problem = problem_of(candidate)
+            if problem is None:
+                return Found(level=candidate, refused=tuple(refused))
+            refused.append(f"{candidate.name.lower()}: {problem}")
+    return Found(level=Level.NONE, refused=tuple(refused))
+
+
+def problem_of(candidate: Level) -> str | None:
+    """Why this machine does not have that level; None where a program ran at it."""
+    if candidate is Level.BUBBLEWRAP and shutil.which("bwrap") is None:
+        return "bwrap is not installed"
+    if candidate is Level.LANDLOCK and landlock_version() < 3:
+        return "the kernel's Landlock is too old (it needs Linux 6.2)"
+    if candidate is Level.LANDLOCK and seccomp_filter() is None:
+        return "no system call filter for this architecture"
+    try:
+        outcome = run_python("print(6 * 7)", at=candidate)
+    except SandboxError as error:
+        return str(error)
+    return None if outcome.status is RunStatus.OK else f"{outcome.status}: {outcome.stderr.decode(errors='replace')}"
+
+
+def _kernel_lacks(found: Level) -> list[str]:
+    lacks = []
+    if found is not Level.NONE and landlock_version() == 0:
+        lacks.append("Landlock as a second wall (it needs Linux 5.13)")
+    if found is not Level.NONE and seccomp_filter() is None:
+        lacks.append("a system call filter for this architecture")
+    return lacks

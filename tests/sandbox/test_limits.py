@@ -1,0 +1,211 @@
+"""Programs that take too much: each is stopped in time, and the next run is none the worse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.sandbox.harness import boxed, levels, still_answers
+
+from plaudit.sandbox import Level, Limits, RunStatus
+
+at_each_level = levels()
+GROW = """
+import time
+held = []
+for i in range({steps}):
+    held.append(bytearray(b"x" * (16 << 20)))
+print("held", len(held) * 16)
+"""
+
+
+@at_each_level
+def test_one_process_cannot_take_more_memory(at: Level) -> None:
+    """Up to 2 GiB against 256 MB; a tenth of that passes."""
+    outcome = boxed(GROW.format(steps=128), at, Limits(memory_mb=256))
+    assert outcome.status == RunStatus.MEMORY and outcome.stdout == b""
+    assert boxed(GROW.format(steps=12), at, Limits(memory_mb=256)).stdout == b"held 192\n"
+    still_answers(at)
+
+
+@at_each_level
+def test_a_tree_cannot_take_more_memory(at: Level) -> None:
+    """Eight children with 64 MB each: every one is within the limit, together they are not."""
+    code = """
+import os, time
+for _ in range({n}):
+    if os.fork() == 0:
+        x = bytearray(b"x" * (64 << 20))
+        time.sleep(1)
+        os._exit(0)
+time.sleep(1)
+"""
+    assert boxed(code.format(n=8), at, Limits(memory_mb=256, wall_s=5)).status == RunStatus.MEMORY
+    assert boxed(code.format(n=2), at, Limits(memory_mb=256, wall_s=5)).status == RunStatus.OK
+
+
+@at_each_level
+def test_memory_shared_by_forks_counts_once(at: Level) -> None:
+    code = """
+import os, time
+x = bytearray(b"x" * (64 << 20))
+for _ in range(6):
+    if os.fork() == 0:
+        time.sleep(0.5)
+        os._exit(0)
+time.sleep(0.5)
+"""
+    assert boxed(code, at, Limits(memory_mb=256, wall_s=5)).status == RunStatus.OK
+
+
+@at_each_level
+def test_memory_in_unmapped_places_is_bounded(at: Level) -> None:
+    """Files of the private folders live in memory too, and fall under the disk limit."""
+    code = """
+import os
+n = 0
+try:
+    for folder in (".", "/dev/shm", os.environ["TMPDIR"]):
+        for i in range(64):
+            with open(f"{folder}/f{i}", "wb") as file: file.write(b"x" * (1 << 20))
+            n += 1
+except OSError: pass
+print(n)
+"""
+    outcome = boxed(code, at, Limits(disk_mb=8, file_mb=4))
+    assert outcome.status == RunStatus.DISK or int(outcome.stdout) <= 8
+
+
+@at_each_level
+def test_a_fork_bomb_is_contained(at: Level) -> None:
+    code = """
+import os, time
+n = 0
+for _ in range(200):
+    try:
+        if os.fork() == 0:
+            time.sleep(5)
+            os._exit(0)
+        n += 1
+    except OSError:
+        break
+time.sleep(0.3)
+print(n, flush=True)
+os._exit(0)
+"""
+    started = time.monotonic()
+    outcome = boxed(code, at, Limits(wall_s=5, processes=16))
+    assert time.monotonic() - started < 4
+    assert outcome.status == RunStatus.PROCESSES or int(outcome.stdout) <= 20
+    still_answers(at)
+
+
+@at_each_level
+def test_a_bomb_of_bombs_is_contained(at: Level) -> None:
+    """Each child forks as well: bounded by depth, so that a failure of the sandbox does not end the machine."""
+    code = "import os, time\nfor _ in range(8):\n  try: os.fork()\n  except OSError: pass\ntime.sleep(3)"
+    outcome = boxed(code, at, Limits(wall_s=1, processes=16))
+    assert outcome.status in (RunStatus.PROCESSES, RunStatus.TIMED_OUT) and outcome.seconds < 2
+    still_answers(at)
+
+
+@at_each_level
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_is_cut(at: Level, stream: str) -> None:
+    code = f"import sys\nwhile True: sys.{stream}.write('x' * 65536)"
+    outcome = boxed(code, at, Limits(output_kb=64, wall_s=10))
+    assert outcome.status == RunStatus.OUTPUT_LIMIT and outcome.seconds < 3
+    assert len(getattr(outcome, stream)) == 64 << 10
+    exactly = boxed(f"import sys; sys.{stream}.write('x' * 65536)", at, Limits(output_kb=64))
+    assert exactly.status == RunStatus.OK and len(getattr(exactly, stream)) == 64 << 10
+    still_answers(at)
+
+
+@at_each_level
+@pytest.mark.parametrize(
+    "code",
+    [
+        "while True: pass",
+        "import time; time.sleep(60)",
+        "import signal, time\nfor n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)\nwhile True: time.sleep(1)",
+        "import os\nos.close(1); os.close(2)\nwhile True: pass",
+        "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
+        "import sys; sys.stdin.read(); import threading; threading.Event().wait()",
+        "10 ** 10 ** 10",
+    ],
+)
+def test_we_return_in_time(at: Level, code: str) -> None:
+    started = time.monotonic()
+    outcome = boxed(code, at, Limits(wall_s=0.3, cpu_s=20))
+    assert outcome.status == RunStatus.TIMED_OUT and time.monotonic() - started < 1.3
+
+
+@at_each_level
+def test_processor_time_is_limited(at: Level) -> None:
+    outcome = boxed("while True: pass", at, Limits(wall_s=8, cpu_s=1))
+    assert outcome.status == RunStatus.TIMED_OUT and outcome.seconds < 4
+
+
+@at_each_level
+def test_the_disk_cannot_be_filled(at: Level) -> None:
+    """One large file meets the file limit, many small ones the total."""
+    one = "f = open('x', 'wb')\nfor _ in range(64): f.write(b'x' * (1 << 20)); f.flush()\nprint('wrote')"
+    outcome = boxed(one, at, Limits(file_mb=4, disk_mb=32))
+    assert outcome.status == RunStatus.FAILED and b"wrote" not in outcome.stdout
+    many = (
+        "for i in range(32): open(f'x{i}', 'wb').write(b'x' * (1 << 20))\nimport time; time.sleep(0.2)\nprint('wrote')"
+    )
+    outcome = boxed(many, at, Limits(file_mb=4, disk_mb=8))
+    assert outcome.status in (RunStatus.FAILED, RunStatus.DISK) and b"wrote" not in outcome.stdout
+    assert b"wrote" in boxed(many, at, Limits(file_mb=4, disk_mb=64)).stdout
+    still_answers(at)
+
+
+@at_each_level
+def test_deep_recursion_is_only_a_failure(at: Level) -> None:
+    code = """
+import sys
+sys.setrecursionlimit(10**8)
+class A:
+    def __repr__(self): return repr(self)
+repr(A())
+"""
+    assert boxed(code, at).status in (RunStatus.FAILED, RunStatus.MEMORY)
+    assert b"RecursionError" in boxed("def f(): f()\nf()", at).stderr
+    still_answers(at)
+
+
+@at_each_level
+def test_folders_nested_too_deep_are_cleared_away(at: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    boxed("import os\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')", at)
+    assert list(tmp_path.iterdir()) == []
+
+
+@at_each_level
+@pytest.mark.parametrize(
+    "code,returncode", [("import os; os._exit(3)", 3), ("exit('bye')", 1), ("import os; os.abort()", -6)]
+)
+def test_exits_are_told(at: Level, code: str, returncode: int) -> None:
+    outcome = boxed(code, at)
+    assert (outcome.status, outcome.returncode) == (RunStatus.FAILED, returncode)
+
+
+def test_the_limits_do_not_stay_with_us() -> None:
+    """Threads, signals, file numbers and limits of the calling process are as before."""
+    code = """
+import os, resource, signal, threading
+from plaudit.sandbox import run_python
+def state():
+    return (len(os.listdir("/proc/self/fd")), threading.active_count(), resource.getrlimit(resource.RLIMIT_AS),
+            signal.getsignal(signal.SIGTERM), os.getcwd(), os.umask(18))
+run_python("pass")
+before = state()
+for _ in range(3): run_python("print(1)")
+print(state() == before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+    assert done.stdout == b"True\n"

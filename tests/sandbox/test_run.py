@@ -1,0 +1,197 @@
+"""What a run gives, the levels, and the system call filter."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.sandbox.harness import boxed, running
+from tests.sandbox.harness import levels as available
+
+from plaudit.errors import RewardError, SandboxError
+from plaudit.sandbox import Level, Limits, RunStatus, lacking, level, levels, run, run_python, seccomp
+
+at_each_level = available()
+
+
+@at_each_level
+def test_files_in_and_out(at: Level) -> None:
+    outcome = boxed(
+        "import helper, sys\nopen('out/b.bin', 'wb').write(helper.twice(sys.stdin.buffer.read()))\nprint(open('data/a').read())",
+        at,
+        files={"helper.py": b"def twice(x): return 2 * x", "data/a": b"hello", "out/keep": b""},
+        stdin=bytes(range(256)) * 1000,
+        collect=["out/b.bin", "out/none"],
+    )
+    assert outcome.status == RunStatus.OK and outcome.returncode == 0 and outcome.stdout == b"hello\n"
+    assert outcome.files == {"out/b.bin": bytes(range(256)) * 2000}
+
+
+@at_each_level
+def test_other_programs_and_installed_packages(at: Level) -> None:
+    assert run(["sh", "-c", "cat; echo $A"], stdin=b"x", env={"A": "b"}, at=at).stdout == b"xb\n"
+    outcome = boxed("import numpy, yaml; print(numpy.eye(2).sum(), yaml.safe_load('[1]'))", at)
+    assert outcome.stdout == b"2.0 [1]\n", outcome
+
+
+@at_each_level
+def test_runs_are_repeatable_and_separate(at: Level) -> None:
+    code = "import os\nprint({'a', 'b', 'c', 'd'}, os.listdir('.'))\nopen('left', 'w')"
+    first, second = boxed(code, at), boxed(code, at)
+    assert first.stdout == second.stdout and b"left" not in second.stdout
+
+
+@at_each_level
+def test_what_cannot_start_is_an_error(at: Level) -> None:
+    with pytest.raises(SandboxError, match="No such file"):
+        run(["nosuchprogram"], at=at)
+    with pytest.raises(SandboxError, match=r"main\.py"):
+        run_python("", files={"main.py": b""}, at=at)
+
+
+@at_each_level
+def test_odd_code(at: Level) -> None:
+    assert boxed("", at).status == RunStatus.OK
+    assert boxed("print('ü→\U0001f600')", at).stdout.decode() == "ü→\U0001f600\n"
+    for code in ("def", "\0", "\ud800"):
+        assert boxed(code, at).status == RunStatus.FAILED
+
+
+@at_each_level
+def test_the_program_dies_with_its_caller(at: Level, tmp_path: Path) -> None:
+    """Killing the caller outright leaves nothing behind."""
+    mark = f"sleepy{os.getpid()}{at}"
+    code = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', 'import time; time.sleep(20)  # {mark}'])"
+    )
+    caller = f"from plaudit.sandbox import Level, run_python; run_python({code!r}, at=Level({int(at)}))"
+    with subprocess.Popen([sys.executable, "-c", caller], env=os.environ | {"TMPDIR": str(tmp_path)}) as process:
+        until = time.monotonic() + 20
+        while not running(mark) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert running(mark)
+        process.send_signal(signal.SIGKILL)
+    until = time.monotonic() + 2
+    while (running(mark) or any(tmp_path.iterdir())) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not running(mark) and not any(tmp_path.iterdir())
+
+
+# --- levels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nothing_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels._found.cache_clear()
+    monkeypatch.setattr(levels, "problem_of", lambda candidate: "broken")
+    monkeypatch.delenv(levels.ALLOW, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def forget() -> object:
+    yield
+    levels._found.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_works")
+def test_without_isolation_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert level() is Level.NONE
+    with pytest.raises(RewardError, match=r"cannot be isolated.*broken.*PLAUDIT_ALLOW_UNISOLATED=1"):
+        run_python("print(1)")
+    monkeypatch.setenv(levels.ALLOW, "1")
+    assert run_python("print(1)").stdout == b"1\n"
+    assert "isolation of any kind" in lacking()
+
+
+def test_a_level_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(levels.AT_MOST, "landlock")
+    assert level() <= Level.LANDLOCK
+    monkeypatch.setenv(levels.AT_MOST, "none")
+    assert level() is Level.NONE
+    with pytest.raises(SandboxError, match="by request"):
+        run_python("print(1)")
+    monkeypatch.setenv(levels.AT_MOST, "maximal")
+    with pytest.raises(SandboxError, match="expected one of none, landlock, namespaces, bubblewrap"):
+        level()
+
+
+def test_the_best_level_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(levels.AT_MOST, raising=False)
+    monkeypatch.setattr(levels, "problem_of", lambda candidate: None if candidate == Level.LANDLOCK else "no")
+    levels._found.cache_clear()
+    assert level() is Level.LANDLOCK and "namespaces: no" in lacking()
+
+
+def test_unisolated_runs_still_end() -> None:
+    outcome = run_python("while True: pass", at=Level.NONE, limits=Limits(wall_s=0.3))
+    assert outcome.status == RunStatus.TIMED_OUT and outcome.seconds < 1.3
+
+
+# --- the filter, interpreted ------------------------------------------------------------------------------------------
+
+
+def judge(program: bytes, arch: int, number: int, *arguments: int) -> int:
+    """What the kernel would return, by a plain interpreter of the few instructions used."""
+    data = struct.pack("=iIQ6Q", number, arch, 0, *(list(arguments) + [0] * 6)[:6])
+    code = [struct.unpack_from("=HBBI", program, 8 * i) for i in range(len(program) // 8)]
+    at, word = 0, 0
+    while True:
+        kind, yes, no, value = code[at]
+        at += 1
+        if kind == 0x20:
+            (word,) = struct.unpack_from("=I", data, value)
+        elif kind == 0x54:
+            word &= value
+        elif kind == 0x06:
+            return value
+        else:
+            truth = {0x15: word == value, 0x35: word >= value, 0x45: bool(word & value)}[kind]
+            at += yes if truth else no
+
+
+ALLOW, EPERM, ENOSYS, KILL = 0x7FFF0000, 0x50001, 0x50026, 0x80000000
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_filter(machine: str) -> None:
+    known = seccomp.MACHINES[machine]
+    program = seccomp.seccomp_filter(machine)
+    assert program is not None
+
+    def verdict(name: str, *arguments: int, guarded: bytes = program) -> int:
+        return judge(guarded, known.audit_arch, known.numbers[name], *arguments)
+
+    for name in seccomp.REFUSED:
+        assert name not in known.numbers or verdict(name) == EPERM, name
+    assert judge(program, 0x40000003, 11) == KILL  # 32-bit calls have other numbers
+    assert judge(program, known.audit_arch, 0x40000000 + 41) == (ENOSYS if machine == "x86_64" else ALLOW)
+    assert verdict("clone3") == ENOSYS
+    assert verdict("clone", 0x11) == ALLOW and verdict("clone", 0x10000011) == EPERM
+    assert verdict("prlimit64", 0) == ALLOW and verdict("prlimit64", 7) == EPERM
+    assert verdict("setpriority", 0, 0) == ALLOW and verdict("setpriority", 0, 7) == EPERM
+    assert verdict("ioctl", 0, 0x5413) == ALLOW and verdict("ioctl", 0, 0x5412) == EPERM
+    assert verdict("socketpair", 1, 1 | 0x80000) == ALLOW
+    assert verdict("socketpair", 1, 2) == EPERM and verdict("socketpair", 2, 1) == EPERM
+    assert verdict("kill", 5) == ALLOW and verdict("fchmod", 5) == ALLOW
+    strict = seccomp.seccomp_filter(machine, guard_attributes=True, guard_signals=True)
+    assert strict is not None
+    assert verdict("kill", 5, guarded=strict) == EPERM and verdict("fchmod", 5, guarded=strict) == EPERM
+
+
+def test_an_unknown_machine_has_no_filter() -> None:
+    assert seccomp.seccomp_filter("pdp11") is None
+
+
+@pytest.mark.skipif(os.uname().machine not in seccomp.MACHINES, reason="no filter here")
+def test_runs_on_kernels_without_signal_scopes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plaudit.sandbox.launch.landlock_version", lambda: 4)
+    if levels.problem_of(Level.LANDLOCK):
+        pytest.skip("no Landlock here")
+    outcome = boxed("import os\ntry: os.kill(os.getpid(), 0)\nexcept PermissionError: print('refused')", Level.LANDLOCK)
+    assert outcome.stdout == b"refused\n"
