@@ -38,6 +38,16 @@ def show(name: Annotated[str, typer.Argument(help="A built-in name or a dotted p
     typer.echo("\n".join(card_lines(name)))
 
 
+@app.command("reference", cls=PlauditCommand)
+def reference(names: Annotated[list[str], typer.Argument(help="Rewards of pictures.")]) -> None:
+    """Measure what the card's reference of a picture reward should be."""
+    from plaudit.rewards.reference import measure
+
+    found = {name: measure(name) for name in names}
+    rows = [(name, f"{each.mean:.6g}", f"{each.std:.6g}", each.on) for name, each in found.items()]
+    typer.echo("\n".join(aligned(("reward", "mean", "std", "on"), rows)))
+
+
 @app.command("verify", cls=PlauditCommand)
 def verify(
     names: Annotated[list[str] | None, typer.Argument(help="Default: all.", show_default=False)] = None,

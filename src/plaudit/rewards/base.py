@@ -60,6 +60,9 @@ class Reference:
     on: str
 
 
+LAB_SCENES = "600 true pictures of the lab's held-out captions"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """What a user must know of a reward before mixing it with another.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from plaudit.data.prompt import Prompt
@@ -53,11 +53,13 @@ def find_reward(name: str, type_: str, arguments: Mapping[str, Any]) -> RewardFu
             f"{key}: {type_!r} is a {type(thing).__name__}, which cannot be called; name a function or a class"
         )
     try:
-        if inspect.isclass(thing):
-            return thing(**arguments)
-        return _bound(thing, arguments) if arguments else thing
+        made = thing(**arguments) if inspect.isclass(thing) else _bound(thing, arguments) if arguments else thing
     except TypeError as error:
         raise RecipeError(f"rewards.{name}.arguments: {error}") from error
+    card = getattr(made, "card", None)
+    if arguments and card is not None and card.reference is not None:
+        made.card = replace(card, reference=None)  # it was measured with the default options
+    return made
 
 
 def _bound(function: RewardFunction, arguments: Mapping[str, Any]) -> RewardFunction:

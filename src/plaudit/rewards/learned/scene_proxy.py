@@ -17,13 +17,19 @@ from plaudit.errors import RewardError
 from plaudit.lab.build import WEIGHTS
 from plaudit.lab.networks import ProxyNetwork
 from plaudit.lab.scenes.grammar import tokenise
-from plaudit.rewards.base import Card
+from plaudit.rewards.base import LAB_SCENES, Card, Reference
 
 
 class SceneProxy:
     """Probability that picture and caption belong together, as a flawed little network sees it."""
 
-    card = Card(summary="flawed proxy of scene_exact: likes bright pictures", low=0, high=1, differentiable=True)
+    card = Card(
+        summary="flawed proxy of scene_exact: likes bright pictures",
+        low=0,
+        high=1,
+        differentiable=True,
+        reference=Reference(mean=0.9595, std=0.1067, on=LAB_SCENES),
+    )
 
     def __init__(self, weights: str | None = None) -> None:
         path = Path(weights) if weights else WEIGHTS / "proxy.safetensors"

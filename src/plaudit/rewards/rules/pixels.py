@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from plaudit.errors import RewardError
-from plaudit.rewards.base import Card, card
+from plaudit.rewards.base import LAB_SCENES, Card, Reference, card
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's and OpenCV's grey
 GREY_LEVELS = 256
@@ -40,26 +40,26 @@ def as_bytes(pictures_B3HW: Tensor) -> NDArray[np.uint8]:
     return (pictures_B3HW.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-@card(low=0, high=1, differentiable=True, cost_ms=0.002)
+@card(low=0, high=1, differentiable=True, cost_ms=0.002, reference=Reference(mean=0.1547, std=0.02648, on=LAB_SCENES))
 def brightness(prompts: Sequence[str], outputs: Tensor) -> Tensor:
     """Mean of all pixels and channels."""
     return outputs.mean(dim=(1, 2, 3))
 
 
-@card(low=0, high=1, differentiable=True, cost_ms=0.01)
+@card(low=0, high=1, differentiable=True, cost_ms=0.01, reference=Reference(mean=0.3718, std=0.04002, on=LAB_SCENES))
 def saturation(prompts: Sequence[str], outputs: Tensor) -> Tensor:
     """Mean HSV saturation of the pixels, (max - min) / max over channels; black has none."""
     high, low = outputs.amax(dim=1), outputs.amin(dim=1)
     return ((high - low) / high.clamp_min(SMALLEST)).mean(dim=(1, 2))
 
 
-@card(low=0, high=0.5, differentiable=True, cost_ms=0.01)
+@card(low=0, high=0.5, differentiable=True, cost_ms=0.01, reference=Reference(mean=0.1493, std=0.05487, on=LAB_SCENES))
 def contrast(prompts: Sequence[str], outputs: Tensor) -> Tensor:
     """Standard deviation of the luminance: 0.5 when half the picture is black and half white."""
     return luminance(outputs).var(dim=(1, 2), correction=0).clamp_min(SMALLEST).sqrt()
 
 
-@card(low=0, high=8, cost_ms=0.02)
+@card(low=0, high=8, cost_ms=0.02, reference=Reference(mean=1.909, std=0.5077, on=LAB_SCENES))
 def grey_entropy(prompts: Sequence[str], outputs: Tensor) -> Tensor:
     """Entropy in bits of the histogram of 256 grey levels."""
     grey_BN = (luminance(outputs).clamp(0, 1) * (GREY_LEVELS - 1)).round().long().flatten(1)
@@ -67,7 +67,7 @@ def grey_entropy(prompts: Sequence[str], outputs: Tensor) -> Tensor:
     return torch.special.entr(counts.double() / grey_BN.shape[1]).sum(dim=1) / math.log(2)
 
 
-@card(low=0, high=16, differentiable=True, cost_ms=0.01)
+@card(low=0, high=16, differentiable=True, cost_ms=0.01, reference=Reference(mean=0.01844, std=0.01324, on=LAB_SCENES))
 def sharpness(prompts: Sequence[str], outputs: Tensor) -> Tensor:
     """Variance of the Laplacian of the luminance, inside the border; noise counts as sharp."""
     grey = luminance(_at_least(outputs, 3, "sharpness"))
@@ -85,7 +85,13 @@ def sobel_magnitude(grey_BHW: Tensor) -> Tensor:
 class EdgeDensity:
     """Share of pixels inside the border whose luminance gradient (Sobel) is steeper than `threshold` per pixel."""
 
-    card = Card(summary="share of pixels that lie on an edge", low=0, high=1, cost_ms=0.02)
+    card = Card(
+        summary="share of pixels that lie on an edge",
+        low=0,
+        high=1,
+        cost_ms=0.02,
+        reference=Reference(mean=0.1387, std=0.05309, on=LAB_SCENES),
+    )
 
     def __init__(self, threshold: float = 0.1) -> None:
         if not 0 < threshold < 1:
@@ -112,9 +118,15 @@ class GridEnergy:
     """
 
     card = Card(
-        summary="share of the spectrum in a periodic grid", low=0, high=1, higher_is_better=False, differentiable=True,
-        cost_ms=0.03, systems=("S002", "S066"),
-    )  # fmt: skip
+        summary="share of the spectrum in a periodic grid",
+        low=0,
+        high=1,
+        higher_is_better=False,
+        differentiable=True,
+        cost_ms=0.03,
+        systems=("S002", "S066"),
+        reference=Reference(mean=0.004837, std=0.001832, on=LAB_SCENES),
+    )
 
     def __init__(self, period: float = 2, width: float = 0.0625) -> None:
         if period < 2 or not 0 < width < 0.5:
@@ -170,7 +182,12 @@ class _CompressedSize:
 class JpegSize(_CompressedSize):
     """Size as a JPEG of `quality`: DDPO's incompressibility in kilobytes; `prefer: small` is its compressibility."""
 
-    card = Card(summary="size of the picture as a JPEG", low=0, cost_ms=0.1)
+    card = Card(
+        summary="size of the picture as a JPEG",
+        low=0,
+        cost_ms=0.1,
+        reference=Reference(mean=1.08, std=0.1446, on=LAB_SCENES),
+    )
 
     def __init__(
         self,
@@ -190,7 +207,12 @@ class JpegSize(_CompressedSize):
 class PngSize(_CompressedSize):
     """Size as a PNG, which loses nothing: how much there is to describe in the picture."""
 
-    card = Card(summary="size of the picture as a PNG", low=0, cost_ms=0.1)
+    card = Card(
+        summary="size of the picture as a PNG",
+        low=0,
+        cost_ms=0.1,
+        reference=Reference(mean=0.5872, std=0.1876, on=LAB_SCENES),
+    )
 
     def encode(self, image: Image.Image, file: io.BytesIO) -> None:
         image.save(file, "PNG", compress_level=9)

@@ -144,22 +144,18 @@ def describe(error):
 
 
 def clean():
-    """Remove what lies in the writable folders; False where something withstands."""
-    os.chdir(HOME)
-    return all([empty(folder) for folder in (HOME, TEMPORARY, SHARED)])
-
-
-HOME = os.getcwd()
-TEMPORARY, SHARED = (os.path.join(os.path.dirname(HOME), name) for name in ("tmp", "shm"))
+    """Remove what lies in the sandbox's writable folders; False where something withstands."""
+    home = os.environ["HOME"]
+    box = os.path.dirname(home)
+    if box != "/box" and not os.path.basename(box).startswith("plaudit-box-"):
+        raise RuntimeError(f"{box} is not a sandbox's")
+    os.chdir(home)
+    return all([empty(f"{box}/{name}") for name in ("work", "tmp", "shm")])
 
 
 def empty(folder):
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return not os.path.exists(folder)
-    done = True
-    for name in names:
+    done = not os.path.islink(folder)
+    for name in os.listdir(folder) if done else ():
         path = os.path.join(folder, name)
         try:
             if os.path.isdir(path) and not os.path.islink(path):

@@ -79,4 +79,5 @@ def work(item, settings):
 
 
 if __name__ == "__main__":
+    Image.preinit()
     prefork.serve(work)
