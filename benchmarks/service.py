@@ -2,20 +2,23 @@
 
     python benchmarks/service.py [--rounds 15] [--calls 10] [--batch 64] [--reward scene_match]
 
-Rounds of both kinds take turns, so that whatever else the machine does meets both alike. Prints the medians over rounds,
-and the median of the rounds' ratios.
+Rounds of all kinds take turns, so that whatever else the machine does meets them alike. Prints the medians over rounds,
+and the median of the rounds' ratios. The last kind sends each batch in two halves, as a recipe's `batch` and `concurrency`
+say: one is on its way while the other is scored. One thread computes, here and there.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in the service
+
 import numpy as np
-import torch
 
 from plaudit.lab.scenes.grammar import all_prompts
 from plaudit.lab.scenes.render import rasterise, sample_scenes
@@ -45,29 +48,36 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--reward", default="scene_match")
     given = parser.parse_args()
-    torch.set_num_threads(1)
     request = lab_request(given.batch)
-    here = load_reward("here", RewardConfig(type=given.reward))
-    there = load_reward("there", RewardConfig(type=given.reward, python=sys.executable))
+    apart = {"type": given.reward, "python": sys.executable}
+    configs = {
+        "in process": RewardConfig(type=given.reward),
+        "service": RewardConfig(**apart),
+        "service, halves": RewardConfig(**apart, batch=(given.batch + 1) // 2, concurrency=2),
+    }
+    rewards = {kind: load_reward("match", config) for kind, config in configs.items()}
+    taken: dict[str, list[float]] = {kind: [] for kind in rewards}
     try:
-        assert here.score(request) == there.score(request)
-        pairs = []
+        expected = rewards["in process"].score(request)
+        assert all(reward.score(request) == expected for reward in rewards.values())
         for i in range(given.rounds):
-            order = (here, there) if i % 2 else (there, here)
-            taken = {reward.name: seconds_per_call(reward.score, request, given.calls) for reward in order}
-            pairs.append((taken["here"], taken["there"]))
+            for kind in list(rewards)[:: 1 if i % 2 else -1]:
+                taken[kind].append(seconds_per_call(rewards[kind].score, request, given.calls))
     finally:
-        there.caller.function.close()  # type: ignore[attr-defined]
-    local, remote = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(mine / other for mine, other in pairs)
-    best = min(column[0] for column in pairs) / min(column[1] for column in pairs)
+        for reward in rewards.values():
+            getattr(reward.caller.function, "close", lambda: None)()
     size = request.outputs.nbytes / 2**20
     print(
         f"{given.reward}, {given.batch} pictures a call ({size:.2f} MiB), {given.rounds} rounds of {given.calls} calls"
     )
-    print(f"in process  {1000 * local:7.2f} ms a call  {given.batch / local:8.0f} pictures/s")
-    print(f"service     {1000 * remote:7.2f} ms a call  {given.batch / remote:8.0f} pictures/s")
-    print(f"service / in process: {ratio:.2f} (median of rounds), {best:.2f} (best rounds)")
+    for kind, seconds in taken.items():
+        median = statistics.median(seconds)
+        ratio = statistics.median(here / there for here, there in zip(taken["in process"], seconds, strict=True))
+        best = min(taken["in process"]) / min(seconds)
+        print(
+            f"{kind:<16}{1000 * median:7.2f} ms a call{given.batch / median:8.0f} pictures/s   "
+            f"{ratio:.2f} x in process (best rounds {best:.2f})"
+        )
 
 
 if __name__ == "__main__":

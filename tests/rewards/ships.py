@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 from plaudit.rewards.base import Status
+from plaudit.rewards.cache import media_hash
 from plaudit.rewards.call import Caller
 from plaudit.rewards.load import find_reward
 from plaudit.rewards.pinned import NUM_CASES, agrees, load_pinned, shown
 
 
 def ships(name: str) -> None:
-    """Card, eight pinned scores of at least three values, and the same scores one by one and in another order."""
+    """Card, eight pinned scores of at least three values, the same scores one by one and in another order, and outputs and
+    prompts as they were: the caller hands our own rewards no copies."""
     pinned = load_pinned(name)
 
     def fresh() -> Caller:
@@ -19,7 +23,12 @@ def ships(name: str) -> None:
     card = caller.card
     assert card is not None and card.summary and card.low < card.high, f"{name} has no card"
     assert len(request) == NUM_CASES
+    before = copy.deepcopy(request)
     found = caller(request)
+    assert media_hash(list(request.outputs)) == media_hash(list(before.outputs)), f"{name} writes into its outputs"
+    assert media_hash([(p.facts, p.inputs) for p in request.prompts]) == media_hash(
+        [(p.facts, p.inputs) for p in before.prompts]
+    )
     for i, (score, expected) in enumerate(zip(found, pinned.expected, strict=True)):
         assert agrees(score, expected, pinned.tolerance), f"{name} case {i}: {expected} pinned, {shown(score)} found"
         assert score.status is not Status.OK or card.low - 1e-6 <= score.value <= card.high + 1e-6

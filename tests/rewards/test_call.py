@@ -65,7 +65,7 @@ def test_columns_are_given_only_to_those_who_ask() -> None:
     given: dict = {}
     scores(lambda prompts, **everything: given.update(everything) or [0.0] * 3)
     assert set(given) == {
-        *("outputs", "ids", "facts", "inputs", "group", "step", "trainer_state", "log_metric", "log_extra"),
+        *("outputs", "ids", "facts", "inputs", "group", "step", "columns", "trainer_state", "log_metric", "log_extra"),
         *("objects", "image"),
     }
 

@@ -150,6 +150,7 @@ class Caller:
         self.meter = Meter()
         self.lock = threading.Lock()
         self.parameters = inspect.signature(function).parameters
+        self.ours = _is_ours(function)
         self.bound = set(function.keywords) if isinstance(function, functools.partial) else set()
         self.takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self.parameters.values())
         self.output_name = next((name for name in OUTPUT_NAMES if name in self.parameters), "outputs")
@@ -293,24 +294,25 @@ class Caller:
     # --- what the reward is handed -----------------------------------------------------------------------------------
 
     def _arguments(self, request: Request) -> dict[str, Any]:
-        """Copies of what could be changed, and only those columns that the signature asks for."""
+        """Only those columns that the signature asks for; copies, where a stranger could write into them."""
         given: dict[str, Any] = {"prompts": self._prompt_copies(request.prompts)}
         given[self.output_name] = self._output_copies(request.outputs)
         columns = {
             "ids": lambda: [prompt.id for prompt in request.prompts],
             "group": lambda: list(request.group),
             "step": lambda: request.step,
+            "columns": lambda: request.columns,
             "trainer_state": lambda: SimpleNamespace(global_step=request.step),
             "log_metric": lambda: self._log_metric,
             "log_extra": lambda: self._log_extra,
-            "facts": lambda: _copies([prompt.facts for prompt in request.prompts]),
-            "inputs": lambda: _copies([prompt.inputs for prompt in request.prompts]),
+            "facts": lambda: self._copies([prompt.facts for prompt in request.prompts]),
+            "inputs": lambda: self._copies([prompt.inputs for prompt in request.prompts]),
         }
         given |= {name: make() for name, make in columns.items() if self._asks(name)}
         carried = request.columns - given.keys()
         for name in sorted(carried):
             if self._asks(name):
-                given[name] = _copies([_column(prompt, name) for prompt in request.prompts])
+                given[name] = self._copies([_column(prompt, name) for prompt in request.prompts])
         absent = [
             name
             for name, parameter in self.parameters.items()
@@ -322,6 +324,16 @@ class Caller:
                 f"{', '.join(sorted(carried)) or 'no facts or inputs'}; add {absent[0]!r} to the prompts' `facts`"
             )
         return given
+
+    def _copies(self, values: Sequence[Any]) -> list[Any]:
+        """What the reward may write into; samples of one prompt share theirs."""
+        if self.ours:
+            return list(values)
+        made: dict[int, Any] = {}
+        for value in values:
+            if id(value) not in made:
+                made[id(value)] = copy.deepcopy(value)
+        return [made[id(value)] for value in values]
 
     def _log_metric(self, name: str, value: float) -> None:
         """TRL's way for a reward to report numbers: their mean over a step becomes a metric."""
@@ -351,7 +363,7 @@ class Caller:
     def _output_copies(self, outputs: Outputs) -> Outputs:
         self._check_kind(outputs)
         if isinstance(outputs, Tensor):
-            return outputs.detach().clone()
+            return outputs.detach() if self.ours else outputs.detach().clone()
         if self._kind == "text":
             return [text_of(output) for output in outputs]
         if self._kind in ("image", "video") and all(isinstance(output, Tensor) for output in outputs):
@@ -363,13 +375,11 @@ PLURAL = {"image": "pictures", "text": "texts", "audio": "signals", "video": "vi
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def _copies(values: Sequence[Any]) -> list[Any]:
-    """Copies that the reward may write into; samples of one prompt share theirs."""
-    made: dict[int, Any] = {}
-    for value in values:
-        if id(value) not in made:
-            made[id(value)] = copy.deepcopy(value)
-    return [made[id(value)] for value in values]
+def _is_ours(function: RewardFunction) -> bool:
+    """Plaudit's own rewards write into nothing that they are handed, so they need no copies."""
+    function = function.func if isinstance(function, functools.partial) else function
+    home = function.__module__ if inspect.isroutine(function) else type(function).__module__
+    return (home or "").startswith("plaudit.")
 
 
 def _column(prompt: Prompt, name: str) -> Any:

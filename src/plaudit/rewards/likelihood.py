@@ -182,7 +182,11 @@ def load_causal_lm(name: str, who: str) -> tuple[Any, Any]:
 
 
 class LabCaptioner:
-    """The captioner trained on `scenes`: it reads 12 words and counts the end of the caption as one more."""
+    """The captioner trained on `scenes`: it reads 12 words and counts the end of the caption as one more.
+
+    Held-out captions beat edited ones always (count, colour, shape, relation, swapped colours). Pairs of colour and shape
+    that it never saw are unlikely words to it, whatever it sees: there a wrong shape wins in a quarter of cases.
+    """
 
     max_tokens: int | None = MAX_TOKENS
 
@@ -246,7 +250,7 @@ class CaptionLikelihood:
     card = Card(
         summary="log-likelihood of the prompt as a frozen captioner's caption of the picture",
         high=0,
-        cost_ms=2.0,
+        cost_ms=2.5,
         systems=("S023",),
     )
 

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from plaudit.data.prompt import Prompt
@@ -146,8 +147,7 @@ class Remote:
         wanted: frozenset[str] | None = frozenset()
         for _ in range(3):  # by hash; with what was lacking; with everything
             packed = self._packed(packer, wanted)
-            key = uuid.uuid4().hex
-            reply = self._persistently(lambda packed=packed, key=key: self._post(packed, key, deadline), deadline)
+            reply = self._persistently(partial(self._post, packed, uuid.uuid4().hex, deadline), deadline)
             if reply.status != NOT_READ:
                 break
             lacking = _document(reply, self.url, accept=NOT_READ).get("missing")

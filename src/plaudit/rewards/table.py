@@ -42,6 +42,13 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "drawings, plots, programs": {
         "unit_tests": "plaudit.rewards.rules.code:UnitTests",
+        "svg_renders": "plaudit.rewards.rules.drawings:SvgRenders",
+        "svg_similarity": "plaudit.rewards.rules.drawings:SvgSimilarity",
+        "plot_runs": "plaudit.rewards.rules.plots:PlotRuns",
+        "plot_fields": "plaudit.rewards.rules.plots:PlotFields",
+        "plot_similarity": "plaudit.rewards.rules.plots:PlotSimilarity",
+        "tex_renders": "plaudit.rewards.rules.tex:TexRenders",
+        "tex_similarity": "plaudit.rewards.rules.tex:TexSimilarity",
     },
     "answers and reasoning": {
         "boxed_answer": "plaudit.rewards.rules.answers:boxed_answer",
@@ -111,4 +118,5 @@ SECTIONS: dict[str, dict[str, str]] = {
 }
 
 BUILT_IN = {name: path for section in SECTIONS.values() for name, path in section.items()}
-UNPINNED = {"answer_likelihood", "verl", "openrlhf", "remote"}  # they score with something that the user names
+# They score with something that the user names, those of TeX with a system program.
+UNPINNED = {"answer_likelihood", "verl", "openrlhf", "remote", "tex_renders", "tex_similarity"}

@@ -35,12 +35,12 @@ def scenes() -> tuple[list[Prompt], torch.Tensor]:
 
 
 def test_it_finds_the_caption_of_a_picture(encoder: LabEncoder) -> None:
-    """Of 200 captions of distinct content, and between the true caption and one edited to be false."""
-    measured = measure_encoder(encoder.network)
-    heldout, compositional = measured["heldout"], measured["compositional"]
-    assert heldout["r_at_1_picture_to_caption"] > HELD_OUT_R1  # type: ignore[index]
-    assert compositional["r_at_1_picture_to_caption"] > COMPOSITIONAL_R1  # type: ignore[index]
-    assert all(value > 0.9 for value in heldout["true_above_edited"].values())  # type: ignore[index]
+    """Of 100 captions of distinct content, and between the true caption and one with another count, colour or shape."""
+    measured = measure_encoder(encoder.network, 100)
+    for split, recall, edits in (("heldout", 0.85, 0.95), ("compositional", 0.6, 0.75)):
+        found = measured[split]
+        assert found["r_at_1_picture_to_caption"] > recall, found  # type: ignore[index]
+        assert min(found["true_above_edited"][kind] for kind in ("count", "color", "shape")) > edits  # type: ignore[index]
 
 
 def test_edited_captions_are_false_and_unlike_ones_are_known_to_be() -> None:

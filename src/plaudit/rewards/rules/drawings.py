@@ -10,7 +10,7 @@ Drawing is done by resvg (the paper: CairoSVG), on white, fitted into a square, 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -32,7 +32,7 @@ def extract_svg(text: str) -> str | None:
     """The last fenced block that has an `<svg`; else the first `<svg ...>` with its own `</svg>`."""
     blocks = [block for block in FENCED.findall(text) if "<svg" in block.lower()]
     if blocks:
-        return blocks[-1].strip()
+        return str(blocks[-1]).strip()
     depth, start = 0, None
     for mark in SVG_MARK.finditer(text):
         closes, empty = mark.groups()
@@ -138,7 +138,7 @@ class SvgSimilarity:
         extra="render",
         untrusted=True,
         systems=("S018",),
-        cost_ms=10,
+        cost_ms=25,
     )
 
     def __init__(
@@ -180,15 +180,11 @@ class SvgSimilarity:
         drawn = self.gate.draw(outputs)
         if isinstance(wanted, Score) or isinstance(drawn, Score):
             return [wanted if isinstance(wanted, Score) else drawn] * len(outputs)  # type: ignore[list-item]
-        good = [i for i, one in enumerate(drawn) if not one.problem]
-        pictures = {i: drawn[i].picture for i in good}
-        paired = [i for i in good if isinstance(wanted[i], Tensor) and self.image_weight]
-        image = dict(zip(paired, alike(self.similarity, [(pictures[i], wanted[i]) for i in paired]), strict=True))
-        text = self.text_rewards([prompts[i] for i in good], list(pictures.values()))
-        return [
-            self.score(drawn[i], wanted[i], text.get(good.index(i)) if i in pictures else None, image.get(i))
-            for i in range(len(outputs))
-        ]
+        pictures = {i: one.picture for i, one in enumerate(drawn) if not one.problem}
+        pairs = {i: (seen, other) for i, seen in pictures.items() if isinstance(other := wanted[i], Tensor)}
+        image = dict(zip(pairs, alike(self.similarity, list(pairs.values())), strict=True)) if self.image_weight else {}
+        text = dict(zip(pictures, self.text_rewards(prompts, pictures), strict=False))
+        return [self.score(drawn[i], wanted[i], text.get(i), image.get(i)) for i in range(len(outputs))]
 
     def wanted(
         self, pictures: Sequence[Tensor | None], svgs: Sequence[str | None]
@@ -209,12 +205,13 @@ class SvgSimilarity:
                 found.append(by_text[svg].picture)
         return found
 
-    def text_rewards(self, prompts: Sequence[str], pictures: Sequence[Tensor]) -> dict[int, float]:
+    def text_rewards(self, prompts: Sequence[str], pictures: Mapping[int, Tensor]) -> list[float]:
+        """Of the pictures in order; none without an encoder."""
         if self.encoder is None or not pictures:
-            return {}
-        seen = self.encoder.embed_images(torch.stack(list(pictures)))
-        cosines = (seen * embed_once(self.encoder, prompts)).sum(-1)
-        return {i: (1 + float(value)) / 2 for i, value in enumerate(cosines.clamp(-1, 1))}
+            return []
+        seen = self.encoder.embed_images(torch.stack(list(pictures.values())))
+        cosines = (seen * embed_once(self.encoder, [prompts[i] for i in pictures])).sum(-1)
+        return [(1 + float(value)) / 2 for value in cosines.clamp(-1, 1)]
 
     def score(self, drawn: Drawn, wanted: Tensor | Score | None, text: float | None, image: float | None) -> Score:
         if isinstance(wanted, Score):

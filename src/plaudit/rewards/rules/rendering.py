@@ -25,7 +25,8 @@ from plaudit.rewards.base import Score, Status, missing
 from plaudit.rewards.encoders.load import BUILT_IN as ENCODERS
 from plaudit.rewards.encoders.load import load_encoder
 from plaudit.rewards.rules.similarity import SSIM_WINDOW, PatchTransport, mean_squared_error, ssim_map
-from plaudit.sandbox import Limits, Outcome, RunStatus, run_python, safe_level
+from plaudit.sandbox import Level, Limits, Outcome, RunStatus, run_python, safe_level
+from plaudit.sandbox.seccomp import seccomp_filter
 
 INSIDE = "plaudit.rewards.rules.inside"
 MOST_TOGETHER = 64
@@ -93,7 +94,9 @@ def draw(workshop: Workshop, programs: Sequence[str]) -> list[Drawn]:
         known = {text: _kept[workshop, text] for text in programs if (workshop, text) in _kept}
     new = [text for text in dict.fromkeys(programs) if text not in known]
     short = [text for text in new if len(text) <= LONGEST_PROGRAM]
-    known |= {text: Drawn(problem=f"a program of {len(text)} characters") for text in new if len(text) > LONGEST_PROGRAM}
+    known |= {
+        text: Drawn(problem=f"a program of {len(text)} characters") for text in new if len(text) > LONGEST_PROGRAM
+    }
     for start in range(0, len(short), MOST_TOGETHER):
         part = short[start : start + MOST_TOGETHER]
         known |= dict(zip(part, draw_afresh(workshop, part), strict=True))
@@ -128,7 +131,12 @@ def _tail(stream: bytes) -> str:
 
 
 def _run(workshop: Workshop, programs: Sequence[str]) -> Outcome:
-    settings = asdict(workshop) | {"num_items": len(programs), "most_bytes": workshop.most_bytes}
+    guard = seccomp_filter(guard_signals=True) if safe_level() > Level.NONE else None
+    settings = asdict(workshop) | {
+        "num_items": len(programs),
+        "most_bytes": workshop.most_bytes,
+        "filter": guard and base64.b64encode(guard).decode(),
+    }
     seconds = 20 + len(programs) * (2 * workshop.item_s + 0.5)
     return run_python(
         _source(workshop.worker),

@@ -14,16 +14,16 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import prefork  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.collections import Collection, PathCollection, QuadMesh  # noqa: E402
-from matplotlib.colors import to_hex  # noqa: E402
-from matplotlib.container import BarContainer  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.patches import Wedge  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+import prefork
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import Collection, PathCollection, QuadMesh
+from matplotlib.colors import to_hex
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from matplotlib.patches import Wedge
 
 MOST_VALUES, MOST_TEXTS, MOST_SERIES, MOST_AXES, LONGEST_TEXT = 5000, 300, 300, 64, 200
 KINDS = """
@@ -53,20 +53,17 @@ def record(kind, method):
 
 
 def prepare():
-    """Before the first fork: what a program finds when it imports matplotlib."""
+    """Before the first fork: fonts, and what a program finds when it imports matplotlib."""
+    figure, axes = plt.subplots()
+    axes.legend(axes.plot([0, 1]), ["a"])
+    FigureCanvasAgg(figure).draw()
+    plt.close(figure)
     for kind in KINDS:
         if hasattr(Axes, kind):
             setattr(Axes, kind, record(kind, getattr(Axes, kind)))
     Figure.savefig = lambda figure, *arguments, **named: saved.append(figure)
     plt.savefig = lambda *arguments, **named: saved.append(plt.gcf())
     plt.close = plt.show = plt.pause = plt.switch_backend = matplotlib.use = lambda *arguments, **named: None
-    figure, axes = plt.subplots()  # loads fonts
-    axes.set_title("a")
-    axes.legend(axes.plot([0, 1]), ["b"])
-    FigureCanvasAgg(figure).draw()
-    plt.Figure.clear(figure)
-    matplotlib._pylab_helpers.Gcf.destroy_all()
-    calls.clear()
 
 
 def work(item, settings):
@@ -115,7 +112,7 @@ def facts(figure):
     axes = [each for each in figure.axes if each.get_visible() and not hasattr(each, "_colorbar")][:MOST_AXES]
     return {
         "layout": layout(axes),
-        "texts": texts(getattr(figure, "_suptitle", None), *figure.texts),
+        "texts": texts(*figure.texts),
         "axes": [of_axes(each) for each in axes],
     }
 
@@ -153,29 +150,35 @@ def shown(artist):
 
 
 def texts(*artists):
-    found = [each.get_text().strip()[:LONGEST_TEXT] for each in artists if each is not None and shown(each)]
+    found = [each.get_text().strip()[:LONGEST_TEXT] for each in artists if shown(each)]
     return list(filter(None, found))[:MOST_TEXTS]
 
 
 def series(lines, bars, groups, patches, images):
-    """Lists of numbers, in drawing order, at most MOST_VALUES together."""
-    found = [line.get_xydata() for line in lines]
-    for container in bars:
-        across = container.orientation == "horizontal"
-        sides = [(bar.get_y(), bar.get_width()) if across else (bar.get_x(), bar.get_height()) for bar in container]
-        found.append([(place + half_side(bar, across), length) for (place, length), bar in zip(sides, container)])  # noqa: B905
-    found += [group.get_offsets() for group in groups if isinstance(group, PathCollection)]
-    found += [group.get_array() for group in groups if isinstance(group, QuadMesh)]
-    outlines = [group for group in groups if not isinstance(group, PathCollection | QuadMesh)]
-    found += [np.concatenate([path.vertices for path in group.get_paths()] or [[]]) for group in outlines]
-    slices = [patch.theta2 - patch.theta1 for patch in patches if isinstance(patch, Wedge)]
-    found += [[angle / 360 for angle in slices]] if slices else []
-    found += [image.get_array() for image in images[:MOST_SERIES]]
+    """Lists of numbers, in drawing order, at most MOST_VALUES together; x and y are lists of their own."""
+    found = [column for line in lines for column in columns(line.get_xydata())]
+    found += [column for container in bars for column in bar_columns(container)]
+    for group in groups:
+        if isinstance(group, PathCollection):
+            found += columns(group.get_offsets())
+        elif isinstance(group, QuadMesh):
+            found.append(group.get_array())
+        else:
+            found += columns(np.concatenate([path.vertices for path in group.get_paths()] or [np.zeros((0, 2))]))
+    angles = [patch.theta2 - patch.theta1 for patch in patches if isinstance(patch, Wedge)]
+    found += [[angle / 360 for angle in angles], *(image.get_array() for image in images[:MOST_SERIES])]
     return limited(found)
 
 
-def half_side(bar, across):
-    return (bar.get_height() if across else bar.get_width()) / 2
+def columns(points):
+    return list(np.ma.asarray(points).T)
+
+
+def bar_columns(container):
+    """The middles of the bars and their lengths."""
+    if container.orientation == "horizontal":
+        return [bar.get_y() + bar.get_height() / 2 for bar in container], [bar.get_width() for bar in container]
+    return [bar.get_x() + bar.get_width() / 2 for bar in container], [bar.get_height() for bar in container]
 
 
 def limited(found):

@@ -1,0 +1,157 @@
+"""`rewards.yaml`: which rewards are served, and how. Importing this file imports no torch and no web server."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from plaudit.errors import RecipeError
+from plaudit.optional import require
+from plaudit.recipe.schema import Positive, PositiveFloat, RewardConfig, Strict
+from plaudit.recipe.text import parse
+
+NOT_SERVED = ("weight", "calibrate")  # what a score counts is the recipe's to say
+NotNegative = Annotated[float, Field(ge=0)]
+MIB = 2**20
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class ServeConfig(Strict):
+    """Where the service listens and what it accepts. Megabytes are 2^20 bytes."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    token_env: str | None = None  # the environment variable with the bearer token; needed beyond loopback
+    max_batch: Positive = 256  # outputs scored together, of any number of requests
+    max_wait_ms: NotNegative = 2.0  # how long a batch waits for requests that are still arriving
+    max_queue: Positive = 4096  # outputs waiting for one reward
+    max_requests: Positive = 64  # requests held at once
+    max_items: Positive = 4096  # outputs in one request
+    max_request_mb: PositiveFloat = 64.0
+    max_media_mb: PositiveFloat = 256.0  # of one request, decoded
+    media_cache_mb: NotNegative = 256.0  # media kept, to be named by hash
+    max_keys: Positive = 1024  # answers kept for repeats with the same idempotency key
+    answers_mb: NotNegative = 64.0  # of those answers
+    deadline_s: PositiveFloat = 600.0  # of requests that bring none
+    header_s: PositiveFloat = 10.0  # for a request's head to arrive
+    body_s: PositiveFloat = 60.0  # for its body
+    drain_s: NotNegative = 30.0  # for work in hand to be finished when the service is told to stop
+
+    @model_validator(mode="after")
+    def _possible(self) -> ServeConfig:
+        if not is_loopback(self.host) and self.token_env is None:
+            raise ValueError(
+                f"serve.host: {self.host} can be reached from other machines; name the environment variable that holds a "
+                "secret token in serve.token_env, or use 127.0.0.1"
+            )
+        if self.max_items > self.max_queue:
+            raise ValueError(
+                f"serve.max_items: {self.max_items} outputs of one request never fit into serve.max_queue {self.max_queue}"
+            )
+        return self
+
+
+class ServeFile(Strict):
+    """All of `rewards.yaml`."""
+
+    rewards: dict[str, RewardConfig] = Field(min_length=1)
+    serve: ServeConfig = ServeConfig()
+
+    @model_validator(mode="after")
+    def _only_scores(self) -> ServeFile:
+        for name, config in self.rewards.items():
+            for key in NOT_SERVED:
+                if key in config.model_fields_set:
+                    raise ValueError(f"rewards.{name}.{key}: a service returns raw scores; put `{key}` into the recipe")
+        return self
+
+
+def need_web_server() -> None:
+    for module in ("fastapi", "uvicorn", "httptools"):
+        require(module, extra="serve", who="a reward service")
+
+
+def token_of(config: ServeConfig) -> str | None:
+    """The bearer token that clients must show; None where none is asked for."""
+    if config.token_env is None:
+        return None
+    token = os.environ.get(config.token_env, "").strip()
+    if not token:
+        raise RecipeError(f"serve.token_env: the environment variable {config.token_env} is not set or empty")
+    return token
+
+
+def read_file(path: Path) -> ServeFile:
+    try:
+        content = parse(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}; it must be a UTF-8 text file") from error
+    return read_mapping(content, str(path))
+
+
+def read_mapping(content: Any, label: str) -> ServeFile:
+    """`rewards: {quality: scene_match}` is short for `rewards: {quality: {type: scene_match}}`."""
+    if not isinstance(content, Mapping):
+        raise RecipeError(f"{label}: the top level must be keys, for example `rewards: {{quality: scene_match}}`")
+    document = dict(content)
+    if isinstance(document.get("rewards"), Mapping):
+        document["rewards"] = {
+            name: {"type": value} if isinstance(value, str) else value for name, value in document["rewards"].items()
+        }
+    try:
+        return ServeFile.model_validate(document)
+    except ValidationError as error:
+        lines = [_line(details) for details in error.errors(include_url=False)]
+        raise RecipeError("\n".join(f"{label}: {line}" for line in lines)) from None
+
+
+def _line(details: Mapping[str, Any]) -> str:
+    if details["type"] == "value_error":
+        return str(details["ctx"]["error"])
+    place = [str(part) for part in details["loc"]]
+    if details["type"] == "extra_forbidden":
+        siblings = _keys(place[:-1])
+        near = get_close_matches(place[-1], siblings, n=1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        return f"unknown key `{'.'.join(place)}`{hint} (keys there: {', '.join(siblings)})"
+    if details["type"] == "missing":
+        return f"`{'.'.join(place)}` is missing"
+    message = details["msg"].replace("Input should ", "it must ", 1)
+    return f"`{'.'.join(place)}` is {details['input']!r}; {message}"
+
+
+def _keys(place: list[str]) -> list[str]:
+    """The keys that a place has: of the file, of `serve`, of `rewards.NAME`, of what lies below."""
+    model: type[BaseModel] = ServeFile
+    for i, part in enumerate(place):
+        if model is ServeFile and part == "rewards" and i + 1 < len(place):
+            model = RewardConfig
+        elif part in model.model_fields:
+            below = model.model_fields[part].annotation
+            model = below if isinstance(below, type) and issubclass(below, BaseModel) else _first_model(below) or model
+    return list(model.model_fields)
+
+
+def _first_model(annotation: Any) -> type[BaseModel] | None:
+    found = [part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+    return found[0] if found else None
+
+
+def with_address(file: ServeFile, host: str | None, port: int | None) -> ServeFile:
+    """The file with another host or port, checked anew."""
+    given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    document = file.model_dump(exclude_unset=True)
+    document["serve"] = {**document.get("serve", {}), **given}
+    return read_mapping(document, "the command line")

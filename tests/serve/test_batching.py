@@ -1,0 +1,172 @@
+"""Requests that are merged score as they would alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+import torch
+from tests.serve.harness import LONG, Counting, number_in, texts_request
+
+from plaudit.data.prompt import Prompt
+from plaudit.errors import RewardError
+from plaudit.rewards.base import Status, card
+from plaudit.rewards.call import Caller, Request, make_request
+from plaudit.rewards.load import Reward
+from plaudit.serve.batching import Batcher, QueueFull, merge_key, merged
+
+
+def batcher(function, **options) -> Batcher:
+    reward = Reward(name="r", caller=Caller("r", function))
+    given = {"max_batch": 16, "max_wait_s": 0.0, "max_queue": 100, "arriving": lambda: False, **options}
+    return Batcher(reward, **given)
+
+
+def test_groups_of_different_requests_never_collide() -> None:
+    prompts = [Prompt(id="p", text="t")] * 3
+    requests = [make_request(prompts, list("abc"), group) for group in ([0, 0, 1], [1, 0, 0], [5, 6, 5])]
+    together = merged(requests)
+    assert together.outputs == list("abcabcabc")
+    for i in range(9):
+        for k in range(9):
+            same = i // 3 == k // 3 and requests[i // 3].group[i % 3] == requests[k // 3].group[k % 3]
+            assert (together.group[i] == together.group[k]) == same
+    assert merged(requests[1:2]).group == [1, 0, 0], "alone a request keeps its own"
+
+
+def test_only_what_cannot_change_a_score_is_merged() -> None:
+    def request(outputs, step=0, **facts) -> Request:
+        return make_request([Prompt(id=str(i), text="", facts=facts) for i in range(len(outputs))], outputs, step=step)
+
+    small, large = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 8, 8)
+    assert merge_key(request(small)) == merge_key(request(small[:1])) == merge_key(request(small + 1))
+    others = [
+        request(small),
+        request(large),
+        request(small.double()),
+        request(list(small)),
+        request(list(small.double())),
+        request(["a", "b"]),
+        request(small, step=1),
+        request(small, answer="4"),
+    ]
+    assert len({merge_key(each) for each in others}) == len(others)
+
+
+def test_stacks_are_joined_in_order() -> None:
+    pictures = torch.rand(5, 3, 2, 2)
+    requests = [make_request([Prompt(id="", text="")] * len(part), part) for part in pictures.split([2, 1, 2])]
+    assert torch.equal(merged(requests).outputs, pictures)
+
+
+def test_what_waits_while_the_reward_is_busy_is_merged() -> None:
+    counting = Counting()
+    counting.go_on.clear()
+
+    async def work():
+        queue = batcher(counting, max_batch=5)
+        jobs = [
+            asyncio.ensure_future(queue.score(texts_request([str(10 * i), str(10 * i + 1)]), LONG)) for i in range(5)
+        ]
+        await asyncio.to_thread(counting.entered.wait, LONG)
+        await asyncio.sleep(0.02)
+        assert queue.queued == 8
+        counting.go_on.set()
+        found = await asyncio.gather(*jobs)
+        queue.close()
+        return [[score.value for score in scores] for scores in found]
+
+    assert asyncio.run(work()) == [[10.0 * i, 10.0 * i + 1] for i in range(5)]
+    assert counting.batches == [2, 4, 4]  # never more than five
+
+
+def test_an_idle_reward_does_not_wait() -> None:
+    async def work() -> float:
+        queue = batcher(number_in, max_wait_s=5.0)
+        started = time.monotonic()
+        await queue.score(texts_request(["1"]), LONG)
+        queue.close()
+        return time.monotonic() - started
+
+    assert asyncio.run(work()) < 1
+
+
+def test_a_reward_waits_for_requests_that_are_arriving_but_not_longer_than_told() -> None:
+    counting = Counting()
+
+    async def work() -> list[float]:
+        queue = batcher(counting, max_wait_s=0.15, arriving=lambda: True, max_batch=4)
+        started, times = time.monotonic(), []
+
+        async def ask(*texts: str) -> None:
+            await queue.score(texts_request(list(texts)), LONG)
+            times.append(time.monotonic() - started)
+
+        await asyncio.gather(ask("1"), ask("2"))  # nobody else came
+        await asyncio.gather(ask("3", "4"), ask("5", "6"))  # full: at once
+        queue.close()
+        return times
+
+    times = asyncio.run(work())
+    assert 0.14 <= times[0] < 2 and times[2] - times[1] < 0.1
+    assert counting.batches == [2, 4]
+
+
+def test_one_request_that_lacks_a_column_does_not_harm_the_others() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    @card(kind="text")
+    def strict(prompts, outputs, facts):
+        entered.set()
+        assert go_on.wait(LONG)
+        if any(fact["answer"] is None for fact in facts):
+            raise RewardError("an answer is needed")
+        return [float(text) for text in outputs]
+
+    async def work():
+        queue = batcher(strict)
+        requests = [texts_request(["0"], answer=1), texts_request(["1"], answer=1)]
+        requests += [texts_request(["2"], answer=None), texts_request(["3"], answer=1)]
+        jobs = [asyncio.ensure_future(queue.score(request, LONG)) for request in requests]
+        await asyncio.to_thread(entered.wait, LONG)
+        go_on.set()
+        found = await asyncio.gather(*jobs, return_exceptions=True)
+        queue.close()
+        return found
+
+    found = asyncio.run(work())
+    assert [found[i][0].value for i in (0, 1, 3)] == [0.0, 1.0, 3.0]
+    assert isinstance(found[2], RewardError)
+
+
+def test_a_request_that_is_late_already_is_not_scored() -> None:
+    counting = Counting()
+
+    async def work():
+        queue = batcher(counting)
+        scores = await queue.score(texts_request(["1", "2"]), 0.0)
+        await asyncio.sleep(0.05)
+        queue.close()
+        return scores
+
+    assert [score.status for score in asyncio.run(work())] == [Status.TIMED_OUT] * 2
+    assert counting.seen == {}
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    counting = Counting(seconds=0.05)
+
+    async def work():
+        queue = batcher(counting, max_queue=3)
+        await queue.score(texts_request(["0"]), LONG)  # so that the pace is known
+        jobs = [asyncio.ensure_future(queue.score(texts_request([str(i)]), LONG)) for i in range(4)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(QueueFull) as caught:
+            await queue.score(texts_request(["9"]), LONG)
+        await asyncio.gather(*jobs)
+        queue.close()
+        return caught.value.retry_after_s
+
+    assert 0.1 < asyncio.run(work()) < 1

@@ -1,0 +1,144 @@
+"""Nothing is scored twice, and the end loses nothing that was begun."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.serve.harness import (
+    LONG,
+    Counting,
+    ask,
+    get,
+    number_in,
+    post_raw,
+    remote,
+    serving,
+    text_items,
+    texts_request,
+    values,
+    wait_for,
+)
+
+from plaudit.rewards.base import card
+
+# --- nothing twice -----------------------------------------------------------------------------------------------------
+
+
+def test_a_repeat_is_given_the_same_answer() -> None:
+    counting = Counting()
+    with serving({"n": counting}) as (url, _, _):
+        key = {"Idempotency-Key": "k1"}
+        first, second = ask(url, ["1"], headers=key), ask(url, ["1"], headers=key)
+        assert first == second and values(first[1]) == [1.0]
+        assert counting.seen == {"1": 1}
+        status, document = ask(url, ["2"], headers=key)
+        assert status == 422 and document["field"] == "Idempotency-Key"
+        assert ask(url, ["1"], headers={"Idempotency-Key": "x" * 300})[0] == 422
+        ask(url, ["1"])
+        assert counting.seen == {"1": 2}  # without a key everything is scored
+
+
+def test_a_repeat_waits_for_the_first() -> None:
+    counting = Counting()
+    counting.go_on.clear()
+    with serving({"n": counting}) as (url, _, _), ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(ask, url, ["1"], headers={"Idempotency-Key": "k"}) for _ in range(3)]
+        assert counting.entered.wait(LONG)
+        time.sleep(0.1)
+        assert not any(job.done() for job in jobs)
+        counting.go_on.set()
+        assert [values(job.result()[1]) for job in jobs] == [[1.0]] * 3
+    assert counting.seen == {"1": 1}
+
+
+def test_a_client_that_hangs_up_has_been_scored_once() -> None:
+    counting = Counting()
+    counting.go_on.clear()
+    body = json.dumps({"reward": "n", "items": text_items(["1"])}).encode()
+    head = f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    with serving({"n": counting}) as (url, _, _):
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+            client.sendall(head.encode() + b"Idempotency-Key: k\r\n\r\n" + body)
+            assert counting.entered.wait(LONG)
+        counting.go_on.set()
+        assert values(ask_raw(url, body)) == [1.0]
+    assert counting.seen == {"1": 1}
+
+
+def ask_raw(url: str, body: bytes):
+    return json.loads(post_raw(url, body, headers={"Idempotency-Key": "k"}).body)
+
+
+def test_a_refusal_is_not_kept() -> None:
+    with serving({"n": number_in}) as (url, service, _):
+        key = {"Idempotency-Key": "k"}
+        assert ask(url, ["1"], "m", headers=key)[0] == 404
+        assert ask(url, ["1"], headers=key)[0] == 200  # other body, but the key is free again
+        assert len(service.answers.kept) == 1
+
+
+def test_the_store_of_answers_is_bounded() -> None:
+    with serving({"n": number_in}, max_keys=5) as (url, service, _):
+        for i in range(12):
+            assert ask(url, [str(i)], headers={"Idempotency-Key": str(i)})[0] == 200
+        assert list(service.answers.kept) == ["7", "8", "9", "10", "11"]
+    with serving({"n": number_in}, answers_mb=0.001) as (url, service, _):
+        for i in range(12):
+            assert ask(url, ["1"] * 10, headers={"Idempotency-Key": str(i)})[0] == 200
+        kept = [entry.task.result() for entry in service.answers.kept.values()]
+        assert kept and sum(len(answer.body) for answer in kept) == service.answers.bytes <= 0.001 * 2**20
+
+
+# --- the end ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_held_is_finished_and_what_comes_is_refused() -> None:
+    counting = Counting()
+    counting.go_on.clear()
+    with serving({"n": counting}, drain_s=10) as (url, service, server), ThreadPoolExecutor(2) as pool:
+        held = [pool.submit(ask, url, ["1"]), pool.submit(ask, url, ["2"])]
+        assert counting.entered.wait(LONG)
+        wait_for(lambda: service.held == 2)
+        server.loop.call_soon_threadsafe(server.begin_to_stop)
+        wait_for(lambda: service.draining)
+        reply = post_raw(url, json.dumps({"reward": "n", "items": text_items(["3"])}).encode())
+        assert reply.status == 503 and "retry-after" in reply.headers
+        assert get(url, "/healthz").status == 503
+        counting.go_on.set()
+        assert sorted(values(job.result()[1])[0] for job in held) == [1.0, 2.0]
+    assert counting.seen == {"1": 1, "2": 1}
+
+
+def test_the_end_is_bounded() -> None:
+    counting = Counting()
+    counting.go_on.clear()
+    started = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        with serving({"n": counting}, drain_s=0.2) as (url, _, server):
+            pool.submit(remote(url, timeout_s=8, retries=0), texts_request(["1"]))
+            assert counting.entered.wait(LONG)
+            server.config.timeout_graceful_shutdown = 0.2
+        assert time.monotonic() - started < 5
+        counting.go_on.set()
+
+
+def test_a_reward_of_whole_batches_is_never_merged() -> None:
+    """Ranks in a batch: with strangers in it they would be others."""
+    sizes = []
+
+    @card(kind="text", batch_invariant=False)
+    def rank(prompts, outputs):
+        sizes.append(len(outputs))
+        time.sleep(0.01)
+        return [float(sorted(outputs).index(text)) for text in outputs]
+
+    jobs = [[f"{k}{i:02}" for k in "bca"] for i in range(20)]
+    with serving({"rank": rank}, max_wait_ms=20) as (url, _, _), ThreadPoolExecutor(10) as pool:
+        clients = [remote(url) for _ in range(10)]
+        assert not clients[0].card.batch_invariant and clients[0].whole_batch
+        found = list(pool.map(lambda i: clients[i % 10](texts_request(jobs[i])), range(20)))
+    assert [[score.value for score in scores] for scores in found] == [[1.0, 2.0, 0.0]] * 20
+    assert sizes == [3] * 20
