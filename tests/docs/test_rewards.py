@@ -56,9 +56,9 @@ def test_python_prints_what_it_says(workplace: Path) -> None:
 
 
 def test_the_service_has_a_valid_configuration(workplace: Path) -> None:
-    from plaudit.serve.config import load_config
+    from plaudit.serve.config import read_file
 
-    assert set(load_config(workplace / "service.yaml").rewards) == {"match", "bright"}
+    assert set(read_file(workplace / "service.yaml").rewards) == {"match", "bright"}
     assert load([workplace / "taste.yaml"]).combine
 
 

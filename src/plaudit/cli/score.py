@@ -53,7 +53,10 @@ def run(
     write_scores(out, gathered, scoring.batch)
     typer.echo("\n".join(table(summarise(suite, scoring.batch))))
     if best:
-        typer.echo("\n".join(extremes(gathered, scoring.batch.total.tolist(), best)))
+        values = scoring.batch.total if suite.formula else next(iter(scoring.batch.parts.values()))
+        typer.echo(
+            "\n".join(extremes(gathered, values.tolist(), best, "total" if suite.formula else suite.rewards[0].name))
+        )
     typer.echo(f"wrote {out} ({scoring.count} of {len(gathered)} outputs)")
     if scoring.interrupted:
         raise typer.Exit(INTERRUPTED)
@@ -63,7 +66,7 @@ def suite_of(named: Sequence[str], file: Path | None, combine: str | None, recip
     """Rewards of the command line; else those of a run's recipe."""
     from plaudit.errors import RecipeError
     from plaudit.recipe.load import load
-    from plaudit.rewards.suite import load_suite
+    from plaudit.rewards.suite import load_side_by_side, load_suite
 
     document = _read(file) if file is not None else {}
     document["rewards"] = document.get("rewards", {}) | dict(_named(text) for text in named)
@@ -77,7 +80,7 @@ def suite_of(named: Sequence[str], file: Path | None, combine: str | None, recip
         own = load([recipe])
         return load_suite(own.rewards, document.get("combine", own.combine))
     asked = load(document)
-    return load_suite(asked.rewards, asked.combine)
+    return load_side_by_side(asked.rewards) if asked.combine is None else load_suite(asked.rewards, asked.combine)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -158,10 +161,10 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def extremes(gathered: Gathered, totals: Sequence[float], count: int) -> list[str]:
-    """The best and the worst outputs by total."""
+def extremes(gathered: Gathered, totals: Sequence[float], count: int, by: str) -> list[str]:
+    """The best and the worst outputs."""
     there = [i for i, total in enumerate(totals) if math.isfinite(total)]
     order = sorted(there, key=lambda i: -totals[i])
     chosen = order[:count] + order[count:][-count:]
     rows = [(_shown(totals[i]), gathered.names[i], gathered.prompts[i].text[:80]) for i in chosen]
-    return ["", *aligned(("total", "output", "prompt"), rows)] if rows else []
+    return ["", *aligned((by, "output", "prompt"), rows)] if rows else []

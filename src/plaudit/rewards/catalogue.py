@@ -117,7 +117,7 @@ def _markdown_row(found: Entry) -> str:
         *([f"`[{card.extra}]`"] if card.extra else []),
         *(["sandbox"] if card.untrusted else []),
     ]
-    what = card.summary.rstrip(".") + (f" ({', '.join(marks)})" if marks else "")
+    what = card.summary[:1].upper() + card.summary[1:].rstrip(".") + (f" ({', '.join(marks)})" if marks else "")
     needs = ", ".join(f"`{need}`" for need in found.needs) or "-"
     cost = f"{card.cost_ms:g} ms" if card.cost_ms is not None else "-"
     cells = (f"`{found.name}`", f"{card.kind}, {found.range}", needs, what, cost, ", ".join(card.systems) or "-")

@@ -18,7 +18,7 @@ from plaudit.data.sources import identify
 from plaudit.recipe.schema import RewardConfig
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.call import Outputs, make_request
-from plaudit.rewards.suite import ScoredBatch, Suite, load_suite
+from plaudit.rewards.suite import ScoredBatch, Suite, load_side_by_side, load_suite
 
 CHUNK = 64
 
@@ -33,10 +33,12 @@ def score(
 ) -> ScoredBatch:
     """Score outputs with one reward by name, or with several: `{"match": "scene_match", "sharp": {"type": "sharpness"}}`.
 
-    A scale that `calibrate` leaves open is measured on these outputs.
+    Without `combine`, several rewards stand side by side and there is no total. A scale that `calibrate` leaves open is
+    measured on these outputs.
     """
     asked = [p if isinstance(p, Prompt) else Prompt(id=identify(p), text=p) for p in prompts]
-    suite = load_suite(configs_of({rewards: rewards} if isinstance(rewards, str) else rewards), combine)
+    configs = configs_of({rewards: rewards} if isinstance(rewards, str) else rewards)
+    suite = load_side_by_side(configs) if combine is None else load_suite(configs, combine)
     request = make_request(asked, outputs, group)
     return score_request(suite, request.prompts, lambda rows: request.rows(rows).outputs, request.group).batch
 
@@ -144,7 +146,7 @@ def summarise(suite: Suite, batch: ScoredBatch) -> list[Summary]:
         missing = [score.status.value for score in found if score.status is not Status.OK]
         counts = {status: missing.count(status) for status in dict.fromkeys(missing)}
         rows.append(_summary(reward.name, batch.parts[reward.name], counts, spent))
-    if len(rows) > 1 or set(batch.terms) - set(batch.parts):
+    if suite.formula is not None and (len(rows) > 1 or set(batch.terms) - set(batch.parts)):
         rows.append(_summary("total", batch.total, {}, None))
     return rows
 

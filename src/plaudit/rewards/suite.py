@@ -39,10 +39,11 @@ class ScoredBatch:
 
 @dataclass(kw_only=True)
 class Suite:
-    """The rewards of a recipe and the formula over them. `scales` holds the calibration of those that ask for one."""
+    """The rewards of a recipe and the formula over them; without one every reward stands for itself and there is no total.
+    `scales` holds the calibration of those that ask for one."""
 
     rewards: Sequence[Reward]
-    formula: Formula
+    formula: Formula | None
     scales: dict[str, Scale] = field(default_factory=dict)
 
     def __call__(
@@ -61,6 +62,8 @@ class Suite:
             name: torch.tensor([score.value for score in batch], dtype=torch.float64) for name, batch in scores.items()
         }
         scaled = {name: self._scaled(name, values) for name, values in parts.items()}
+        if self.formula is None:
+            return ScoredBatch(total=torch.full((len(request),), torch.nan).double(), parts=parts, scores=scores)
         group = torch.tensor(request.group)
         evaluated = self.formula.evaluate(scaled, group=group, step=request.step, learn=learn)
         return ScoredBatch(total=evaluated.total, parts=parts, scores=scores, terms=evaluated.terms)
@@ -103,13 +106,14 @@ class Suite:
     def state(self) -> dict[str, Any]:
         """What rewards and operators remember, as JSON."""
         remembered = {r.name: r.caller.function.state() for r in self.rewards if hasattr(r.caller.function, "state")}
-        return {"rewards": remembered, "formula": self.formula.state()}
+        return {"rewards": remembered, "formula": self.formula.state() if self.formula else None}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         for reward in self.rewards:
             if reward.name in state["rewards"]:
                 reward.caller.function.load_state(state["rewards"][reward.name])
-        self.formula.load_state(state["formula"])
+        if self.formula is not None:
+            self.formula.load_state(state["formula"])
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -153,6 +157,15 @@ class Pending:
         early = {name: [score for piece in pieces for score in piece.result()] for name, pieces in self.futures.items()}
         scores = {reward.name: (late | early)[reward.name] for reward in self.suite.rewards}
         return self.suite.combine(request, scores, learn=learn)
+
+
+def load_side_by_side(configs: Mapping[str, RewardConfig]) -> Suite:
+    """Rewards that are not added up. A single one is its own total."""
+    if len(configs) == 1:
+        return load_suite(configs)
+    suites = [load_suite({name: config}) for name, config in configs.items()]
+    scales = {name: scale for suite in suites for name, scale in suite.scales.items()}
+    return Suite(rewards=[reward for suite in suites for reward in suite.rewards], formula=None, scales=scales)
 
 
 def load_suite(

@@ -46,19 +46,19 @@ def judged(
     return spread([value(verdict) for verdict in verdicts], list(known), len(prompts))
 
 
-@card(low=0, high=1, cost_ms=1.5)
+@card(low=0, high=1, cost_ms=0.3)
 def scene_exact(prompts: Sequence[str], outputs: Tensor, facts: Sequence[Facts]) -> list[float | Score]:
     """1 where the picture shows exactly what the caption says, else 0."""
     return judged(lambda verdict: float(verdict.correct), prompts, outputs, facts)
 
 
-@card(low=0, high=1, cost_ms=1.5)
+@card(low=0, high=1, cost_ms=0.3)
 def scene_graded(prompts: Sequence[str], outputs: Tensor, facts: Sequence[Facts]) -> list[float | Score]:
     """Satisfied parts of the caption, divided by one plus the surplus objects."""
     return judged(lambda verdict: verdict.graded, prompts, outputs, facts)
 
 
-@card(low=0, high=1, cost_ms=1.5)
+@card(low=0, high=1, cost_ms=0.3)
 def scene_match(prompts: Sequence[str], outputs: Tensor, facts: Sequence[Facts]) -> list[float | Score]:
     """Half exact, half graded: the lab's training reward."""
     return judged(lambda verdict: 0.5 * verdict.correct + 0.5 * verdict.graded, prompts, outputs, facts)
@@ -72,7 +72,7 @@ class ScenePart:
     stands in the caption's relation to some second one.
     """
 
-    card = Card(summary="one part of a lab caption: count, color, shape or relation", low=0, high=1, cost_ms=1.5)
+    card = Card(summary="one part of a lab caption: count, color, shape or relation", low=0, high=1, cost_ms=0.3)
 
     def __init__(self, part: Literal["count", "color", "shape", "relation"] = "count") -> None:
         if part not in PARTS:
