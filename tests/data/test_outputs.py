@@ -1,0 +1,99 @@
+"""Finished outputs read from disk: which prompt belongs to which output, and what is said of files that are not what they
+should be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from plaudit.data.outputs import gather, read_picture
+from plaudit.errors import DataError
+
+
+def picture(path: Path, value: int = 200, size: int = 4) -> Path:
+    Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(path)
+    return path
+
+
+def test_pictures_find_their_prompts(tmp_path: Path) -> None:
+    for name in ("b.png", "a.jpg", "c.png", "notes.md"):
+        picture(tmp_path / name) if name != "notes.md" else (tmp_path / name).write_text("x")
+    (tmp_path / "a.txt").write_text(" a red circle\n")
+    rows = [{"file_name": "c.png", "text": "two", "answer": 2, "facts": {"deep": 1}, "id": "mine"}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = gather(tmp_path, prompt="for all")
+    assert found.names == ["a.jpg", "b.png", "c.png"]
+    assert [p.text for p in found.prompts] == ["a red circle", "for all", "two"]
+    assert found.prompts[2].id == "mine" and dict(found.prompts[2].facts) == {"answer": 2, "deep": 1}
+    assert [tuple(o.shape) for o in found.outputs([2, 0])] == [(3, 4, 4)] * 2
+
+
+def test_pixels_are_exact_and_what_is_transparent_is_white(tmp_path: Path) -> None:
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[0, 0] = (10, 20, 30, 255)
+    Image.fromarray(rgba).save(tmp_path / "x.png")
+    found = read_picture(tmp_path / "x.png")
+    assert torch.equal(found[:, 0, 0], torch.tensor([10.0, 20, 30]) / 255) and (found[:, 1, 1] == 1).all()
+
+
+def test_rows_of_texts_messages_and_pictures(tmp_path: Path) -> None:
+    picture(tmp_path / "p.png")
+    rows = [
+        {"prompt": "1+1", "completion": "2", "answer": "2", "id": "first"},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        {"prompt": [{"role": "user", "content": "r"}], "response": "s", "facts": {"k": 1}, "inputs": {"z": 2}},
+        {"text": "a picture", "image": "p.png"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    found = gather(tmp_path / "rows.jsonl")
+    assert found.names == ["first", "2", "3", "4"] and [p.text for p in found.prompts] == ["1+1", "q", "r", "a picture"]
+    texts = found.outputs([0, 1, 2])
+    assert texts == ["2", [{"role": "assistant", "content": "a"}], "s"]
+    assert dict(found.prompts[0].facts) == {"answer": "2"} and dict(found.prompts[2].facts) == {"k": 1}
+    assert found.prompts[1].inputs["messages"] == [{"role": "user", "content": "q"}]
+    assert found.prompts[2].inputs["z"] == 2 and found.outputs([3])[0].shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "x.jsonl",
+            '{"prompt": "a"}',
+            r"x.jsonl line 1: expected exactly one of output, .* found the keys \['prompt'\]",
+        ),
+        ("x.jsonl", '{"output": "a", "response": "b"}', "found output and response"),
+        ("x.jsonl", "{", "line 1 is not JSON"),
+        ("x.jsonl", "[1]", r"line 1: expected an object, got \[1\]"),
+        ("x.jsonl", "\n", "is empty; write one object a line"),
+        ("x.csv", "a,b", "nothing to score there; give a folder of pictures"),
+    ],
+)
+def test_what_is_not_understood_is_named(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        gather(tmp_path / name)
+
+
+def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no picture"):
+        gather(tmp_path)
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "x"}')
+    with pytest.raises(DataError, match=r"names files that are not there: b.png"):
+        gather(tmp_path)
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    with pytest.raises(DataError, match=r"a.png cannot be read as a picture"):
+        gather(tmp_path).outputs([0])
+
+
+def test_a_picture_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match="cannot be read as a picture"):
+        read_picture(picture(tmp_path / "big.png", size=64))

@@ -1,0 +1,170 @@
+"""Scoring what exists already: piece by piece, to the end or to Ctrl-C, and what is written down."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from plaudit.cli import app
+from plaudit.data.outputs import gather
+from plaudit.data.prompt import Prompt
+from plaudit.errors import RecipeError
+from plaudit.recipe.schema import RewardConfig
+from plaudit.rewards.base import Status, card, missing
+from plaudit.rewards.scoring import CHUNK, score, score_request, summarise, write_scores
+from plaudit.rewards.suite import load_suite
+
+
+@card(kind="text", low=0, high=99)
+def length(prompts, outputs):
+    """Words."""
+    return [float(len(o.split())) if o else missing(Status.NOT_APPLICABLE, "silence") for o in outputs]
+
+
+@card(kind="text", low=0, high=1, batch_invariant=False)
+def share(prompts, outputs):
+    """Place among all outputs."""
+    order = sorted(outputs, key=len)
+    return [order.index(o) / len(outputs) for o in outputs]
+
+
+@pytest.fixture(autouse=True)
+def mine(monkeypatch) -> None:
+    module = types.ModuleType("mine")
+    module.length, module.share = length, share  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mine", module)
+
+
+def test_one_reward_is_its_own_total_and_several_stand_side_by_side() -> None:
+    batch = score(["p"] * 3, ["a b", "", "c"], "mine:length")
+    assert batch.total[[0, 2]].tolist() == [2, 1] and batch.total[1].isnan()
+    batch = score(["p"] * 2, ["a b", "c"], {"long": "mine:length", "place": {"type": "mine:share"}})
+    assert (
+        batch.total.isnan().all()
+        and batch.parts["long"].tolist() == [2, 1]
+        and batch.parts["place"].tolist() == [0.5, 0]
+    )
+
+
+def test_formulas_and_scales_that_are_measured_here() -> None:
+    rewards = {"long": {"type": "mine:length", "calibrate": {"type": "minmax"}}, "place": "mine:share"}
+    texts = ["x " * n for n in range(1, 11)]
+    batch = score(["p"] * 10, texts, rewards, combine="long * place")
+    assert batch.total[-1].item() == pytest.approx(0.9) and batch.total[0] == 0
+    with pytest.raises(RecipeError, match="at least 8 are needed"):
+        score(["p"] * 3, texts[:3], rewards, combine="long * place")
+
+
+def test_large_sets_are_scored_in_pieces_but_for_those_that_must_see_all() -> None:
+    sizes: dict[str, list[int]] = {"length": [], "share": []}
+    suite = load_suite({n: RewardConfig(type=f"mine:{n}") for n in sizes}, "rank_sum(length, share)")
+    for reward in suite.rewards:
+        call = reward.caller.function
+        reward.caller.function = lambda prompts, outputs, c=call, n=reward.name: (
+            sizes[n].append(len(outputs)),
+            c(prompts, outputs),
+        )[1]
+    count, seen = 2 * CHUNK + 5, []
+    prompts, texts = [Prompt(id="p", text="p")] * count, ["x " * (i + 1) for i in range(count)]
+    found = score_request(suite, prompts, lambda rows: [texts[i] for i in rows], progress=seen.append)
+    assert sizes == {"length": [CHUNK, CHUNK, 5], "share": [count]} and seen == [CHUNK, 2 * CHUNK, count]
+    assert found.count == count and not found.interrupted and found.batch.total.argmax() == count - 1
+
+
+def test_ctrl_c_keeps_what_is_there() -> None:
+    suite = load_suite(
+        {"length": RewardConfig(type="mine:length"), "share": RewardConfig(type="mine:share")}, "length * share"
+    )
+
+    def progress(done: int) -> None:
+        if done > CHUNK:
+            raise KeyboardInterrupt
+
+    prompts, texts = [Prompt(id="p", text="p")] * (3 * CHUNK), ["x"] * (3 * CHUNK)
+    found = score_request(suite, prompts, lambda rows: [texts[i] for i in rows], progress=progress)
+    assert found.interrupted and found.count == 2 * CHUNK == len(found.batch.total) == len(found.batch.scores["share"])
+
+
+def test_what_is_written_has_null_for_missing(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "output": "a b"}, {"prompt": "q", "output": ""}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    gathered = gather(tmp_path / "rows.jsonl")
+    suite = load_suite({"length": RewardConfig(type="mine:length")})
+    batch = score_request(suite, gathered.prompts, gathered.outputs).batch
+    lines = write_scores(tmp_path / "deep" / "out.jsonl", gathered, batch).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"name": "1", "prompt": "p", "scores": {"length": {"value": 2.0, "status": "ok"}}, "total": 2.0},
+        {
+            "name": "2",
+            "prompt": "q",
+            "scores": {"length": {"value": None, "status": "not_applicable", "note": "silence"}},
+            "total": None,
+        },
+    ]
+    (row,) = summarise(suite, batch)
+    assert (row.mean, row.low, row.std, dict(row.missing)) == (2, 2, None, {"not_applicable": 1})
+
+
+def run(arguments: list[str]):
+    return CliRunner().invoke(app, arguments)
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "p", "output": "a b"}\n')
+    rows = str(tmp_path / "rows.jsonl")
+    for arguments, message in (
+        ([rows], "nothing to score with: give --reward NAME"),
+        ([rows, "--reward", "brightness"], "looks at pictures, and these outputs are texts"),
+        ([rows, "--reward", "mine:lenght"], "cannot import 'mine:lenght'"),
+        ([rows, "--rewards", str(tmp_path / "no.yaml")], "no such file"),
+        ([rows, "--reward", "a=mine:length", "--combine", "a + b"], "b"),
+        ([str(tmp_path / "nothing"), "--reward", "mine:length"], "nothing to score there"),
+    ):
+        done = run(["score", *arguments])
+        assert done.exit_code == 2 and message in done.output, done.output
+
+
+def test_rewards_by_file_by_name_and_with_arguments(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "p", "output": "a b"}\n{"prompt": "p", "output": "a"}\n')
+    (tmp_path / "r.yaml").write_text("rewards:\n  long: mine:length\ncombine: clip(long, 0, 1)\n")
+    out = tmp_path / "s.jsonl"
+    common = ["score", str(tmp_path / "rows.jsonl"), "--out", str(out)]
+    done = run([*common, "--rewards", str(tmp_path / "r.yaml")])
+    assert done.exit_code == 0 and "long" in done.output and "total" in done.output
+    assert [json.loads(line)["total"] for line in out.read_text().splitlines()] == [1, 1]
+    done = run(
+        [*common, "--reward", "{type: brevity, arguments: {limit: 4, unit: words}}", "--reward", "n=mine:length"]
+    )
+    assert done.exit_code == 0, done.output
+    first = json.loads(out.read_text().splitlines()[0])
+    assert set(first["scores"]) == {"brevity", "n"} and first["total"] is None
+
+
+def test_a_run_folder_is_scored_by_what_it_was_trained_on(tmp_path: Path, monkeypatch) -> None:
+    from tests.reference.toys import toy_recipe
+
+    import plaudit.train.loop as loop
+
+    monkeypatch.setattr(loop, "write_report", lambda root: root)
+    folder = loop.align(toy_recipe(tmp_path)).folder
+    done = run(["score", str(folder), "--count", "4", "--out", str(tmp_path / "s.jsonl")])
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    after = json.loads(next((folder / "evaluations").glob("after_*_heldout.json")).read_text())
+    assert [row["scores"]["red"]["value"] for row in rows] == pytest.approx(after["score"], abs=1e-6)
+
+
+def test_the_list_and_the_cards_print() -> None:
+    done = run(["rewards", "list", "--kind", "audio"])
+    assert done.exit_code == 0 and "si_sdr" in done.output and "scene_exact" not in done.output
+    done = run(["rewards", "show", "jpeg_size"])
+    assert done.exit_code == 0 and "quality=95" in done.output and "600 true pictures" in done.output
+    done = run(["rewards", "verify", "brightness"])
+    assert done.exit_code == 0 and "ok" in done.output
+    assert torch.is_tensor(score(["p"], ["a"], "mine:length").total)
