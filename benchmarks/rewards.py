@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import statistics
 import tempfile
 import time
@@ -72,7 +73,9 @@ def overhead(repeats: int) -> None:
         torch.tensor([0.5 * v.correct + 0.5 * v.graded for v in verdicts], dtype=torch.float64)
 
     alone, layered, ratio = paired(bare, lambda: suite(prompts, outputs), repeats)
-    print(f"scene_match on {COUNT} pictures: bare {1000 * alone:.1f} ms, through the layer {1000 * layered:.1f} ms, {ratio:.3f}x")
+    print(
+        f"scene_match on {COUNT} pictures: bare {1000 * alone:.1f} ms, through the layer {1000 * layered:.1f} ms, {ratio:.3f}x"
+    )
     print(f"scene checker: {COUNT / alone:,.0f} pictures/s")
 
 
@@ -83,9 +86,12 @@ def cache(repeats: int) -> None:
         kept = load_suite({"match": RewardConfig(type="scene_match", cache=True)}, cache=store)
         plain = load_suite({"match": RewardConfig(type="scene_match")})
         kept(prompts, outputs)
-        again, hit, ratio = paired(lambda: plain(prompts, outputs), lambda: kept(prompts, outputs), repeats)
+        _, hit, ratio = paired(lambda: plain(prompts, outputs), lambda: kept(prompts, outputs), repeats)
         one = statistics.median(seconds(lambda: kept(prompts[:1], outputs[:1])) for _ in range(50))
-    print(f"cache: {1000 * hit / COUNT:.3f} ms a hit in a batch of {COUNT} ({ratio:.2f}x scoring again), {1000 * one:.2f} ms alone")
+    print(
+        f"cache: {1000 * hit / COUNT:.3f} ms a hit in a batch of {COUNT} ({ratio:.2f}x scoring again), "
+        f"{1000 * one:.2f} ms alone"
+    )
 
 
 def overlap(repeats: int, tile: int) -> None:
@@ -94,7 +100,7 @@ def overlap(repeats: int, tile: int) -> None:
     setups = [prepare(load(["slots-nft", {"sampler": {"tile": tile}}, *layers])) for layers in ([], [far])]
     if __name__ == "__main__":
         setups[1].rewards.rewards[1].caller.function = elsewhere  # the module has two names when run as a script
-    steps = [lambda s=setup, p=Progress(): _step(s, p) for setup in setups]
+    steps = [functools.partial(_step, setup, Progress()) for setup in setups]
     _, timing = steps[0]()
     train = setups[0].recipe.train
     SECONDS.update(rollout=timing["timing_s/rollout"], outputs=train.prompts_per_step * train.samples_per_prompt)

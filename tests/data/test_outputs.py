@@ -59,9 +59,28 @@ def test_rows_of_texts_messages_and_pictures(tmp_path: Path) -> None:
     assert found.prompts[2].inputs["z"] == 2 and found.outputs([3])[0].shape == (3, 4, 4)
 
 
+def test_pixels_of_sixteen_bits_and_of_turned_photographs(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 20_000, np.uint16)).save(tmp_path / "deep.png")
+    assert read_picture(tmp_path / "deep.png")[0, 0, 0].item() == pytest.approx(20_000 / 65_535)
+    turned = Image.new("RGB", (8, 4), "red")
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=turned.getexif())
+    assert read_picture(tmp_path / "turned.jpg").shape == (3, 8, 4)
+
+
+def test_a_line_ends_only_where_json_lines_end(tmp_path: Path) -> None:
+    row = {"prompt": "p", "output": "one\u2028two"}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert gather(tmp_path / "x.jsonl").outputs([0]) == ["one\u2028two"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("x.jsonl", '{"messages": []}', r"line 1: `messages` is \[\]; expected a list of objects"),
+        ("x.jsonl", '{"prompt": "p", "image": 3}', r"`image` is 3; expected a text \(a path\)"),
+        ("x.jsonl", '{"prompt": "p", "output": "x", "facts": null}', "`facts` and `inputs` must be objects"),
+        ("x.jsonl", '{"prompt": 3, "output": "x"}', "`prompt` is 3; expected a text or a list of messages"),
         (
             "x.jsonl",
             '{"prompt": "a"}',

@@ -46,6 +46,17 @@ def test_a_verl_function_gets_one_output_at_a_time(theirs) -> None:
     assert found[0].value == 1 and found[0].components == {"acc": 1.0} and found[1].value == 0
 
 
+def test_what_a_verl_function_writes_into_stays_its_own(theirs) -> None:
+    def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+        ground_truth.append("more")
+        return 1.0
+
+    theirs.compute_score = compute_score
+    asked = [Prompt(id="a", text="", facts={"answer": ["2"]})]
+    load_reward("v", RewardConfig(type="verl", arguments={"function": "theirs:compute_score"}))(asked, ["2"])
+    assert asked[0].facts == {"answer": ["2"]}
+
+
 @pytest.mark.parametrize(("returned", "status"), [(math.nan, Status.ERRORED), ({"score": math.inf}, Status.ERRORED)])
 def test_a_verl_function_that_returns_no_number_scores_nothing(theirs, returned, status) -> None:
     theirs.compute_score = lambda **everything: returned

@@ -8,11 +8,13 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from plaudit.data.prompt import Prompt
-from plaudit.errors import RecipeError
+from plaudit.errors import RecipeError, RewardError
 from plaudit.recipe.schema import RewardConfig
 from plaudit.rewards.base import Score, Status, card, missing
 from plaudit.rewards.cache import ScoreCache, identity, media_hash
@@ -86,6 +88,10 @@ def test_hashes_tell_all_outputs_apart() -> None:
         torch.tensor([0.0, 0.0, 0.0, -0.0]),
         torch.zeros(4).numpy(),
         torch.tensor(0.0),
+        torch.tensor(0.12345),
+        torch.tensor(0.12346),
+        {1: "a"},
+        {"1": "a"},
         torch.zeros(0),
     ]
     assert len({media_hash(value) for value in unlike}) == len(unlike)
@@ -153,6 +159,58 @@ def test_identity_is_type_arguments_and_revision() -> None:
     assert len(found) == 6 and identity("y", "t", {}, carded) in found
     with pytest.raises(RecipeError, match=r"rewards.x.cache: 't' has neither a card"):
         identity("x", "t", {}, len)
+
+
+def test_edits_are_noticed_behind_arguments_and_adapters(tmp_path, monkeypatch) -> None:
+    import importlib
+    import linecache
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    store = ScoreCache(tmp_path / "cache")
+    asked = [Prompt(id="a", text="", facts={"answer": "1"})]
+
+    def value(source: str, **config) -> float:
+        (tmp_path / "edited.py").write_text(source)
+        sys.modules.pop("edited", None)
+        importlib.invalidate_caches(), linecache.clearcache()
+        return load_reward("r", RewardConfig(cache=True, **config), store)(asked, ["x"])[0].value
+
+    plain = "def f(prompts, outputs, k=1):\n    return [{} * k for _ in outputs]\n"
+    verl = "def f(data_source, solution_str, ground_truth, extra_info=None):\n    return {}\n"
+    rlhf = "def f(queries, prompts, labels):\n    return [{}] * len(queries)\n"
+    for source, config in (
+        (plain, {"type": "edited:f", "arguments": {"k": 1}}),
+        (verl, {"type": "verl", "arguments": {"function": "edited:f"}}),
+        (rlhf, {"type": "openrlhf", "arguments": {"function": "edited:f"}}),
+    ):
+        assert [value(source.format(n), **config) for n in (1.0, 1.0, 99.0)] == [1, 1, 99]
+
+
+def test_pictures_of_pillow_are_told_apart_and_what_has_no_content_is_refused() -> None:
+    red, green = (Image.new("RGB", (4, 4), colour) for colour in ("red", "green"))
+    assert media_hash(red) == media_hash(red.copy()) != media_hash(green) != media_hash(red.resize((2, 8)))
+    with pytest.raises(RewardError, match="a object has no content"):
+        media_hash({"x": object()})
+    assert media_hash("\ud800") != media_hash("?")
+
+
+def test_numbers_of_numpy_are_kept(store: ScoreCache) -> None:
+    key = b"n" * 32
+    store.keep({key: Score(value=0.5, components={"a": np.float32(0.25)}, sigma=np.float64(0.1))})
+    assert store.find([key])[key].components == {"a": 0.25}
+
+
+def test_a_refusal_is_asked_again(store: ScoreCache) -> None:
+    calls: list = []
+
+    def refuses(prompts, outputs):
+        calls.append(1)
+        return [missing(Status.REFUSED, "too large")] * len(outputs)
+
+    for _ in range(2):
+        cached(refuses, store)(make_request(prompts("a"), ["x"]))
+    assert len(calls) == 2
 
 
 def test_scores_that_depend_on_company_cannot_be_kept(tmp_path, monkeypatch) -> None:

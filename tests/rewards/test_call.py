@@ -229,14 +229,14 @@ def test_a_score_passes_through_with_all_it_carries() -> None:
 @pytest.mark.parametrize("status", [s for s in Status if s is not Status.OK])
 def test_a_failed_score_cannot_carry_a_number(status: Status) -> None:
     """Pitfall 21: errors never become numbers."""
-    with pytest.raises(RewardError, match="only ok scores have a value"):
+    with pytest.raises(ValueError, match="only ok scores have a value"):
         Score(value=0.0, status=status)
     assert math.isnan(Score(value=math.nan, status=status).value)
 
 
 @pytest.mark.parametrize("value", (math.nan, math.inf))
 def test_an_ok_score_must_be_finite(value: float) -> None:
-    with pytest.raises(RewardError, match="only ok scores"):
+    with pytest.raises(ValueError, match="only ok scores"):
         Score(value=value)
 
 
@@ -249,6 +249,9 @@ def test_an_ok_score_must_be_finite(value: float) -> None:
         ([], "returned 0 scores"),
         (0.5, "returned 0.5; return a list"),
         (None, "returned None; return a list"),
+        ("123", "returned '123'; return a list"),
+        ({"a": 1, "b": 2, "c": 3}, "returned {.*}; return a list"),
+        (["1", "2", "3"], "returned '1'; a score is a number"),
         (torch.tensor(0.5), r"returned tensor.* return a list"),
         ([1.0, "good", 2.0], "returned 'good'; a score is a number, None or a plaudit.Score"),
         (torch.zeros(3, 1), r"returned \[0.0\]; a score is a number"),
@@ -487,6 +490,87 @@ def test_what_is_scored_again_was_not_seen_before() -> None:
 
     Counting.calls = 0
     assert [s.value for s in caller(Counting(), retries=2, retry_budget=1.0)(many(3))] == [3, 3, 3]
+
+
+def test_an_output_that_makes_the_reward_time_out_harms_no_other() -> None:
+    """The reward's own TimeoutError, not the deadline's."""
+
+    def reward(prompts, outputs):
+        if "1" in outputs:
+            raise TimeoutError("socket")
+        return [1.0] * len(outputs)
+
+    async def later(prompts, outputs):
+        return reward(prompts, outputs)
+
+    for function in (reward, later):
+        for handling in ({}, {"deadline_s": 5.0}):
+            found = caller(function, **handling)(many(3))
+            assert [s.status for s in found] == [Status.OK, Status.TIMED_OUT, Status.OK] and "socket" in found[1].note
+
+
+def test_an_impossible_score_harms_no_other() -> None:
+    def reward(prompts, outputs):
+        return [Score(value=math.inf if output == "1" else 0.0) for output in outputs]
+
+    assert [s.status for s in caller(reward)(many(3))] == [Status.OK, Status.ERRORED, Status.OK]
+
+
+def test_part_of_what_failed_is_tried_again_when_the_budget_has_no_room_for_all() -> None:
+    down = caller(lambda prompts, outputs: [missing(Status.ERRORED)] * len(outputs), retries=1, retry_budget=0.2)
+    down(many(10))
+    assert down.meter.repeats == 2
+
+
+def test_a_plain_function_that_asks_for_groups_sees_the_whole_batch() -> None:
+    sizes: list = []
+
+    def ranks(prompts, outputs, group):
+        sizes.append(len(outputs))
+        return [0.0] * len(outputs)
+
+    caller(ranks, batch=2)(many(5))
+    assert sizes == [5] and caller(ranks).whole_batch
+
+
+def test_strangers_get_copies_also_of_pictures_of_unlike_sizes() -> None:
+    @card(batch_invariant=False)
+    def vandal(prompts, outputs):
+        for output in outputs:
+            output.zero_()
+        return [0.0] * len(outputs)
+
+    pictures = [torch.ones(3, 2, 2), torch.ones(3, 4, 4)]
+    scores(vandal, prompts=PROMPTS[:2], outputs=pictures)
+    assert all((picture == 1).all() for picture in pictures)
+
+
+def test_rewards_at_the_same_time_do_not_put_each_others_generators_back() -> None:
+    started, drawn, done = threading.Event(), threading.Event(), threading.Event()
+    numbers: list = []
+
+    def short(prompts, outputs):
+        started.set()
+        drawn.wait(5)
+        return [0.0] * len(outputs)
+
+    def long(prompts, outputs):
+        numbers.append(torch.rand(3).tolist())
+        drawn.set()
+        done.wait(5)
+        numbers.append(torch.rand(3).tolist())
+        return [0.0] * len(outputs)
+
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    thread = threading.Thread(target=lambda: (scores(short), done.set()))
+    thread.start()
+    started.wait(5)
+    scores(long)
+    thread.join()
+    assert numbers[0] != numbers[1]
+    assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
+    assert random.getstate() == before[2]
 
 
 def test_verdicts_are_final() -> None:

@@ -125,6 +125,8 @@ def test_the_command_line_says_what_is_wrong(tmp_path: Path) -> None:
         ([rows, "--rewards", str(tmp_path / "no.yaml")], "no such file"),
         ([rows, "--reward", "a=mine:length", "--combine", "a + b"], "b"),
         ([str(tmp_path / "nothing"), "--reward", "mine:length"], "nothing to score there"),
+        ([rows, "--reward", "a=mine:length", "--reward", "a=mine:share"], "'a' is named twice"),
+        ([rows, "--reward", "mine:length", "--count", "3"], "--count says how many outputs to draw from a run"),
     ):
         done = run(["score", *arguments])
         assert done.exit_code == 2 and message in done.output, done.output

@@ -274,6 +274,40 @@ def test_too_many_missing_scores_stop_the_run(absent: int, of: int, limit: float
         enforce_missing(batch, config)
 
 
+def test_totals_that_are_missing_count_too(my_rewards) -> None:
+    ones, zeros = fixed("a", [1.0, 1.0, 1.0]), fixed("b", [0.0, 0.0, 1.0])
+    batch = suite(ones, zeros, combine="a / b")(PROMPTS, PICTURES)
+    with pytest.raises(RewardError, match=r"combine: 2 of 3 totals are missing, .*\(first: output 0\)"):
+        enforce_missing(batch, Missing())
+
+
+def test_what_does_not_apply_is_no_failure_where_the_formula_does_without_it() -> None:
+    rule, model = fixed("rule", [None, 1.0, None]), fixed("model", [0.5, 0.5, 0.5])
+    batch = suite(rule, model, combine="fallback(rule, model)")(PROMPTS, PICTURES)
+    assert enforce_missing(batch, Missing(on_missing="fail")).total.tolist() == [0.5, 1, 0.5]
+    down = Score(value=math.nan, status=Status.ERRORED, note="down")
+    batch = suite(fixed("rule", [down, 1.0, 1.0]), model, combine="fallback(rule, model)")(PROMPTS, PICTURES)
+    with pytest.raises(RewardError, match=r"rewards.rule: 1 of 3 .*first: errored: down"):
+        enforce_missing(batch, Missing())
+
+
+def test_more_of_what_is_better_when_less_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"rewards.g.weight: 1 asks for more .* give it weight: -1"):
+        load_suite({"g": RewardConfig(type="grid_energy")})
+    assert load_suite({"g": RewardConfig(type="grid_energy", weight=-1)}).formula.text == "-g"
+
+
+def test_measuring_leaves_no_metrics_behind() -> None:
+    def reports(prompts, outputs, log_metric):
+        log_metric("size", len(outputs))
+        return [1.0] * len(outputs)
+
+    it = suite(Reward(name="r", caller=Caller("r", reports)))
+    it.score(make_request(PROMPTS, list("012")), learn=True)
+    it(PROMPTS * 5, list("0" * 15))
+    assert it.rewards[0].caller.meter.take_metrics() == {"size": 3}
+
+
 def test_on_missing_fail_stops_at_the_first() -> None:
     with pytest.raises(RewardError, match="1 of 100"):
         enforce_missing(missing(1, 100), Missing(on_missing="fail"))

@@ -103,6 +103,32 @@ def test_memory_and_scale_come_back_with_a_checkpoint(tmp_path, monkeypatch) -> 
     assert (whole / "calibration.json").read_text() == (cut / "calibration.json").read_text()
 
 
+def test_what_was_called_before_a_kill_is_counted_and_the_truth_has_no_memory(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "write_report", lambda root: root)
+
+    def run(folder: str, steps: int, resume: bool = False) -> Path:
+        layers = {
+            "evaluate": {"reward": f"{HERE}:Seen"},
+            "train": {"steps": steps},
+            "run": {"name": "m", "save_every": 1},
+        }
+        return align(toy_recipe(tmp_path / folder, layers), resume=resume).folder
+
+    whole, cut = run("whole", 4), run("cut", 2)
+    cut = run("cut", 4, resume=True)
+    means = [[entry["mean"] for entry in lines(folder, "evaluations.jsonl")] for folder in (whole, cut)]
+    assert means[0] == means[1]
+    calls = [[entry["rewards/red/calls"] for entry in lines(folder, "timing.jsonl")] for folder in (whole, cut)]
+    assert all(late > early for late, early in zip(calls[1][1:], calls[1], strict=False)) and calls[1][-1] > calls[1][1]
+
+
+def test_the_truth_is_reported_as_it_is(tmp_path) -> None:
+    from plaudit.errors import RecipeError
+
+    with pytest.raises(RecipeError, match=r"evaluate.reward: the truth is reported as it is"):
+        toy_recipe(tmp_path, {"evaluate": {"reward": {"type": "scene_exact", "weight": 2.0}}})
+
+
 def test_the_doctor_measures_the_scale_too(tmp_path) -> None:
     from plaudit.audit.doctor import examine
 

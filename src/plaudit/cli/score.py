@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from plaudit.data.outputs import Gathered
     from plaudit.rewards.scoring import Summary
     from plaudit.rewards.suite import Suite
+
+RUN_OUTPUTS = 192
 
 
 def run(
@@ -38,20 +41,27 @@ def run(
     prompt: Annotated[
         str | None, typer.Option(help="What outputs answer that carry no prompt.", show_default=False)
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Held-out outputs to draw from a run.")] = 192,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Held-out outputs to draw from a run.", show_default=str(RUN_OUTPUTS))
+    ] = None,
     out: Annotated[Path, typer.Option(help="The JSONL file to write.")] = Path("scores.jsonl"),
     best: Annotated[int, typer.Option(min=0, help="How many of the best and of the worst to print.")] = 3,
 ) -> None:
     """Score outputs with rewards, print a table, write JSONL."""
+    from plaudit.errors import RecipeError
     from plaudit.rewards.scoring import score_request, summarise, write_scores
 
     is_run = (path / "recipe.yaml").is_file()
+    if prompt is not None and is_run:
+        raise RecipeError(f"--prompt: the outputs of the run {path} answer its held-out prompts; leave it out")
+    if count is not None and not is_run:
+        raise RecipeError(f"--count says how many outputs to draw from a run, and {path} is none; leave it out")
     suite = suite_of(reward or [], rewards, combine, path / "recipe.yaml" if is_run else None)
-    gathered = _from_run(path, count) if is_run else _from_files(path, prompt)
+    gathered = _from_run(path, count or RUN_OUTPUTS) if is_run else _from_files(path, prompt)
     with _progress(len(gathered)) as advance:
         scoring = score_request(suite, gathered.prompts, gathered.outputs, progress=advance)
     write_scores(out, gathered, scoring.batch)
-    typer.echo("\n".join(table(summarise(suite, scoring.batch))))
+    typer.echo("\n".join([*cards(suite), "", *table(summarise(suite, scoring.batch))]))
     if best:
         values = scoring.batch.total if suite.formula else next(iter(scoring.batch.parts.values()))
         typer.echo(
@@ -69,7 +79,13 @@ def suite_of(named: Sequence[str], file: Path | None, combine: str | None, recip
     from plaudit.rewards.suite import load_side_by_side, load_suite
 
     document = _read(file) if file is not None else {}
-    document["rewards"] = document.get("rewards", {}) | dict(_named(text) for text in named)
+    asked = [_named(text) for text in named]
+    twice = [name for name, _ in asked if sum(name == other for other, _ in asked) > 1]
+    if twice:
+        raise RecipeError(
+            f"--reward: {twice[0]!r} is named twice; tell them apart, for example --reward second={twice[0]}"
+        )
+    document["rewards"] = document.get("rewards", {}) | dict(asked)
     if combine is not None:
         document["combine"] = combine
     if not document["rewards"]:
@@ -78,9 +94,13 @@ def suite_of(named: Sequence[str], file: Path | None, combine: str | None, recip
                 "nothing to score with: give --reward NAME (see `plaudit rewards list`) or --rewards FILE"
             )
         own = load([recipe])
-        return load_suite(own.rewards, document.get("combine", own.combine))
-    asked = load(document)
-    return load_side_by_side(asked.rewards) if asked.combine is None else load_suite(asked.rewards, asked.combine)
+        suite = load_suite(own.rewards, document.get("combine", own.combine))
+        measured = recipe.parent / "calibration.json"
+        if measured.is_file():
+            suite.load_calibration(json.loads(measured.read_text(encoding="utf-8")))
+        return suite
+    given = load(document)
+    return load_side_by_side(given.rewards) if given.combine is None else load_suite(given.rewards, given.combine)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -142,6 +162,14 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("scoring", total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+def cards(suite: Suite) -> list[str]:
+    """What the rewards' cards say, one line each."""
+    from plaudit.rewards.catalogue import card_row
+
+    rows = [(reward.name, *card_row(reward.card)) for reward in suite.rewards]
+    return aligned(("reward", "looks at", "range", "calibration reference", "card"), rows)
 
 
 def table(rows: Sequence[Summary]) -> list[str]:

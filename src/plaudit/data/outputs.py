@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from plaudit.data.prompt import Prompt
+from plaudit.data.prompt import Prompt, is_conversation, text_of
 from plaudit.data.sources import identify
 from plaudit.errors import DataError
 
@@ -58,6 +58,10 @@ def read_picture(path: Path) -> Tensor:
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits of grey, which a conversion would cut off at 255
+                grey = torch.from_numpy(np.asarray(image).astype(np.float32)) / 65535
+                return grey.clamp(0, 1).expand(3, -1, -1).clone()
             pixels = np.asarray(image.convert("RGB")).copy()
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
         raise DataError(f"{path} cannot be read as a picture: {error}") from error
@@ -106,7 +110,7 @@ def _from_rows(path: Path, prompt: str | None) -> Gathered:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -123,23 +127,30 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _parse(path: Path, number: int, row: dict[str, Any], default: str | None) -> tuple[str, Prompt, Any]:
     """One row; whatever is not prompt or output is a fact that rewards may ask for by name."""
+
+    def refuse(what: str) -> DataError:
+        return DataError(f"{path} line {number}: {what}")
+
     messages = row.pop("messages", None)
     if messages is not None:
+        if not is_conversation(messages):
+            raise refuse(f"`messages` is {str(messages)[:80]}; expected a list of objects with `role` and `content`")
         row |= {"prompt": messages[:-1], "output": [messages[-1]]}
     given = [key for key in OUTPUT_KEYS if key in row]
     if len(given) != 1:
-        raise DataError(
-            f"{path} line {number}: expected exactly one of {', '.join(OUTPUT_KEYS)} or messages, found "
-            f"{' and '.join(given) or f'the keys {sorted(row)}'}"
-        )
+        found = " and ".join(given) or f"the keys {sorted(row)}"
+        raise refuse(f"expected exactly one of {', '.join(OUTPUT_KEYS)} or messages, found {found}")
     output = row.pop(given[0])
-    source = path.parent / output if given[0] == "image" else output
+    if not isinstance(output, str) and not (given[0] != "image" and is_conversation(output)):
+        raise refuse(f"`{given[0]}` is {str(output)[:80]}; expected a text{' (a path)' if given[0] == 'image' else ''}")
+    facts, inputs = row.pop("facts", {}), row.pop("inputs", {})
+    if not isinstance(facts, dict) or not isinstance(inputs, dict):
+        raise refuse("`facts` and `inputs` must be objects")
     asked = row.pop("prompt", None) or row.pop("text", None) or default or ""
-    inputs = dict(row.pop("inputs", {}))
     if not isinstance(asked, str):
-        inputs["messages"] = asked
-        asked = asked[-1]["content"] if asked else ""
-    facts = {**row, **row.pop("facts", {})}
-    facts.pop("facts", None)
-    name = str(facts.pop("id", number))
-    return name, Prompt(id=identify(asked), text=asked, facts=facts, inputs=inputs), source
+        if not is_conversation(asked):
+            raise refuse(f"`prompt` is {str(asked)[:80]}; expected a text or a list of messages")
+        inputs, asked = {**inputs, "messages": asked}, text_of(asked)
+    name = str(row.pop("id", number))
+    prompt = Prompt(id=identify(asked), text=asked, facts={**row, **facts}, inputs=inputs)
+    return name, prompt, path.parent / output if given[0] == "image" else output

@@ -64,7 +64,7 @@ def read_prompts(path: str, key: str) -> list[Prompt]:
     file = Path(path)
     if not file.is_file():
         raise DataError(f"{key}: {path} does not exist; give a text file (one prompt a line) or a JSONL file")
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     if not lines:
         raise DataError(f"{key}: {path} is empty; write one prompt a line")
     if file.suffix != ".jsonl":

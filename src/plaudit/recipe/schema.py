@@ -282,6 +282,14 @@ class Evaluation(Strict):
     final_prompts: Positive = 600  # before and after
     sampler: EvaluationSampler = EvaluationSampler()
 
+    @model_validator(mode="after")
+    def _plain(self) -> Evaluation:
+        if self.reward.weight != 1.0 or self.reward.calibrate is not None:
+            raise ValueError(
+                "evaluate.reward: the truth is reported as it is, without `weight` or `calibrate`; leave them out"
+            )
+        return self
+
 
 class Run(Strict):
     """Where results go."""
@@ -303,7 +311,9 @@ class Recipe(Strict):
     model: Model = LabModel()
     prompts: Prompts = ScenesPrompts()
     rewards: dict[str, RewardConfig] = {"match": RewardConfig(type="scene_match")}
-    combine: str | None = None  # a formula over the rewards, for example `match * clip(sharp, 0, 1)`; null = weighted sum
+    combine: str | None = (
+        None  # a formula over the rewards, for example `match * clip(sharp, 0, 1)`; null = weighted sum
+    )
     calibration_outputs: Positive = 256  # held-out outputs of the untrained model that `calibrate` measures
     missing: Missing = Missing()
     sampler: Sampler = Sampler()

@@ -6,15 +6,16 @@ with `score`. OpenRLHF: `reward_func(queries, prompts, labels)` on a batch, numb
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plaudit.data.prompt import Prompt
+from plaudit.data.prompt import Prompt, text_of
 from plaudit.dotted import import_dotted
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Card, Score, Status, missing
-from plaudit.rewards.call import text_of
+from plaudit.rewards.cache import source_of
 from plaudit.rewards.load import Reward
 
 TRL_COLUMNS = ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
@@ -29,6 +30,9 @@ class VerlReward:
         self.function = import_dotted(function, "rewards.*.arguments.function")
         self.data_source, self.answer = data_source, answer
 
+    def cache_identity(self) -> str:
+        return source_of(self.function, "a verl function")
+
     def __call__(
         self, prompts: Sequence[str], outputs: Sequence[str], facts: Sequence[Mapping[str, Any]]
     ) -> list[Score | float]:
@@ -38,9 +42,8 @@ class VerlReward:
         if self.answer not in fact:
             return missing(Status.NOT_APPLICABLE, f"the prompt has no fact {self.answer!r}")
         source = fact.get("data_source", self.data_source)
-        result = self.function(
-            data_source=source, solution_str=output, ground_truth=fact[self.answer], extra_info=fact.get("extra_info")
-        )
+        truth, extra = copy.deepcopy((fact[self.answer], fact.get("extra_info")))  # the function may write into them
+        result = self.function(data_source=source, solution_str=output, ground_truth=truth, extra_info=extra)
         if not isinstance(result, Mapping):
             return float(result)
         if "score" not in result:
@@ -59,9 +62,12 @@ class OpenRlhfReward:
         self.function = import_dotted(function, "rewards.*.arguments.function")
         self.answer = answer
 
+    def cache_identity(self) -> str:
+        return source_of(self.function, "an OpenRLHF function")
+
     def __call__(self, prompts: Sequence[str], outputs: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> list[Any]:
         queries = [prompt + output for prompt, output in zip(prompts, outputs, strict=True)]
-        result = self.function(queries, list(prompts), [fact.get(self.answer) for fact in facts])
+        result = self.function(queries, list(prompts), copy.deepcopy([fact.get(self.answer) for fact in facts]))
         if isinstance(result, Mapping):
             if "rewards" not in result:
                 raise RewardError(f"an OpenRLHF function returned the keys {list(result)}; a mapping needs `rewards`")

@@ -11,8 +11,6 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from plaudit.errors import RewardError
-
 Kind = Literal["image", "text", "audio", "video"]
 RewardFunction = Callable[..., Any]
 Function = TypeVar("Function", bound=RewardFunction)
@@ -40,7 +38,7 @@ class Score:
 
     def __post_init__(self) -> None:
         if math.isfinite(self.value) != (self.status is Status.OK):
-            raise RewardError(
+            raise ValueError(
                 f"a score of {self.value} cannot have the status {self.status}: only ok scores have a value"
             )
 

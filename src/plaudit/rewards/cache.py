@@ -6,6 +6,7 @@ One SQLite file, safe under several processes. Only what would come out the same
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -20,13 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
-from plaudit.errors import RecipeError
+from plaudit.errors import RecipeError, RewardError
 from plaudit.rewards.base import RewardFunction, Score, Status
 
-KEPT = (Status.OK, Status.NOT_APPLICABLE, Status.PARSE_FAILED, Status.REFUSED)
+KEPT = (Status.OK, Status.NOT_APPLICABLE, Status.PARSE_FAILED)
 MAX_MB = 512
 QUERY = 500  # keys in one statement
 FRESH_S = 3600.0  # how stale the time of last use may be: hits seldom write
@@ -47,44 +49,62 @@ def media_hash(output: Any) -> bytes:
 
 def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, Tensor):
-        value = value.detach().cpu().contiguous()
+        flat = value.detach().cpu().contiguous().reshape(-1)
         digest.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.view(torch.uint8).numpy().data if value.numel() and value.ndim else repr(value).encode())
-    elif isinstance(value, np.ndarray):
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    elif isinstance(value, np.ndarray) and value.dtype != object:
         digest.update(f"array {value.dtype} {value.shape};".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, Image.Image):
+        digest.update(f"picture {value.mode} {value.size};".encode())
+        digest.update(value.tobytes())
     elif isinstance(value, str | bytes):
-        data = value.encode() if isinstance(value, str) else value
+        data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
         digest.update(f"{type(value).__name__} {len(data)};".encode())
         digest.update(data)
     elif isinstance(value, Mapping):
         digest.update(f"mapping {len(value)};".encode())
-        for key in sorted(value, key=str):
-            _feed(digest, str(key))
+        for key in sorted(value, key=lambda key: (str(type(key)), str(key))):
+            _feed(digest, key)
             _feed(digest, value[key])
     elif isinstance(value, Sequence):
         digest.update(f"list {len(value)};".encode())
         for item in value:
             _feed(digest, item)
-    else:
+    elif value is None or isinstance(value, bool | int | float | np.generic):
         digest.update(f"{type(value).__name__} {value!r};".encode())
+    else:
+        raise RewardError(
+            f"a {type(value).__name__} has no content that scores could be kept by; leave `cache` out, or use tensors, "
+            "arrays, pictures, texts and numbers"
+        )
 
 
 def identity(name: str, type_: str, arguments: Mapping[str, Any], function: RewardFunction) -> str:
-    """What a reward is for the cache: its type, arguments, and the revision on its card or else its source code."""
+    """What a reward is for the cache: its type, arguments, and the revision on its card or else its source code. Who scores
+    with something else says with what, in `cache_identity()`."""
     card = getattr(function, "card", None)
-    if card is not None:
+    if hasattr(function, "cache_identity"):
+        revision = function.cache_identity()
+    elif card is not None:
         revision = card.revision
     else:
-        try:
-            source = inspect.getsource(inspect.unwrap(function) if inspect.isroutine(function) else type(function))
-        except (OSError, TypeError) as error:
-            raise RecipeError(
-                f"rewards.{name}.cache: {type_!r} has neither a card with a revision nor source code to be told apart by; "
-                "give it a card, or leave `cache` out"
-            ) from error
-        revision = hashlib.sha256(source.encode()).hexdigest()
+        revision = source_of(function, f"rewards.{name}.cache: {type_!r}")
     return json.dumps([type_, arguments, revision], sort_keys=True, default=repr)
+
+
+def source_of(function: RewardFunction, who: str) -> str:
+    """A digest of the code of a function or class; what it calls in turn is not seen."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        source = inspect.getsource(inspect.unwrap(function) if inspect.isroutine(function) else type(function))
+    except (OSError, TypeError) as error:
+        raise RecipeError(
+            f"{who} has neither a card with a revision nor source code to be told apart by; give it a card, or leave "
+            "`cache` out"
+        ) from error
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 class ScoreCache:
@@ -178,8 +198,9 @@ class ScoreCache:
 def _to_text(score: Score) -> str:
     dense = score.dense.double().tolist() if score.dense is not None else None
     value = score.value if math.isfinite(score.value) else None
-    components = dict(score.components) if score.components is not None else None
-    content = {"value": value, "status": score.status.value, "note": score.note, "sigma": score.sigma}
+    components = {k: float(v) for k, v in score.components.items()} if score.components is not None else None
+    sigma = None if score.sigma is None else float(score.sigma)
+    content = {"value": value, "status": score.status.value, "note": score.note, "sigma": sigma}
     return json.dumps({**content, "components": components, "dense": dense})
 
 

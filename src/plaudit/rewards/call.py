@@ -11,24 +11,28 @@ import copy
 import functools
 import inspect
 import math
+import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from plaudit.data.prompt import Prompt
+from plaudit.data.prompt import Prompt, is_conversation, text_of
 from plaudit.errors import PlauditError, RewardError
 from plaudit.rewards.base import Card, RewardFunction, Score, Status, missing
 from plaudit.rewards.cache import ScoreCache
 
 Outputs = Any  # Tensor [B, ...], or a list with one output each
 OUTPUT_NAMES = ("outputs", "completions", "images")
+COUNTS = ("calls", "outputs", "repeats", "cache_hits")
 TRANSIENT = (Status.TIMED_OUT, Status.ERRORED)
 
 
@@ -64,6 +68,13 @@ class Meter:
     latencies_s: list[float] = field(default_factory=list)
     metrics: dict[str, list[float]] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in COUNTS}
+
+    def load_counts(self, counts: Mapping[str, int]) -> None:
+        for name in COUNTS:
+            setattr(self, name, counts[name])
 
     def take_latencies(self) -> list[float]:
         taken, self.latencies_s = self.latencies_s, []
@@ -139,6 +150,39 @@ def call_reward(
     return Caller(name, function, handling or Handling())(request)
 
 
+class _Late(Exception):
+    """The deadline passed."""
+
+
+class _Generators:
+    """The global random generators. Whatever rewards draw, afterwards they are as they were before the first of those that
+    run at the same time."""
+
+    def __init__(self) -> None:
+        self.lock, self.running, self.before = threading.Lock(), 0, None
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        with self.lock:
+            if not self.running:
+                self.before = (torch.get_rng_state(), np.random.get_state(), random.getstate())
+            self.running += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.running -= 1
+                if not self.running:
+                    (
+                        torch.set_rng_state(self.before[0]),
+                        np.random.set_state(self.before[1]),
+                        random.setstate(self.before[2]),
+                    )
+
+
+GENERATORS = _Generators()
+
+
 class Caller:
     """Calls one reward as its `handling` says, and keeps the meter."""
 
@@ -158,17 +202,14 @@ class Caller:
     @property
     def whole_batch(self) -> bool:
         """Whether the reward must see all outputs at once, because they are compared with each other."""
-        return self.card is not None and not self.card.batch_invariant
+        return not self.card.batch_invariant if self.card is not None else "group" in self.parameters
 
     def __call__(self, request: Request) -> list[Score]:
-        """One score per output, in order. A reward's random numbers come from a state that is put back afterwards."""
+        """One score per output, in order."""
         if not len(request):
             return []
-        generator = torch.get_rng_state()
-        try:
+        with GENERATORS.put_back():
             return self._with_retries(request) if self.cache is None else self._cached(request, self.cache)
-        finally:
-            torch.set_rng_state(generator)
 
     def _asks(self, column: str) -> bool:
         return (column in self.parameters or self.takes_all) and column not in self.bound
@@ -193,8 +234,8 @@ class Caller:
         scores = self._attempt(request, self._chunks(request))
         for attempt in range(self.handling.retries):
             failed = [i for i, score in enumerate(scores) if score.status in TRANSIENT]
-            rows = list(range(len(request))) if failed and self.whole_batch else failed
-            if not rows or not self._may_repeat(len(rows)):
+            rows = self._repeatable(list(range(len(request))) if failed and self.whole_batch else failed)
+            if not rows:
                 break
             time.sleep(self.handling.backoff_s * 2**attempt)
             if remembered is not None:  # the batch that is scored again has not been seen before
@@ -204,10 +245,13 @@ class Caller:
             scores = [repeated[i] if i in set(rows) else score for i, score in enumerate(scores)]
         return scores
 
-    def _may_repeat(self, count: int) -> bool:
+    def _repeatable(self, rows: list[int]) -> list[int]:
+        """As many as the budget has room for: repeats may be this share of all outputs. A whole batch is repeated as long as
+        there is any room."""
         with self.lock:
-            allowed = self.meter.repeats + count <= max(self.handling.retry_budget * self.meter.outputs, 1)
-            self.meter.repeats += count if allowed else 0
+            room = max(int(self.handling.retry_budget * self.meter.outputs), 1) - self.meter.repeats
+            allowed = rows if self.whole_batch and room > 0 else [] if self.whole_batch else rows[: max(room, 0)]
+            self.meter.repeats += len(allowed)
         return allowed
 
     def _chunks(self, request: Request) -> list[list[int]]:
@@ -247,11 +291,12 @@ class Caller:
             return self._within_deadline(request)
         except PlauditError:
             raise
-        except TimeoutError as error:
-            return [missing(Status.TIMED_OUT, str(error) or self._too_late)] * len(request)
+        except _Late:
+            return [missing(Status.TIMED_OUT, f"no answer within {self.handling.deadline_s:g} s")] * len(request)
         except Exception as error:  # user code may raise anything; it becomes a status and a note, never a number
             if len(request) == 1 or self.whole_batch:
-                return [missing(Status.ERRORED, f"{type(error).__name__}: {error}")] * len(request)
+                status = Status.TIMED_OUT if isinstance(error, TimeoutError) else Status.ERRORED
+                return [missing(status, f"{type(error).__name__}: {error}")] * len(request)
         return [score for i in range(len(request)) for score in self._isolated(request.rows([i]))]
 
     def _within_deadline(self, request: Request) -> list[Score]:
@@ -264,10 +309,6 @@ class Caller:
                 self.meter.outputs += len(request)
                 self.meter.latencies_s.append(time.perf_counter() - started)
         return as_scores(self.name, result, len(request))
-
-    @property
-    def _too_late(self) -> str:
-        return f"no answer within {self.handling.deadline_s:g} s" if self.handling.deadline_s else "TimeoutError"
 
     def _run(self, request: Request) -> Any:
         deadline, arguments = self.handling.deadline_s, self._arguments(request)
@@ -286,7 +327,7 @@ class Caller:
         thread.start()
         thread.join(deadline)
         if thread.is_alive():
-            raise TimeoutError
+            raise _Late
         if "error" in box:
             raise box["error"]
         return _finished(box["result"], deadline - (time.monotonic() - started))
@@ -352,7 +393,7 @@ class Caller:
         return [prompt.text for prompt in prompts]
 
     def _check_kind(self, outputs: Outputs) -> None:
-        given = "text" if isinstance(outputs[0], str) or _is_conversation(outputs[0]) else None
+        given = "text" if isinstance(outputs[0], str) or is_conversation(outputs[0]) else None
         given = "image" if isinstance(outputs[0], Tensor) and outputs[0].ndim == 3 else given
         if given and self._kind and given != self._kind and {given, self._kind} != {"image", "video"}:
             raise RewardError(
@@ -366,8 +407,11 @@ class Caller:
             return outputs.detach() if self.ours else outputs.detach().clone()
         if self._kind == "text":
             return [text_of(output) for output in outputs]
-        if self._kind in ("image", "video") and all(isinstance(output, Tensor) for output in outputs):
-            return torch.stack(list(outputs)) if len({output.shape for output in outputs}) == 1 else list(outputs)
+        shapes = {tuple(output.shape) if isinstance(output, Tensor) else None for output in outputs}
+        if self._kind in ("image", "video") and len(shapes) == 1 and None not in shapes:
+            return torch.stack(list(outputs))
+        if self.ours:
+            return list(outputs)
         return [output.clone() if isinstance(output, Tensor) else copy.deepcopy(output) for output in outputs]
 
 
@@ -384,21 +428,6 @@ def _is_ours(function: RewardFunction) -> bool:
 
 def _column(prompt: Prompt, name: str) -> Any:
     return prompt.facts.get(name, prompt.inputs.get(name))
-
-
-def _is_conversation(output: Any) -> bool:
-    return isinstance(output, list) and bool(output) and isinstance(output[0], dict) and "content" in output[0]
-
-
-def text_of(completion: Any) -> str:
-    """A completion's text: itself, or the last message of a conversation."""
-    if isinstance(completion, str):
-        return completion
-    try:
-        content = completion[-1]["content"]
-    except (TypeError, KeyError, IndexError) as error:
-        raise RewardError(f"{completion!r} is not a text or a list of messages with `content`") from error
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def _invoke(function: RewardFunction, arguments: dict[str, Any]) -> Any:
@@ -421,8 +450,10 @@ def _finished(result: Any, seconds: float | None) -> Any:
     try:
         return future.result(seconds)
     except TimeoutError:
+        if future.done():
+            raise  # the reward's own
         future.cancel()
-        raise
+        raise _Late from None
 
 
 async def _awaited(result: Any) -> Any:
@@ -433,6 +464,8 @@ async def _awaited(result: Any) -> Any:
 
 
 def as_scores(name: str, result: Any, expected: int) -> list[Score]:
+    if isinstance(result, str | bytes | Mapping):
+        raise RewardError(f"rewards.{name} returned {result!r}; return a list with one score per output")
     try:
         values = list(result.tolist() if isinstance(result, Tensor) else result)
     except TypeError as error:
@@ -451,6 +484,8 @@ def _as_score(name: str, value: Any) -> Score:
     if value is None:
         return missing(Status.NOT_APPLICABLE)
     try:
+        if isinstance(value, str | bytes):
+            raise TypeError("a text")
         number = float(value)
     except (TypeError, ValueError) as error:
         raise RewardError(f"rewards.{name} returned {value!r}; a score is a number, None or a plaudit.Score") from error

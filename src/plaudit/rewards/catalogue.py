@@ -30,13 +30,34 @@ class Entry:
 
     @property
     def range(self) -> str:
-        return f"{_bound(self.card.low)} .. {_bound(self.card.high)}" + (
-            "" if self.card.higher_is_better else " (less is better)"
-        )
+        return range_of(self.card)
 
     @property
     def needs_text(self) -> str:
         return ", ".join(self.needs) or "-"
+
+
+def range_of(card: Card) -> str:
+    return f"{_bound(card.low)} .. {_bound(card.high)}" + ("" if card.higher_is_better else " (less is better)")
+
+
+def marks(card: Card) -> list[str]:
+    """What is special about a reward, in a few words each."""
+    return [
+        *(["differentiable"] if card.differentiable else []),
+        *([] if card.batch_invariant else ["by batch or history"]),
+        *([f"at most {card.max_prompt_tokens} tokens"] if card.max_prompt_tokens else []),
+        *(["sandbox"] if card.untrusted else []),
+    ]
+
+
+def card_row(card: Card | None) -> tuple[str, str, str, str]:
+    """Kind, range, reference and the rest of a card, or what to do about a missing one."""
+    if card is None:
+        return "?", "?", "-", "no card: nothing is known of its scale"
+    reference = f"{card.reference.mean:g} ± {card.reference.std:g}" if card.reference else "-"
+    special = f" ({', '.join(marks(card))})" if marks(card) else ""
+    return card.kind, range_of(card), reference, card.summary.rstrip(".") + special
 
 
 def _bound(value: float) -> str:
@@ -111,13 +132,8 @@ def markdown_tables() -> str:
 
 def _markdown_row(found: Entry) -> str:
     card = found.card
-    marks = [
-        *(["differentiable"] if card.differentiable else []),
-        *([] if card.batch_invariant else ["by batch or history"]),
-        *([f"`[{card.extra}]`"] if card.extra else []),
-        *(["sandbox"] if card.untrusted else []),
-    ]
-    what = card.summary[:1].upper() + card.summary[1:].rstrip(".") + (f" ({', '.join(marks)})" if marks else "")
+    notes = marks(card) + ([f"`[{card.extra}]`"] if card.extra else [])
+    what = card.summary[:1].upper() + card.summary[1:].rstrip(".") + (f" ({', '.join(notes)})" if notes else "")
     needs = ", ".join(f"`{need}`" for need in found.needs) or "-"
     cost = f"{card.cost_ms:g} ms" if card.cost_ms is not None else "-"
     cells = (f"`{found.name}`", f"{card.kind}, {found.range}", needs, what, cost, ", ".join(card.systems) or "-")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +31,19 @@ class Reward:
     @property
     def card(self) -> Card | None:
         return self.caller.card
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Measuring is not learning: what the reward remembers and reports is afterwards as it was."""
+        function, meter = self.caller.function, self.caller.meter
+        before = function.state() if hasattr(function, "state") else None
+        metrics, meter.metrics = meter.metrics, {}
+        try:
+            yield
+        finally:
+            meter.metrics = metrics
+            if before is not None:
+                function.load_state(before)
 
     @property
     def waits(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,12 @@ class Suite:
             for reward in self.uncalibrated:
                 self.fit_scale(reward, reward(prompts, outputs))
 
+    def take_known_scales(self) -> None:
+        """Those whose numbers stand in the recipe or on the card."""
+        for reward in self.rewards:
+            if reward.config is not None and not needs_outputs(reward.config):
+                self.fit_scale(reward, None)
+
     def fit_scale(self, reward: Reward, scores: Sequence[Score] | None) -> None:
         """Take a reward's scale from scores; None where the recipe or the card has all its numbers."""
         values = None if scores is None else torch.tensor([score.value for score in scores], dtype=torch.float64)
@@ -118,11 +124,13 @@ class Suite:
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Measuring is not learning: whatever is remembered inside is forgotten again."""
-        before = self.state()
-        try:
+        before = self.formula.state() if self.formula else None
+        with ExitStack() as stack:
+            for reward in self.rewards:
+                stack.enter_context(reward.unchanged())
             yield
-        finally:
-            self.load_state(before)
+        if self.formula is not None:
+            self.formula.load_state(before)
 
     # --- overlap -----------------------------------------------------------------------------------------------------
 
@@ -161,11 +169,11 @@ class Pending:
 
 def load_side_by_side(configs: Mapping[str, RewardConfig]) -> Suite:
     """Rewards that are not added up. A single one is its own total."""
-    if len(configs) == 1:
-        return load_suite(configs)
-    suites = [load_suite({name: config}) for name, config in configs.items()]
-    scales = {name: scale for suite in suites for name, scale in suite.scales.items()}
-    return Suite(rewards=[reward for suite in suites for reward in suite.rewards], formula=None, scales=scales)
+    rewards = [load_reward(name, config) for name, config in configs.items()]
+    formula = weighted_sum_formula(dict.fromkeys(configs, 1.0)) if len(configs) == 1 else None
+    suite = Suite(rewards=rewards, formula=formula)
+    suite.take_known_scales()
+    return suite
 
 
 def load_suite(
@@ -175,6 +183,7 @@ def load_suite(
     store = cache or (ScoreCache() if any(config.cache for config in configs.values()) else None)
     rewards = [load_reward(name, config, store) for name, config in configs.items()]
     if combine is None:
+        _pull_down_what_is_bad(rewards)
         formula = weighted_sum_formula({reward.name: reward.weight for reward in rewards})
     else:
         weighted = [reward.name for reward in rewards if reward.weight not in (0.0, 1.0)]
@@ -187,10 +196,17 @@ def load_suite(
     if len(rewards) > 1 or combine is not None:
         formula.check_units({reward.name: unit_of(configs[reward.name], reward.card) for reward in rewards})
     suite = Suite(rewards=rewards, formula=formula)
-    for reward in rewards:
-        if not needs_outputs(configs[reward.name]):
-            suite.fit_scale(reward, None)
+    suite.take_known_scales()
     return suite
+
+
+def _pull_down_what_is_bad(rewards: Sequence[Reward]) -> None:
+    wrong = [r for r in rewards if r.card is not None and not r.card.higher_is_better and r.weight > 0]
+    if wrong:
+        raise RecipeError(
+            f"rewards.{wrong[0].name}.weight: {wrong[0].weight:g} asks for more of what is better when there is less of it "
+            f"({wrong[0].card.summary if wrong[0].card else ''}); give it weight: {-wrong[0].weight:g}"
+        )
 
 
 def recipe_suite(recipe: Recipe) -> Suite:
@@ -198,18 +214,28 @@ def recipe_suite(recipe: Recipe) -> Suite:
 
 
 def enforce_missing(batch: ScoredBatch, missing: Missing) -> ScoredBatch:
-    """Stop a run that is being fed nothing; fill in the totals that the recipe wants imputed."""
+    """Stop a run that is being fed nothing; fill in the totals that the recipe wants imputed.
+
+    Counted are scores that failed, those that do not apply where the total is missing for it, and totals.
+    """
+    limit = 0.0 if missing.on_missing == "fail" else missing.max_missing_fraction
+    lost = batch.total.isnan()
     for name, values in batch.parts.items():
-        absent = int(torch.isnan(values).sum())
-        limit = 0.0 if missing.on_missing == "fail" else missing.max_missing_fraction
-        if absent > limit * len(values):
-            examples = [
-                f"{s.status}{': ' + s.note if s.note else ''}" for s in batch.scores[name] if s.status is not Status.OK
-            ]
+        failed = torch.tensor([score.status not in (Status.OK, Status.NOT_APPLICABLE) for score in batch.scores[name]])
+        absent = values.isnan() & (failed | lost)
+        if absent.sum() > limit * len(values):
+            score = batch.scores[name][int(absent.nonzero()[0])]
+            first = f"{score.status}{': ' + score.note if score.note else ''}"
             raise RewardError(
-                f"rewards.{name}: {absent} of {len(values)} scores are missing, more than missing.max_missing_fraction "
-                f"{limit:g} allows (first: {examples[0]}); mend the reward or raise the limit"
+                f"rewards.{name}: {int(absent.sum())} of {len(values)} scores are missing, more than "
+                f"missing.max_missing_fraction {limit:g} allows (first: {first}); mend the reward or raise the limit"
             )
+    if lost.sum() > limit * len(lost):
+        raise RewardError(
+            f"combine: {int(lost.sum())} of {len(lost)} totals are missing, more than missing.max_missing_fraction {limit:g} "
+            f"allows (first: output {int(lost.nonzero()[0])}), though every reward alone keeps to it; look at the formula, for "
+            "example at what it divides by, or raise the limit"
+        )
     if missing.impute is None:
         return batch
     total = torch.where(batch.total.isnan(), missing.impute, batch.total)

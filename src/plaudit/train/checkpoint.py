@@ -31,7 +31,11 @@ def save_checkpoint(folder: RunFolder, setup: Setup, progress: Progress) -> None
         tensors |= {f"{snapshot}.{name}": value for name, value in values.items()}
     tensors |= storage.pack_optimizer(setup.optimizer, "optimizer")
     meta = {"progress": asdict(progress), "snapshots": list(policy.snapshots), "result": setup.result}
-    meta["rewards"] = {"calibration": setup.rewards.calibration(), "memory": setup.rewards.state()}
+    meta["rewards"] = {
+        "calibration": setup.rewards.calibration(),
+        "memory": setup.rewards.state(),
+        "counts": {reward.name: reward.caller.meter.counts() for reward in setup.rewards.rewards},
+    }
     storage.write_snapshot(folder.checkpoints / f"step_{progress.step}", tensors, meta)
     storage.prune_snapshots(folder.checkpoints, setup.recipe.run.keep_checkpoints)
 
@@ -51,6 +55,8 @@ def restore_checkpoint(folder: RunFolder, setup: Setup) -> Progress:
         }
     setup.rewards.load_calibration(meta["rewards"]["calibration"])
     setup.rewards.load_state(meta["rewards"]["memory"])
+    for reward in setup.rewards.rewards:
+        reward.caller.meter.load_counts(meta["rewards"]["counts"][reward.name])
     storage.unpack_optimizer(setup.optimizer, tensors, "optimizer")
     progress = Progress(**meta["progress"])
     folder.rewind(progress.step)

@@ -38,7 +38,8 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
             images, _ = generate(
                 setup.policy.model, setup.encoder, prompts, setup.recipe.evaluate.sampler, EVALUATION_SEED
             )
-        truth = np.array([score.value for score in setup.truth(prompts, images)])
+        with setup.truth.unchanged():
+            truth = np.array([score.value for score in setup.truth(prompts, images)])
         training = setup.rewards(prompts, images)
         interval = mean_interval(truth)
         items = f"evaluations/{label}_{step:06d}_{split}.json"
