@@ -6,6 +6,7 @@ number) becomes a missing score that says so. Repeats carry the same idempotency
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import uuid
@@ -17,12 +18,13 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.call import Outputs, Request
-from plaudit.serve.answers import read_card, read_scores, shown
+from plaudit.serve.answers import read_card, read_scores, remembering, shown
 from plaudit.serve.client import Client, Failed, Reply, token_from
 from plaudit.serve.pack import Packed, Packer, Unsendable
 from plaudit.serve.wire import WireError, strict_json
 
 AGAIN = (408, 429, 500, 502, 503, 504)  # answers after which the same request may succeed
+TOO_LARGE = 413  # this request will never be taken, one with fewer outputs may be
 NOT_READ = 409  # the service lacks media that were named by hash
 CARD_S = 10.0
 
@@ -42,6 +44,10 @@ class Refusal(Exception):
     def __init__(self, status: Status, note: str) -> None:
         super().__init__(note)
         self.status = status
+
+
+class Unreached(Refusal):
+    """Nothing answered."""
 
 
 class Remote:
@@ -74,6 +80,7 @@ class Remote:
         self.retries, self.backoff_s = retries, backoff_s
         self.known = False
         self.its_card: Card | None = None
+        self.published: Any = None  # the card as the service tells it
         self.max_bytes: int | None = None
         self.lock = threading.Lock()
 
@@ -84,8 +91,24 @@ class Remote:
         could not be checked or mixed."""
         try:
             return self._learnt(time.monotonic() + min(self.timeout_s, CARD_S))
-        except Refusal as refusal:
+        except Unreached as refusal:
             raise RewardError(f"{refusal}; is `plaudit serve` running there?") from None
+        except Refusal as refusal:
+            raise RewardError(str(refusal)) from None
+
+    def cache_identity(self) -> str:
+        """What tells scores apart that come from here: the service, the reward and its whole card."""
+        if self.fetched_card() is None:
+            raise RewardError(
+                f"{self.url}: {self.reward!r} has no card with a revision to be told apart by; give it a card, or leave "
+                "`cache` out"
+            )
+        return json.dumps([self.source, self.reward, self.published], sort_keys=True)
+
+    @property
+    def source(self) -> Any:
+        """Who scores, as JSON."""
+        return self.url
 
     def _learnt(self, deadline: float) -> Card | None:
         with self.lock:
@@ -104,10 +127,13 @@ class Remote:
             self.reward = next(iter(rewards))
         if self.reward not in rewards:
             served = ", ".join(map(str, rewards))
-            raise Refusal(Status.REFUSED, f"{self.url} serves no reward {self.reward!r}; it serves {served}")
+            raise Refusal(Status.ERRORED, f"{self.url} serves no reward {self.reward!r}; it serves {served}")
+        remembers = document.get("remembers")
+        if isinstance(remembers, list) and self.reward in remembers:
+            raise RewardError(remembering(f"{self.url}: {self.reward!r}"))
         limit = limits.get("max_request_bytes") if isinstance(limits, Mapping) else None
         self.max_bytes = limit if type(limit) is int else None
-        content = rewards[self.reward]
+        self.published = content = rewards[self.reward]
         try:
             return None if content is None else read_card(content)
         except (ValueError, TypeError) as error:
@@ -186,7 +212,7 @@ class Remote:
             except Failed as failed:
                 if last or failed.late or time.monotonic() + pause >= deadline:
                     status = Status.TIMED_OUT if failed.late else Status.ERRORED
-                    raise Refusal(status, f"{self.url}: {failed} ({_times(attempt + 1)})") from None
+                    raise Unreached(status, f"{self.url}: {failed} ({_times(attempt + 1)})") from None
             else:
                 pause = max(pause, _asked_pause(reply))
                 if reply.status not in AGAIN or last or time.monotonic() + pause >= deadline:
@@ -207,12 +233,22 @@ def _asked_pause(reply: Reply) -> float:
     return float(text) if text.isdecimal() and len(text) < 6 else 0.0
 
 
+def _message(reply: Reply) -> str:
+    """Why a service gives no scores, in its own words."""
+    try:
+        document = strict_json(reply.body)
+    except WireError:
+        document = None
+    if isinstance(document, Mapping) and isinstance(document.get("error"), str):
+        return document["error"]
+    return reply.body[:400].decode("utf-8", "replace")
+
+
 def _document(reply: Reply, url: str, accept: int = 200) -> Mapping[str, Any]:
     """The answer's JSON; anything but the status that means one is a refusal."""
     if reply.status != accept:
-        words = shown(reply.body[:400].decode("utf-8", "replace"))
-        again = reply.status in AGAIN
-        raise Refusal(Status.ERRORED if again else Status.REFUSED, f"{url} answered {reply.status}: {words}")
+        status = Status.REFUSED if reply.status == TOO_LARGE else Status.ERRORED
+        raise Refusal(status, f"{url} answered {reply.status}: {shown(_message(reply))}")
     try:
         document = strict_json(reply.body)
     except WireError as error:

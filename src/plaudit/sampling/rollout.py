@@ -50,8 +50,14 @@ class Trace:
 
     @staticmethod
     def cat(parts: Sequence[Trace]) -> Trace:
-        tensors = ("states", "times", "levels", "mask", "log_prob")
-        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors})
+        return replace(
+            parts[0],
+            states=torch.cat([part.states for part in parts]),
+            times=torch.cat([part.times for part in parts]),
+            levels=torch.cat([part.levels for part in parts]),
+            mask=torch.cat([part.mask for part in parts]),
+            log_prob=torch.cat([part.log_prob for part in parts]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,18 @@ program does, within `wall_s` + 1 s; `SandboxError` means that nothing was run. 
 directory, which they may write, and read only system libraries and this Python installation.
 """
 
-from plaudit.sandbox.levels import lacking, level, run, run_python, safe_level
+from plaudit.sandbox.levels import lacking, level, run, run_python, safe_level, signal_guard
 from plaudit.sandbox.records import Level, Limits, Outcome, RunStatus
 
-__all__ = ["Level", "Limits", "Outcome", "RunStatus", "lacking", "level", "run", "run_python", "safe_level"]
+__all__ = [
+    "Level",
+    "Limits",
+    "Outcome",
+    "RunStatus",
+    "lacking",
+    "level",
+    "run",
+    "run_python",
+    "safe_level",
+    "signal_guard",
+]

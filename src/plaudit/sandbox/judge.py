@@ -6,20 +6,24 @@ input. A *test* process runs one test, in which the program's functions are stan
 plain values pass between the two, so that a program cannot answer with an object that equals everything, nor end the
 test early, nor print a verdict. Tests that need the program's own objects can be run `together` with it in one process,
 where nothing is certain: there, a program that looks for its judge can find it.
+
+A program may give its functions names of Python's own, and change what is built in: it does so to itself. Tests see such
+a name as Python's, except those of `names`, which the tests mean as the program's.
 """
 
 from __future__ import annotations
 
 import builtins
 import importlib
-import itertools
-import json
 import os
 import resource
 import select
 import signal
 import sys
 import time
+from itertools import islice  # by name, what runs beside a program: that may put its own into modules
+from json import dumps, loads
+from os import write
 
 TYPE_CHECKING = False  # importing `typing` takes longer than judging
 if TYPE_CHECKING:
@@ -54,8 +58,9 @@ def encode(value: Any) -> Any:
             return kind(value)
     if isinstance(value, complex):
         return ["complex", value.real, value.imag]
-    if isinstance(value, bytes | bytearray):
-        return [type(value).__name__, value.hex()]
+    for kind in (bytes, bytearray):
+        if isinstance(value, kind):
+            return [kind.__name__, value.hex()]
     for kind in (list, tuple, set, frozenset):
         if isinstance(value, kind):
             return [kind.__name__, *map(encode, value)]
@@ -64,7 +69,7 @@ def encode(value: Any) -> Any:
     if isinstance(value, range):
         return ["range", value.start, value.stop, value.step]
     if hasattr(value, "__next__") or isinstance(value, type({}.keys()) | type({}.values()) | type({}.items())):
-        items = list(itertools.islice(value, MOST_ITEMS + 1))
+        items = list(islice(value, MOST_ITEMS + 1))
         if len(items) <= MOST_ITEMS:
             return ["iter", *map(encode, items)]
     if hasattr(value, "tolist"):  # arrays
@@ -94,15 +99,15 @@ class Line:
         self.incoming, self.outgoing = os.fdopen(incoming, "rb"), outgoing
 
     def send(self, content: Any) -> None:
-        view = memoryview(json.dumps(content).encode() + b"\n")
+        view = memoryview(dumps(content).encode() + b"\n")
         while view:
-            view = view[os.write(self.outgoing, view) :]
+            view = view[write(self.outgoing, view) :]
 
     def receive(self) -> Any:
         text = self.incoming.readline()
         if not text.endswith(b"\n"):
             raise SolutionError("the program has ended")
-        return json.loads(text)
+        return loads(text)
 
 
 # --- the solution process ---------------------------------------------------------------------------------------------
@@ -112,7 +117,7 @@ def solution(line: Line, source: str, memory_mb: int) -> None:
     """Answer calls until the other side has enough."""
     limit_memory(memory_mb)
     sys.path.insert(0, "")
-    space = {"__name__": "solution"}
+    space = own_space()
     try:
         exec(compile(source, SOLUTION, "exec"), space)
     except BaseException as error:
@@ -124,17 +129,27 @@ def solution(line: Line, source: str, memory_mb: int) -> None:
         line.send(answer(space[name], decode(arguments), decode(named)))
 
 
-def describe(item: tuple[str, Any]) -> tuple[str, dict[str, Any]] | None:
+def own_space() -> dict[str, Any]:
+    """A module's, with a copy of what is built in, so that what the program changes there is not changed for us."""
+    own = type(sys)("builtins")
+    vars(own).update(vars(builtins))
+    module = type(sys)("solution")
+    sys.modules["builtins"], sys.modules["solution"] = own, module
+    vars(module)["__builtins__"] = vars(own)
+    return vars(module)
+
+
+def describe(item: tuple[Any, Any]) -> tuple[str, dict[str, Any]] | None:
     name, value = item
-    if name.startswith("__") or hasattr(builtins, name):
-        return None
-    if isinstance(value, type(os)):
-        return name, {"module": value.__name__}
-    if callable(value):
-        return name, {"function": True}
+    if not isinstance(name, str) or name.startswith("__") or hasattr(type(value), "__next__"):
+        return None  # encoding would use up what the program iterates over
     try:
+        if isinstance(value, type(sys)):
+            return name, {"module": value.__name__}
+        if callable(value):
+            return name, {"function": True}
         return name, {"value": encode(value)}
-    except (TypeError, ValueError, RecursionError):
+    except Exception:  # no test can use it
         return None
 
 
@@ -149,20 +164,18 @@ def answer(function: Callable[..., Any], arguments: list[Any], named: dict[str, 
 # --- the test process -------------------------------------------------------------------------------------------------
 
 
-def judge_apart(line: Line, test: str, entry_point: str | None) -> Verdict:
+def judge_apart(line: Line, test: str, settings: dict[str, Any]) -> Verdict:
     found = line.receive()
     if "raised" in found:
         return ERROR, f"{found['raised']}: {found['message']}"
     space = {"__name__": "__test__"}
     for name, what in found["names"].items():
-        add_name(space, line, str(name), what)
-    return execute(test, space, entry_point)
+        if not name.startswith("__") and (name in settings["names"] or not hasattr(builtins, name)):
+            add_name(space, line, name, what)
+    return execute(test, space, settings["entry_point"])
 
 
 def add_name(space: dict[str, Any], line: Line, name: str, what: dict[str, Any]) -> None:
-    """Never a name that tests take for Python's own."""
-    if name.startswith("__") or hasattr(builtins, name):
-        return
     if "value" in what:
         space[name] = decode(what["value"])
     elif "module" in what:
@@ -207,7 +220,7 @@ def exception(name: str, message: str) -> Exception:
 
 def judge_together(source: str, test: str, entry_point: str | None) -> Verdict:
     """As a script of both would run."""
-    space = {"__name__": "solution"}
+    space = own_space()
     exec(compile(source, SOLUTION, "exec"), space)
     return execute(test, space, entry_point)
 
@@ -263,12 +276,12 @@ def judge(test_of: Callable[[], str], source: str, settings: dict[str, Any]) -> 
         try:
             limit_memory(settings["memory_mb"])
             if apart:
-                verdict = judge_apart(Line(tell_out, ask_in), test, settings["entry_point"])
+                verdict = judge_apart(Line(tell_out, ask_in), test, settings)
             else:
                 verdict = judge_together(source, test, settings["entry_point"])
         except BaseException as error:
             verdict = ERROR, f"{type(error).__name__}: {error}"[:500]
-        os.write(verdict_in, json.dumps(verdict).encode())
+        write(verdict_in, dumps(verdict).encode())
 
     children.append(fork(work, [tell_out, ask_in, verdict_in]))
     for number in (ask_out, ask_in, tell_out, tell_in, verdict_in):
@@ -297,7 +310,7 @@ def hear(verdict_out: int, within_s: float) -> Verdict:
 
 def read_verdict(heard: bytes) -> Verdict:
     try:
-        verdict, note = json.loads(heard)
+        verdict, note = loads(heard)
     except (ValueError, TypeError):
         return ERROR, "the interpreter was ended"
     return (verdict, str(note)) if verdict in (PASS, FAIL, ERROR) else (ERROR, "no verdict")
@@ -324,7 +337,7 @@ def read_exactly(size: int) -> bytes:
 
 def next_message() -> Any:
     """Straight from the file, so that nothing of the next test is in memory before it is asked for."""
-    return json.loads(read_exactly(int.from_bytes(read_exactly(4), "little")))
+    return loads(read_exactly(int.from_bytes(read_exactly(4), "little")))
 
 
 def main() -> None:
@@ -336,7 +349,7 @@ def main() -> None:
     os.remove(SOLUTION)
     for i in range(settings["num_tests"]):
         verdict, note = judge(next_message, source, settings)
-        print(json.dumps([i, verdict, note]), flush=True)
+        print(dumps([i, verdict, note]), flush=True)
 
 
 if __name__ == "__main__":

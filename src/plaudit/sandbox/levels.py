@@ -111,6 +111,12 @@ def safe_level() -> Level:
     return found.level
 
 
+def signal_guard() -> bytes | None:
+    """A system call filter that a program inside a run can put on those it starts, so that they can signal nobody, it
+    included. None where there is none, or no isolation."""
+    return seccomp_filter(guard_signals=True) if safe_level() > Level.NONE else None
+
+
 def _at_most() -> Level:
     asked = os.environ.get(AT_MOST)
     if asked is None:

@@ -1,7 +1,8 @@
 """The system call filter of sandboxed programs, as the BPF program the kernel takes.
 
 It refuses what no judged program needs and what could reach past the other walls: sockets, other processes' memory,
-mounts, new namespaces, kernel interfaces with a history of holes, and memory that no limit counts (memfd, System V).
+mounts, new namespaces, kernel interfaces with a history of holes, memory that no limit counts (memfd), and what System V
+shares by number with every process of the machine.
 """
 
 from __future__ import annotations
@@ -19,32 +20,34 @@ X86_64 = {
     "accept": 43, "accept4": 288, "acct": 163, "add_key": 248, "adjtimex": 159, "bind": 49, "bpf": 321, "chmod": 90,
     "chown": 92, "chroot": 161, "clock_adjtime": 305, "clock_settime": 227, "clone": 56, "connect": 42,
     "delete_module": 176, "fanotify_init": 300, "fchmod": 91, "fchmodat": 268, "fchown": 93, "fchownat": 260,
-    "finit_module": 313, "fremovexattr": 199, "fsetxattr": 190, "futimesat": 261, "init_module": 175, "ioctl": 16,
-    "ioperm": 173, "iopl": 172, "ioprio_set": 251, "kcmp": 312, "kexec_file_load": 320, "kexec_load": 246,
-    "keyctl": 250, "kill": 62, "lchown": 94, "listen": 50, "lookup_dcookie": 212, "lremovexattr": 198,
-    "lsetxattr": 189, "memfd_create": 319, "migrate_pages": 256, "modify_ldt": 154, "mount": 165, "move_pages": 279,
-    "mq_open": 240, "msgget": 68, "name_to_handle_at": 303, "open_by_handle_at": 304, "perf_event_open": 298,
-    "pivot_root": 155, "prlimit64": 302, "process_vm_readv": 310, "process_vm_writev": 311, "ptrace": 101,
-    "quotactl": 179, "reboot": 169, "removexattr": 197, "request_key": 249, "rt_sigqueueinfo": 129,
-    "rt_tgsigqueueinfo": 297, "sched_setaffinity": 203, "sched_setattr": 314, "sched_setparam": 142,
-    "sched_setscheduler": 144, "semget": 64, "setdomainname": 171, "sethostname": 170, "setns": 308,
-    "setpriority": 141, "settimeofday": 164, "setxattr": 188, "shmget": 29, "socket": 41, "socketpair": 53,
-    "swapoff": 168, "swapon": 167, "syslog": 103, "tgkill": 234, "tkill": 200, "umount2": 166, "unshare": 272,
-    "userfaultfd": 323, "uselib": 134, "utime": 132, "utimensat": 280, "utimes": 235, "vhangup": 153,
+    "fcntl": 72, "finit_module": 313, "fremovexattr": 199, "fsetxattr": 190, "futimesat": 261, "init_module": 175,
+    "ioctl": 16, "ioperm": 173, "iopl": 172, "ioprio_set": 251, "kcmp": 312, "kexec_file_load": 320, "kexec_load": 246,
+    "keyctl": 250, "kill": 62, "lchown": 94, "listen": 50, "lookup_dcookie": 212, "lremovexattr": 198, "lsetxattr": 189,
+    "memfd_create": 319, "migrate_pages": 256, "modify_ldt": 154, "mount": 165, "move_pages": 279, "mq_open": 240,
+    "mq_unlink": 241, "msgctl": 71, "msgget": 68, "msgrcv": 70, "msgsnd": 69, "name_to_handle_at": 303,
+    "open_by_handle_at": 304, "perf_event_open": 298, "pivot_root": 155, "prlimit64": 302, "process_vm_readv": 310,
+    "process_vm_writev": 311, "ptrace": 101, "quotactl": 179, "reboot": 169, "removexattr": 197, "request_key": 249,
+    "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "sched_setaffinity": 203, "sched_setattr": 314,
+    "sched_setparam": 142, "sched_setscheduler": 144, "semctl": 66, "semget": 64, "semop": 65, "semtimedop": 220,
+    "setdomainname": 171, "sethostname": 170, "setns": 308, "setpriority": 141, "settimeofday": 164, "setxattr": 188,
+    "shmat": 30, "shmctl": 31, "shmdt": 67, "shmget": 29, "socket": 41, "socketpair": 53, "swapoff": 168, "swapon": 167,
+    "syslog": 103, "tgkill": 234, "tkill": 200, "umount2": 166, "unshare": 272, "uselib": 134, "userfaultfd": 323,
+    "utime": 132, "utimensat": 280, "utimes": 235, "vhangup": 153,
 }
 AARCH64 = {
     "accept": 202, "accept4": 242, "acct": 89, "add_key": 217, "adjtimex": 171, "bind": 200, "bpf": 280, "chroot": 51,
     "clock_adjtime": 266, "clock_settime": 112, "clone": 220, "connect": 203, "delete_module": 106,
-    "fanotify_init": 262, "fchmod": 52, "fchmodat": 53, "fchown": 55, "fchownat": 54, "finit_module": 273,
+    "fanotify_init": 262, "fchmod": 52, "fchmodat": 53, "fchown": 55, "fchownat": 54, "fcntl": 25, "finit_module": 273,
     "fremovexattr": 16, "fsetxattr": 7, "init_module": 105, "ioctl": 29, "ioprio_set": 30, "kcmp": 272,
     "kexec_file_load": 294, "kexec_load": 104, "keyctl": 219, "kill": 129, "listen": 201, "lookup_dcookie": 18,
     "lremovexattr": 15, "lsetxattr": 6, "memfd_create": 279, "migrate_pages": 238, "mount": 40, "move_pages": 239,
-    "mq_open": 180, "msgget": 186, "name_to_handle_at": 264, "open_by_handle_at": 265, "perf_event_open": 241,
-    "pivot_root": 41, "prlimit64": 261, "process_vm_readv": 270, "process_vm_writev": 271, "ptrace": 117,
-    "quotactl": 60, "reboot": 142, "removexattr": 14, "request_key": 218, "rt_sigqueueinfo": 138,
-    "rt_tgsigqueueinfo": 240, "sched_setaffinity": 122, "sched_setattr": 274, "sched_setparam": 118,
-    "sched_setscheduler": 119, "semget": 190, "setdomainname": 162, "sethostname": 161, "setns": 268,
-    "setpriority": 140, "settimeofday": 170, "setxattr": 5, "shmget": 194, "socket": 198, "socketpair": 199,
+    "mq_open": 180, "mq_unlink": 181, "msgctl": 187, "msgget": 186, "msgrcv": 188, "msgsnd": 189,
+    "name_to_handle_at": 264, "open_by_handle_at": 265, "perf_event_open": 241, "pivot_root": 41, "prlimit64": 261,
+    "process_vm_readv": 270, "process_vm_writev": 271, "ptrace": 117, "quotactl": 60, "reboot": 142, "removexattr": 14,
+    "request_key": 218, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "sched_setaffinity": 122,
+    "sched_setattr": 274, "sched_setparam": 118, "sched_setscheduler": 119, "semctl": 191, "semget": 190, "semop": 193,
+    "semtimedop": 192, "setdomainname": 162, "sethostname": 161, "setns": 268, "setpriority": 140, "settimeofday": 170,
+    "setxattr": 5, "shmat": 196, "shmctl": 195, "shmdt": 197, "shmget": 194, "socket": 198, "socketpair": 199,
     "swapoff": 225, "swapon": 224, "syslog": 116, "tgkill": 131, "tkill": 130, "umount2": 39, "unshare": 97,
     "userfaultfd": 282, "utimensat": 88, "vhangup": 58,
 }
@@ -76,11 +79,12 @@ COMMON = {  # the numbers that all architectures share
 REFUSED = """
     accept accept4 acct add_key adjtimex bind bpf chroot clock_adjtime clock_settime connect delete_module fanotify_init
     finit_module fsconfig fsmount fsopen fspick init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl
-    kcmp kexec_file_load kexec_load keyctl listen lookup_dcookie memfd_create memfd_secret migrate_pages modify_ldt mount
-    mount_setattr move_mount move_pages mq_open msgget name_to_handle_at open_by_handle_at open_tree open_tree_attr
-    perf_event_open pidfd_getfd pivot_root process_madvise process_mrelease process_vm_readv process_vm_writev ptrace
-    quotactl quotactl_fd reboot request_key semget setdomainname sethostname setns settimeofday shmget socket swapoff
-    swapon syslog umount2 unshare userfaultfd uselib vhangup
+    kcmp kexec_file_load kexec_load keyctl listen lookup_dcookie memfd_create memfd_secret migrate_pages modify_ldt
+    mount mount_setattr move_mount move_pages mq_open mq_unlink msgctl msgget msgrcv msgsnd name_to_handle_at
+    open_by_handle_at open_tree open_tree_attr perf_event_open pidfd_getfd pivot_root process_madvise process_mrelease
+    process_vm_readv process_vm_writev ptrace quotactl quotactl_fd reboot request_key semctl semget semop semtimedop
+    setdomainname sethostname setns settimeofday shmat shmctl shmdt shmget socket swapoff swapon syslog umount2 unshare
+    uselib userfaultfd vhangup
 """.split()
 # Landlock guards the contents of files, not these; where the file system is shared they must not be called at all.
 ATTRIBUTES = """
@@ -91,6 +95,10 @@ SIGNALS = "kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal
 
 CLONE_NEW = 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x00020000
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+# Who is told, and by which signal, that a descriptor is ready: a way to kill that goes round the calls above.
+FIOSETOWN, SIOCSPGRP = 0x8901, 0x8902
+F_SETOWN, F_SETSIG, F_SETOWN_EX = 8, 10, 15
+PRIO_PROCESS, IOPRIO_WHO_PROCESS = 0, 1
 AF_UNIX, SOCK_STREAM = 1, 1
 
 LOAD, AND = 0x20, 0x54
@@ -153,22 +161,39 @@ def seccomp_filter(
     program += [refuse(number[name]) for name in refused if name in number]
     program += [refuse(number["clone3"], errno.ENOSYS)]  # its flags lie in memory; libc falls back to clone
     program += [refuse_when(number["clone"], argument(0), instruction(JUMP_ANY_BIT, CLONE_NEW, 0, 1))]
-    program += [_only_self(number[name], 0) for name in PID_FIRST]
-    program += [_only_self(number[name], 1) for name in ("setpriority", "ioprio_set")]
+    program += [_only_self(number[name]) for name in PID_FIRST]
+    program += [_only_own_priority(number["setpriority"], PRIO_PROCESS)]
+    program += [_only_own_priority(number["ioprio_set"], IOPRIO_WHO_PROCESS)]
     program += [
-        refuse_when(number["ioctl"], argument(1), instruction(JUMP_EQUAL, command, 0, 1))
-        for command in (TIOCSTI, TIOCLINUX)
+        refuse_when(number[name], argument(1), instruction(JUMP_EQUAL, command, 0, 1))
+        for name, commands in COMMANDS.items()
+        for command in commands
     ]
     program += [_only_stream_pairs(number["socketpair"])]
     return b"".join([*program, instruction(RETURN, ALLOW)])
 
 
+COMMANDS: Mapping[str, Sequence[int]] = {
+    "ioctl": (TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP),
+    "fcntl": (F_SETOWN, F_SETSIG, F_SETOWN_EX),
+}
 PID_FIRST: Sequence[str] = ("prlimit64", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr")
 
 
-def _only_self(number: int, at: int) -> bytes:
-    """Limits and priorities may be changed of the caller (0), not of another process of the same user."""
-    return refuse_when(number, argument(at), instruction(JUMP_EQUAL, 0, 1, 0))
+def _only_self(number: int) -> bytes:
+    """Limits and schedules may be changed of the caller (0), not of another process of the same user."""
+    return refuse_when(number, argument(0), instruction(JUMP_EQUAL, 0, 1, 0))
+
+
+def _only_own_priority(number: int, process: int) -> bytes:
+    """`which` says what `who` is: for a group or a user, 0 is all of the caller's."""
+    is_own = [
+        argument(0),
+        instruction(JUMP_EQUAL, process, 0, 2),
+        argument(1),
+        instruction(JUMP_EQUAL, 0, 1, 0),
+    ]
+    return refuse_when(number, *is_own)
 
 
 def _only_stream_pairs(number: int) -> bytes:

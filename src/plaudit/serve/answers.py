@@ -12,6 +12,7 @@ from torch import Tensor
 from plaudit.rewards.base import Card, Reference, Score, Status, missing
 from plaudit.serve.wire import DTYPES, MAX_RANK, WireError, from_base64, make_tensor, tensor_part
 
+UNDECIDED = (Status.TIMED_OUT, Status.ERRORED)  # another attempt may find a score
 TOLERANCE = 1e-6  # of a float32 score at the edge of its card's range
 SHOWN = 200  # characters of a service's words that are repeated in a note
 
@@ -153,6 +154,19 @@ def shown(value: Any) -> str:
 
 def error_json(message: str, **rest: Any) -> dict[str, Any]:
     return {"error": message, **{key: value for key, value in rest.items() if value is not None}}
+
+
+def decided(scores: Sequence[Score]) -> bool:
+    """Whether scoring the same again would bring nothing new."""
+    return not any(score.status in UNDECIDED for score in scores)
+
+
+def remembering(who: str) -> str:
+    """Why a reward with `state()` is neither served nor asked for elsewhere."""
+    return (
+        f"{who} remembers earlier calls; its memory could not be saved with checkpoints from another process; run it in "
+        "the trainer's process"
+    )
 
 
 def results_json(reward: str, scores: Sequence[Score]) -> dict[str, Any]:

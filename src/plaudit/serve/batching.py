@@ -1,7 +1,8 @@
 """Requests of many clients, scored together: queued, merged, called in a thread, and split back.
 
 Requests are merged only where it cannot change a score: the reward is batch-invariant, and step, columns and the kind of
-outputs are the same. Group ids of different requests are kept apart.
+outputs are the same. Group ids of different requests are kept apart. Where requests may be merged, one that is larger than a
+batch is scored in pieces; what has no card is called with a request as it came.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Batcher:
         max_wait_s: float,
         max_queue: int,
         arriving: Callable[[], bool],
-        on_batch: Callable[[int], None] = lambda outputs: None,
+        on_batch: Callable[[int], None] = lambda outputs: None,  # called in the thread
     ) -> None:
         self.reward, self.max_batch, self.max_wait_s, self.max_queue = reward, max_batch, max_wait_s, max_queue
         self.arriving, self.on_batch = arriving, on_batch
@@ -167,7 +168,6 @@ class Batcher:
         outputs = sum(len(job.request) for job in jobs)
         pace = seconds / outputs
         self.seconds_per_output = pace if not self.seconds_per_output else 0.7 * self.seconds_per_output + 0.3 * pace
-        self.on_batch(outputs)
         self.busy = False
         for job, result in zip(jobs, results, strict=True):
             if job.done.done():
@@ -197,21 +197,35 @@ class Batcher:
         now = time.monotonic()
         results: list[Scored] = [late(job.request) for job in jobs]
         live = [i for i, job in enumerate(jobs) if job.late_at > now]
-        for i, result in zip(live, self._score_live([jobs[i].request for i in live]), strict=True):
+        for i, result in zip(live, self._score_live([jobs[i] for i in live]), strict=True):
             results[i] = result
         return results
 
-    def _score_live(self, requests: Sequence[Request]) -> list[Scored]:
-        if not requests:
+    def _score_live(self, jobs: Sequence[Job]) -> list[Scored]:
+        if not jobs:
             return []
+        requests = [job.request for job in jobs]
         try:
-            scores = self.reward.score(merged(requests))
+            scores = self._in_pieces(merged(requests), max(job.late_at for job in jobs))
         except PlauditError as error:
-            if len(requests) == 1:
+            if len(jobs) == 1:
                 return [error]
             # One request lacks what the reward needs: the others must not suffer for it.
-            return [result for request in requests for result in self._score_live([request])]
+            return [result for job in jobs for result in self._score_live([job])]
         except BaseException as error:
-            return [error] * len(requests)
+            return [error] * len(jobs)
         ends = [sum(len(request) for request in requests[: i + 1]) for i in range(len(requests))]
         return [scores[end - len(request) : end] for end, request in zip(ends, requests, strict=True)]
+
+    def _in_pieces(self, request: Request, late_at: float) -> list[Score]:
+        """Scores in order, of at most `max_batch` outputs at a time where that cannot change them."""
+        size = self.max_batch if self.merges else len(request)
+        scores: list[Score] = []
+        for at in range(0, len(request), size):
+            rows = range(at, min(at + size, len(request)))
+            piece = request if len(rows) == len(request) else request.rows(rows)
+            if time.monotonic() >= late_at:  # nobody waits for the rest
+                return scores + late(request.rows(range(at, len(request))))
+            scores += self.reward.score(piece)
+            self.on_batch(len(piece))
+        return scores

@@ -16,7 +16,7 @@ from typing import Any
 from plaudit.data.prompt import Prompt
 from plaudit.rewards.base import Score
 from plaudit.rewards.call import Request, make_request
-from plaudit.serve.answers import finite
+from plaudit.serve.answers import decided, finite
 from plaudit.serve.service import Refused, Service
 from plaudit.serve.stores import Answer
 from plaudit.serve.wire import JSON, WireError, strict_json
@@ -45,7 +45,7 @@ async def openrlhf(
     scores = await service.scores(reward, request, None, arrived)
     rewards = [finite(score.value) for score in scores]
     content = {"rewards": rewards, "scores": rewards, "statuses": [score.status.value for score in scores]}
-    return _answer(content)
+    return _answer(content, scores)
 
 
 async def classify(service: Service, body: bytes, content_type: str, arrived: float) -> Answer:
@@ -66,7 +66,7 @@ async def classify(service: Service, body: bytes, content_type: str, arrived: fl
         "data": [_classified(i, score, reward) for i, score in enumerate(scores)],
         "usage": {"prompt_tokens": 0, "total_tokens": 0, "completion_tokens": 0},  # nothing here counts tokens
     }
-    return _answer(content)
+    return _answer(content, scores)
 
 
 def _classified(index: int, score: Score, reward: str) -> dict[str, Any]:
@@ -110,5 +110,5 @@ def _text_reward(service: Service, name: Any, key: str) -> str:
     raise Refused(404, f"{key}: name a reward of texts; served: {listed}", field=key.strip("?="))
 
 
-def _answer(content: Mapping[str, Any]) -> Answer:
-    return Answer(status=200, body=json.dumps(content).encode(), final=True)
+def _answer(content: Mapping[str, Any], scores: Sequence[Score]) -> Answer:
+    return Answer(status=200, body=json.dumps(content).encode(), final=decided(scores))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,6 +53,11 @@ class Packer:
             text = json.dumps(document, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise Unsendable(f"facts and inputs must be JSON or tensors: {error}") from None
+        for prompt in {id(each): each for each in self.request.prompts}.values():
+            _check_keys(prompt.facts, "facts")
+            _check_keys(prompt.inputs, "inputs")
+        if not isinstance(self.request.outputs, Tensor):
+            _check_keys(self.request.outputs, "outputs")
         if not tensors:
             return Packed(body=text.encode(), content_type=JSON, hashes=frozenset(named))
         return Packed(body=save(tensors, {"request": text}), content_type=SAFETENSORS, hashes=frozenset(named))
@@ -97,6 +103,18 @@ class Packer:
             return {"kind": "hash", "sha256": sha256}
         tensors.setdefault(sha256, tensor)  # sent once, however many items name it
         return {"kind": "part", "name": sha256, "sha256": sha256}
+
+
+def _check_keys(value: Any, where: str) -> None:
+    """JSON would turn the key 1 into "1", and the reward would not find it."""
+    if isinstance(value, Mapping):
+        for key, content in value.items():
+            if not isinstance(key, str):
+                raise Unsendable(f"{where} has the key {key!r}; only keys that are text can be sent")
+            _check_keys(content, f"{where}.{key}")
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for content in value:
+            _check_keys(content, where)
 
 
 def _sendable(tensor: Tensor, where: str) -> Tensor:

@@ -116,7 +116,7 @@ class WorkerProcess:
         if "port" not in greeting:
             self.stop()
             why = greeting.get("error") or f"{self.python} -m {MODULE} did not start within {self.start_s:g} s"
-            raise RewardError(f"{self.name}: {why}")
+            raise RewardError(why if why.startswith(self.name) else f"{self.name}: {why}")
         self.client = Client(f"http://127.0.0.1:{greeting['port']}", token)
 
     def _greeting(self) -> dict[str, Any]:
@@ -177,10 +177,19 @@ class Isolated(Remote):
         timeout_s = config.deadline_s or SCORING_S
         super().__init__(f"http://{name}.invalid", reward=name, timeout_s=timeout_s, retries=1, by_hash="none")
         self.url = f"the process of rewards.{name}"
+        self.content = {"python": str(config.python), **content}
+
+    @property
+    def source(self) -> Any:
+        return self.content
 
     def fetched_card(self) -> Card | None:
         self.client = self.worker.connection()
-        return super().fetched_card()
+        try:
+            return super().fetched_card()
+        except RewardError:
+            self.worker.stop()
+            raise
 
     def __call__(
         self,

@@ -190,11 +190,19 @@ def _response(answer: Answer) -> Response:
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """HTTP whose request heads must arrive in bounded time and size: an idle half of a request holds nothing for long."""
+    """HTTP whose request heads must arrive in bounded time and size: an idle half of a request holds nothing for long.
+
+    So must the rest of a body that is answered before it is there (a wrong token, a full queue): it is thrown away while it
+    comes, so that the client can read why, and then the connection is closed.
+    """
 
     header_s = 10.0
+    body_s = 60.0
+    max_bytes = 64 * 2**20
     waiting: asyncio.TimerHandle | None = None
     head_bytes = 0
+    leaving: asyncio.TimerHandle | None = None
+    unread_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -211,21 +219,43 @@ class PatientProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """As uvicorn's, but reading further ahead: stopping and starting again at every 64 KiB costs more than reading."""
         if self.cycle.response_complete:
+            self.unread_bytes += len(body)
+            if self.unread_bytes > self.max_bytes:
+                self.transport.abort()
             return
         self.cycle.body += body
         if len(self.cycle.body) > READ_AHEAD_BYTES:
             self.flow.pause_reading()
         self.cycle.message_event.set()
 
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self.leaving is not None:
+            self.transport.close()
+
+    def on_response_complete(self) -> None:
+        unread = not self.pipeline and self.cycle.more_body
+        super().on_response_complete()
+        if unread and not self.transport.is_closing():
+            self.leaving = self.loop.call_later(self.body_s, self.transport.abort)
+
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.waiting is None and self._idle:
+            self._expect_head()  # empty lines between requests are no sign of life
         if self.waiting is not None:
             self.head_bytes += len(data)
             if self.head_bytes > MAX_HEAD_BYTES:
                 self.transport.abort()
 
+    @property
+    def _idle(self) -> bool:
+        return self.cycle is not None and self.cycle.response_complete and not self.cycle.more_body
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_there()
+        if self.leaving is not None:
+            self.leaving.cancel()
         super().connection_lost(exc)
 
     def _expect_head(self) -> None:
@@ -264,7 +294,8 @@ class DrainingServer(uvicorn.Server):
 
 
 def make_server(service: Service, token: str | None) -> DrainingServer:
-    protocol = type("Protocol", (PatientProtocol,), {"header_s": service.config.header_s})
+    limits = {"header_s": service.config.header_s, "body_s": service.config.body_s, "max_bytes": service.max_bytes}
+    protocol = type("Protocol", (PatientProtocol,), limits)
     config = uvicorn.Config(
         make_app(service, token),
         http=protocol,

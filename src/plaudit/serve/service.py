@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from plaudit import __version__
-from plaudit.errors import PlauditError
+from plaudit.errors import PlauditError, RewardError
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.call import Request
 from plaudit.rewards.load import Reward, load_reward
-from plaudit.serve.answers import card_json, error_json, results_json
+from plaudit.serve.answers import card_json, decided, error_json, remembering, results_json
 from plaudit.serve.batching import Batcher, QueueFull
 from plaudit.serve.config import MIB, ServeConfig, ServeFile
 from plaudit.serve.metrics import Metrics
@@ -133,7 +133,8 @@ class Service:
         """The answer to `POST /v1/score`."""
         decoded = await self._decoded(body, content_type)
         scores = await self.scores(decoded.reward, decoded.request, deadline_ms or decoded.deadline_ms, arrived)
-        return Answer(status=200, body=json.dumps(results_json(decoded.reward, scores)).encode(), final=True)
+        body = json.dumps(results_json(decoded.reward, scores)).encode()
+        return Answer(status=200, body=body, final=decided(scores))
 
     async def _decoded(self, body: bytes, content_type: str) -> Decoded:
         try:
@@ -154,6 +155,8 @@ class Service:
         batcher = self.batchers.get(name)
         if batcher is None:
             raise Refused(404, f"reward {name!r} is not served; there are {', '.join(self.rewards)}", field="reward")
+        if len(request) > self.limits.items:
+            raise Refused(413, f"{len(request)} outputs; at most {self.limits.items} in one request (serve.max_items)")
         deadline_s = self.config.deadline_s if deadline_ms is None else deadline_ms / 1000
         try:
             scores = await batcher.score(request, max(deadline_s - (time.monotonic() - arrived), 0.0))
@@ -172,7 +175,8 @@ class Service:
     def catalogue(self) -> dict[str, Any]:
         rewards = {name: card_json(reward.card) for name, reward in self.rewards.items()}
         limits = {"max_request_bytes": self.max_bytes, "max_items": self.config.max_items}
-        return {"rewards": rewards, "limits": limits, "version": __version__}
+        remembers = [name for name, reward in self.rewards.items() if remembers_calls(reward)]
+        return {"rewards": rewards, "remembers": remembers, "limits": limits, "version": __version__}
 
     def metrics_text(self) -> str:
         return self.metrics.text({name: batcher.queued for name, batcher in self.batchers.items()}, self.held)
@@ -180,7 +184,15 @@ class Service:
 
 def make_service(file: ServeFile) -> Service:
     """Rewards are loaded here, so that a mistake in their arguments is told before anything listens."""
-    return Service({name: load_reward(name, config) for name, config in file.rewards.items()}, file.serve)
+    rewards = {name: load_reward(name, config) for name, config in file.rewards.items()}
+    for name, reward in rewards.items():
+        if remembers_calls(reward):
+            raise RewardError(remembering(f"rewards.{name}"))
+    return Service(rewards, file.serve)
+
+
+def remembers_calls(reward: Reward) -> bool:
+    return hasattr(reward.caller.function, "state")
 
 
 def digest_of(path: str, content_type: str, body: bytes) -> bytes:

@@ -65,7 +65,8 @@ class AnswerStore:
 
     def __init__(self, max_keys: int, max_bytes: int) -> None:
         self.max_keys, self.max_bytes, self.bytes = max_keys, max_bytes, 0
-        self.kept: OrderedDict[str, Entry] = OrderedDict()
+        self.kept: dict[str, Entry] = {}
+        self.sizes: OrderedDict[str, int] = OrderedDict()  # of those that are answered
 
     async def once(
         self, key: str, digest: Callable[[], bytes], work: Callable[[], Awaitable[Answer]]
@@ -82,8 +83,10 @@ class AnswerStore:
         entry = Entry(digest=asyncio.get_running_loop().create_future(), task=asyncio.ensure_future(work()))
         entry.task.add_done_callback(lambda done: self._answered(key, done))
         self.kept[key] = entry
-        await asyncio.sleep(0)  # the work begins
-        entry.digest.set_result(digest())
+        try:
+            await asyncio.sleep(0)  # the work begins
+        finally:  # repeats wait for the digest, whatever becomes of this request
+            entry.digest.set_result(digest())
         return await asyncio.shield(entry.task), False
 
     def _answered(self, key: str, task: asyncio.Task[Answer]) -> None:
@@ -91,8 +94,9 @@ class AnswerStore:
         if task.cancelled() or task.exception() is not None or not task.result().final:
             del self.kept[key]
             return
-        self.bytes += len(task.result().body)
-        for oldest in [each for each, entry in self.kept.items() if entry.task.done()]:
-            if len(self.kept) <= self.max_keys and self.bytes <= self.max_bytes:
-                return
-            self.bytes -= len(self.kept.pop(oldest).task.result().body)
+        self.sizes[key] = len(task.result().body)
+        self.bytes += self.sizes[key]
+        while self.sizes and (len(self.kept) > self.max_keys or self.bytes > self.max_bytes):
+            oldest, size = self.sizes.popitem(last=False)
+            self.bytes -= size
+            del self.kept[oldest]

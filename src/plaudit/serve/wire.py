@@ -6,7 +6,7 @@ that other items of a batch have, of which this request is a part. A part is one
 `{"kind": "text", "text": ...}`                                  a text
 `{"kind": "json", "value": ...}`                                 messages, numbers, lists
 `{"kind": "tensor", "dtype": "float32", "shape": [3, 32, 32], "data": BASE64}`  little-endian, row-major
-`{"kind": "png", "data": BASE64}`                                a picture, read to float32 [3, H, W] in 0..1
+`{"kind": "png", "data": BASE64}`                                a picture of 8 bits, read to float32 [3, H, W] in 0..1
 `{"kind": "part", "name": "outputs", "row": 3}`                  a tensor of the safetensors file, or a row of it
 `{"kind": "hash", "sha256": HEX}`                                a tensor that the service was given before
 A tensor or part that brings its `sha256` is kept by the service under that name. The body is either this JSON
@@ -49,6 +49,7 @@ FROM_SAFETENSORS = {
 }
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FROM_SAFETENSORS.values()}
 MAX_RANK = 8
+PNG_DEPTH_AT = 24  # of the header, which comes first: signature, length, name, width, height, depth
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 if sys.byteorder != "little":  # pragma: no cover
@@ -333,11 +334,18 @@ class _Reader:
         from PIL import Image
 
         data = from_base64(part.data, where)
+        if data[12:16] != b"IHDR":
+            raise WireError(where, "not a PNG: its header does not come first")
         try:
             picture = Image.open(io.BytesIO(data), formats=("PNG",))
             self._charge(picture.width * picture.height * 3 * 4, where)  # before a pixel is unpacked
-            if picture.mode not in ("RGB", "L", "P", "1") or "transparency" in picture.info:
-                raise WireError(where, f"a PNG of mode {picture.mode} would lose something; send RGB or grey, 8 bit")
+            depth = data[PNG_DEPTH_AT]  # Pillow calls a colour of 16 bits RGB too
+            if picture.mode not in ("RGB", "L", "P", "1") or depth > 8 or "transparency" in picture.info:
+                raise WireError(
+                    where, f"a PNG of mode {picture.mode}, {depth} bit would lose something; send RGB or grey, 8 bit"
+                )
+            if getattr(picture, "n_frames", 1) > 1:
+                raise WireError(where, "an animated PNG would lose something; send one picture")
             pixels = np.asarray(picture.convert("RGB"))
         except WireError:
             raise

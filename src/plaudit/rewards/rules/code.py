@@ -11,8 +11,10 @@ its judge. Use `together` where the programs are not trained against the verdict
 
 from __future__ import annotations
 
+import builtins
 import json
 import re
+import symtable
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,7 +87,8 @@ class UnitTests:
         setup: Sequence[str | None] | None = None,
     ) -> list[Score]:
         """`tests` are assert statements or programs that assert, which call `entry_point` by its name or as `candidate`.
-        `setup` is code that comes before the program: what a completion continues."""
+        `setup` is code that comes before the program: what a completion continues. A name that Python has itself (`sum`)
+        is the program's where it is the `entry_point`, or where nothing else is all that the tests could mean."""
         nothing = [None] * len(outputs)
         at = safe_level()
         return [
@@ -116,6 +119,7 @@ class UnitTests:
             "num_tests": len(tests),
             "apart": self.apart,
             "entry_point": entry_point,
+            "names": [entry_point] if entry_point is not None else shadowing(tests),
             "test_s": self.test_s,
             "memory_mb": self.memory_mb,
         }
@@ -149,6 +153,34 @@ class UnitTests:
 def join(setup: str | None, code: str) -> str:
     """A completion goes on inside the function that `setup` opens; a whole program stands after it."""
     return code if not setup else setup + ("" if setup.endswith("\n") else "\n") + code
+
+
+def shadowing(tests: Sequence[str]) -> list[str]:
+    """The name of Python's own that the tests use as the program's: the only one in all, where they use no other name.
+    It depends on the tests alone: a program that hides `len` must not choose what their `len` is."""
+    try:
+        used = [free_names(test) for test in tests]
+    except (SyntaxError, ValueError, TypeError, RecursionError):  # the judge will say so
+        return []
+    if not all(hasattr(builtins, name) for names in used for name in names):
+        return []
+    functions = {name for name in frozenset.intersection(*used) if not is_exception(getattr(builtins, name))}
+    return list(functions) if len(functions) == 1 else []
+
+
+def free_names(program: str) -> frozenset[str]:
+    """What it uses and does not define."""
+    top = symtable.symtable(program, "test", "exec")
+    used, tables = set(), [top]
+    for table in tables:
+        symbols = table.get_symbols()
+        used |= {each.get_name() for each in symbols if each.is_referenced() and (table is top or each.is_global())}
+        tables += table.get_children()
+    return frozenset(used - {each.get_name() for each in top.get_symbols() if each.is_assigned() or each.is_imported()})
+
+
+def is_exception(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
 
 
 def message(content: object) -> bytes:
