@@ -165,9 +165,11 @@ class _Run:
         given = {"group": self.group, "step": self.step, "learn": self.learn}
         given = {name: given[name] for name in operator.needs}
         if operator.has_memory:
-            return self.memories[id(node)](*positional, **given)
+            remembered: Tensor = self.memories[id(node)](*positional, **given)
+            return remembered
         options = {name: self.value(option) if isinstance(option, Node) else option for name, option in node.options}
-        return operator.function(*positional, **options, **given)
+        value: Tensor | float = operator.function(*positional, **options, **given)
+        return value
 
 
 class _Guard:

@@ -75,8 +75,8 @@ class _Builder:
         match tree:
             case ast.Constant(value=bool()):
                 pass
-            case ast.Constant(value=int() | float()):
-                return _number(tree.value, text)
+            case ast.Constant(value=int() | float() as value):
+                return _number(value, text)
             case ast.Name():
                 return self._name(tree.id)
             case ast.UnaryOp(op=ast.USub()):
