@@ -494,11 +494,11 @@ MUTATIONS = [
     # --- calling a reward
     Mutation("rewards get the picture itself", "rewards/call.py", "outputs.detach().clone()", "outputs", CALL),
     Mutation("rewards get the facts themselves", "rewards/call.py", "= copy.deepcopy(value)", "= value", CALL),
-    Mutation("generator not put back", "rewards/call.py", "torch.set_rng_state(generator)", "pass", CALL),
+    Mutation("generator not put back", "rewards/call.py", "torch.set_rng_state(self.before[0])", "None", CALL),
     Mutation(
         "an exception is a zero",
         "rewards/call.py",
-        'return [missing(Status.ERRORED, f"{type(error).__name__}: {error}")]',
+        'return [missing(status, f"{type(error).__name__}: {error}")]',
         "return [Score(value=0.0)]",
         CALL,
     ),
@@ -529,7 +529,7 @@ MUTATIONS = [
     Mutation(
         "late is zero",
         "rewards/call.py",
-        "missing(Status.TIMED_OUT, str(error) or self._too_late)",
+        'missing(Status.TIMED_OUT, f"no answer within {self.handling.deadline_s:g} s")',
         "Score(value=0.0)",
         CALL,
     ),
@@ -543,8 +543,8 @@ MUTATIONS = [
     Mutation(
         "no budget for repeats",
         "rewards/call.py",
-        "allowed = self.meter.repeats",
-        "allowed = True or self.meter.repeats",
+        "room = max(",
+        "room = 10**9 + max(",
         CALL,
     ),
     Mutation(
@@ -611,7 +611,11 @@ MUTATIONS = [
         SUITE,
     ),
     Mutation(
-        "measuring is learning", "rewards/suite.py", "            self.load_state(before)", "            pass", SUITE
+        "measuring is learning",
+        "rewards/load.py",
+        "                function.load_state(before)",
+        "                pass",
+        SUITE,
     ),
     Mutation("units are not checked", "rewards/suite.py", "formula.check_units(", "str(", SUITE),
     Mutation(
@@ -625,8 +629,8 @@ MUTATIONS = [
     Mutation(
         "no limit to missing scores",
         "rewards/suite.py",
-        "absent > limit * len(values)",
-        "absent > len(values)",
+        "if absent.sum() > limit * len(values):",
+        "if absent.sum() > len(values):",
         f"{SUITE} {COLLECT}",
     ),
     Mutation(

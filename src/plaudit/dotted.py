@@ -17,7 +17,7 @@ def import_dotted(path: str, key: str, built_in: Iterable[str] = ()) -> Any:
     """The thing at `package.module:thing`; modules of the current folder are found as in `python -m`."""
     module_name, colon, attribute = path.partition(":")
     near = get_close_matches(path, list(built_in), n=1)
-    names = f"; did you mean {near[0]}?" if near else f"; built in: {', '.join(sorted(built_in))}" if built_in else ""
+    names = f"; did you mean {near[0]}?" if near else "; `plaudit rewards list` names what is built in" if built_in else ""
     if not colon:
         raise RecipeError(f"{key}: {path!r} is not a dotted path `package.module:thing`{names}")
     if str(Path.cwd()) not in sys.path:
@@ -26,5 +26,7 @@ def import_dotted(path: str, key: str, built_in: Iterable[str] = ()) -> Any:
         return functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
     except (ImportError, AttributeError) as error:
         raise RecipeError(
-            f"{key}: cannot import {path!r}: {error}; check the path and that its folder is importable{names}"
+            f"{key}: cannot import {path!r}: {error}; check the path and that its folder is importable"
         ) from error
+    except Exception as error:  # the user's module may raise anything while it is read
+        raise RecipeError(f"{key}: reading {module_name} raised {type(error).__name__}: {error}") from error

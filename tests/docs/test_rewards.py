@@ -62,5 +62,18 @@ def test_the_service_has_a_valid_configuration(workplace: Path) -> None:
     assert load([workplace / "taste.yaml"]).combine
 
 
+def test_the_request_is_answered(workplace: Path) -> None:
+    testclient = pytest.importorskip("fastapi.testclient")
+    from plaudit.serve.config import read_file
+    from plaudit.serve.server import make_app
+    from plaudit.serve.service import make_service
+
+    (block,) = blocks(PAGE, "json")
+    with testclient.TestClient(make_app(make_service(read_file(workplace / "service.yaml")), None)) as client:
+        answer = client.post("/v1/score", json=json.loads(block))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["results"][0]["value"] == 1.0
+
+
 def test_the_tables_are_current() -> None:
     assert PAGE.partition(MARK)[2].strip() == markdown_tables().strip(), "run: plaudit rewards list --markdown"

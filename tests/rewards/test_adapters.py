@@ -41,7 +41,7 @@ def test_a_verl_function_gets_one_output_at_a_time(theirs) -> None:
     theirs.compute_score = compute_score
     reward = load_reward("v", RewardConfig(type="verl", arguments={"function": "theirs:compute_score"}))
     found = reward(ASKED, ["2", "5", "6"])
-    assert seen == [("gsm", "2", "2", None), ("plaudit", "5", "4", {"level": 3})]
+    assert seen == [("gsm", "2", "2", None), (None, "5", "4", {"level": 3})]
     assert [s.status for s in found] == [Status.OK, Status.OK, Status.NOT_APPLICABLE]
     assert found[0].value == 1 and found[0].components == {"acc": 1.0} and found[1].value == 0
 
@@ -95,6 +95,22 @@ def matches(prompts, outputs, answer):
     return [
         missing(Status.NOT_APPLICABLE) if a is None else float(o == a) for o, a in zip(outputs, answer, strict=True)
     ]
+
+
+def test_verls_own_layouts_of_the_truth_are_known(theirs) -> None:
+    theirs.compute_score = lambda data_source, solution_str, ground_truth, extra_info=None: float(
+        solution_str == ground_truth
+    )
+    layouts = [{"ground_truth": "2"}, {"reward_model": {"ground_truth": "2"}}, {"answer": "2"}, {"reward_model": {}}]
+    asked = [Prompt(id=str(i), text="", facts=facts) for i, facts in enumerate(layouts)]
+    reward = load_reward("v", RewardConfig(type="verl", arguments={"function": "theirs:compute_score"}))
+    found = reward(asked, ["2"] * 4)
+    assert [s.value for s in found[:3]] == [1, 1, 1] and found[3].status is Status.NOT_APPLICABLE
+
+
+def test_for_trl_takes_names_and_functions() -> None:
+    assert ForTrl("exact_answer", place="whole")(["q"], ["Paris"], answer=["Paris"]) == [1.0]
+    assert ForTrl(matches)(["q"], ["a"], answer=["b"]) == [0.0] and ForTrl(matches).__name__ == "matches"
 
 
 def test_ours_is_a_function_for_trl() -> None:

@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from plaudit.cli import app
 from plaudit.data.outputs import gather
 from plaudit.data.prompt import Prompt
-from plaudit.errors import RecipeError
+from plaudit.errors import DataError, RecipeError, RewardError
 from plaudit.recipe.schema import RewardConfig
 from plaudit.rewards.base import Status, card, missing
 from plaudit.rewards.scoring import CHUNK, score, score_request, summarise, write_scores
 from plaudit.rewards.suite import load_suite
 
 
-@card(kind="text", low=0, high=99)
+@card(kind="text", low=0, high=999)
 def length(prompts, outputs):
     """Words."""
     return [float(len(o.split())) if o else missing(Status.NOT_APPLICABLE, "silence") for o in outputs]
@@ -50,6 +51,61 @@ def test_one_reward_is_its_own_total_and_several_stand_side_by_side() -> None:
         and batch.parts["long"].tolist() == [2, 1]
         and batch.parts["place"].tolist() == [0.5, 0]
     )
+
+
+def test_functions_facts_pictures_of_pillow_and_paths(tmp_path: Path) -> None:
+    def right(prompts, completions, answer):
+        return [float(c == a) for c, a in zip(completions, answer, strict=True)]
+
+    batch = score(
+        ["p"] * 2, ["x", "y"], {"right": right, "long": "mine:length"}, facts=[{"answer": "x"}, {"answer": "x"}]
+    )
+    assert batch.parts["right"].tolist() == [1, 0] and batch.parts["long"].tolist() == [1, 1]
+    assert score(["p"], ["x"], right, facts=[{"answer": "x"}]).total.tolist() == [1]
+    grey = Image.new("RGB", (4, 4), (51, 51, 51))
+    grey.save(tmp_path / "g.png")
+    assert score(["p"] * 2, [grey, tmp_path / "g.png"], "brightness").total.tolist() == pytest.approx([0.2, 0.2])
+    for wrong in (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.full((1, 3, 4, 4), 255.0)):
+        with pytest.raises(RewardError, match=r"must be floats in 0..1, so divide by 255"):
+            score(["p"], wrong, "brightness")
+    with pytest.raises(RewardError, match=r"a picture is \[3, height, width\], not \[4, 4, 3\]"):
+        score(["p"], torch.zeros(1, 4, 4, 3), "brightness")
+    with pytest.raises(DataError, match="1 facts for 2 prompts"):
+        score(["p"] * 2, ["x", "y"], right, facts=[{}])
+
+
+def test_a_number_that_the_card_rules_out_is_an_error_not_a_score() -> None:
+    @card(kind="text", low=0, high=1)
+    def twelve(prompts, outputs):
+        """A judge that answers on another scale."""
+        return [12.5, 1.0]
+
+    batch = score(["p"] * 2, ["a", "b"], twelve)
+    assert batch.total[0].isnan() and batch.total[1] == 1
+    assert (
+        batch.scores["twelve"][0].status is Status.ERRORED and "12.5 is outside 0..1" in batch.scores["twelve"][0].note
+    )
+
+
+def test_a_picture_that_cannot_be_read_harms_no_other(tmp_path: Path) -> None:
+    for name in ("a", "c"):
+        Image.new("RGB", (4, 4), "white").save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"rubbish")
+    gathered = gather(tmp_path)
+    suite = load_suite({"b": RewardConfig(type="brightness"), "q": RewardConfig(type="png_size")}, add=False)
+    found = score_request(suite, gathered.prompts, gathered.outputs).batch.scores["b"]
+    assert [s.status for s in found] == [Status.OK, Status.ERRORED, Status.OK] and "b.png cannot be read" in found[
+        1
+    ].note
+
+
+def test_a_reference_picture_is_named_in_the_file(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "a.png")
+    rows = [{"prompt": "p", "image": "a.png", "inputs": {"reference": {"image": "a.png"}}}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    gathered = gather(tmp_path / "rows.jsonl")
+    suite = load_suite({"l": RewardConfig(type="negative_l2")})
+    assert score_request(suite, gathered.prompts, gathered.outputs).batch.total.tolist() == pytest.approx([0], abs=1e-5)
 
 
 def test_formulas_and_scales_that_are_measured_here() -> None:
@@ -120,6 +176,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path: Path) -> None:
     rows = str(tmp_path / "rows.jsonl")
     for arguments, message in (
         ([rows], "nothing to score with: give --reward NAME"),
+        ([rows, "--reward", "long={type: mine:length, wieght: 2}"], "wieght"),
         ([rows, "--reward", "brightness"], "looks at pictures, and these outputs are texts"),
         ([rows, "--reward", "mine:lenght"], "cannot import 'mine:lenght'"),
         ([rows, "--rewards", str(tmp_path / "no.yaml")], "no such file"),
@@ -167,6 +224,8 @@ def test_the_list_and_the_cards_print() -> None:
     assert done.exit_code == 0 and "si_sdr" in done.output and "scene_exact" not in done.output
     done = run(["rewards", "show", "jpeg_size"])
     assert done.exit_code == 0 and "quality=95" in done.output and "600 true pictures" in done.output
+    assert "to n" in run(["rewards", "show", "rank"]).output
+    assert "allowed: image, text, audio, video" in run(["rewards", "list", "--kind", "smell"]).output
     done = run(["rewards", "verify", "brightness"])
     assert done.exit_code == 0 and "ok" in done.output
     assert torch.is_tensor(score(["p"], ["a"], "mine:length").total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,149 @@ attempt(lambda: subprocess.run(["su", "-c", "true"], check=True, timeout=5, capt
 """
     )
     assert boxed(code, at).stdout.count(b"refused") == 3
+
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.shmat.restype = ctypes.c_void_p
+IPC_CREAT, IPC_RMID, IPC_STAT, SETVAL, GETVAL, IPC_NOWAIT = 0o1000, 0, 2, 16, 12, 0o4000
+SHARED = b"ours"
+
+
+@pytest.fixture
+def shared() -> Iterator[dict[str, int]]:
+    """A segment, a semaphore and a queue that every user may use."""
+    mode = IPC_CREAT | 0o666
+    numbers = {"shm": LIBC.shmget(0, 4096, mode), "sem": LIBC.semget(0, 1, mode), "msg": LIBC.msgget(0, mode)}
+    if min(numbers.values()) < 0:
+        pytest.skip("no System V objects here")
+    yield numbers
+    LIBC.shmctl(numbers["shm"], IPC_RMID, None)
+    LIBC.semctl(numbers["sem"], 0, IPC_RMID)
+    LIBC.msgctl(numbers["msg"], IPC_RMID, None)
+
+
+IPC_ATTACKS = {
+    "write": "at = c.shmat({shm}, None, 0); print(ctypes.string_at(at, 4)); ctypes.memmove(at, b'bad!', 4)",
+    "set": "c.semctl({sem}, 0, 16, 9)",
+    "take": "c.msgrcv({msg}, message, 4, 0, 0o4000)",
+    "send": "c.msgsnd({msg}, message, 4, 0o4000)",
+    "up": "c.semop({sem}, (ctypes.c_short * 3)(0, 1, 0o4000), 1)",
+    "remove shared memory": "c.shmctl({shm}, 0, None)",
+    "remove semaphores": "c.semctl({sem}, 0, 0)",
+    "remove queues": "c.msgctl({msg}, 0, None)",
+}
+
+
+@at_each_level
+@pytest.mark.parametrize("what", IPC_ATTACKS)
+def test_system_v_objects_of_others_are_out_of_reach(
+    at: Level, what: str, shared: dict[str, int], tmp_path: Path
+) -> None:
+    """They are found by number, without any file."""
+    address = LIBC.shmat(shared["shm"], None, 0)
+    ctypes.memmove(address, SHARED, 4)
+    LIBC.semctl(shared["sem"], 0, SETVAL, 3)
+    assert LIBC.msgsnd(shared["msg"], (1).to_bytes(8, "little") + SHARED, 4, IPC_NOWAIT) == 0
+
+    def state() -> tuple[object, ...]:
+        room = ctypes.create_string_buffer(512)
+        left = LIBC.msgctl(shared["msg"], IPC_STAT, room) == 0 and int.from_bytes(room.raw[80:88], "little")
+        kept = LIBC.shmctl(shared["shm"], IPC_STAT, room) == 0 and room.raw[20:24]  # the mode tells who removed it
+        return ctypes.string_at(address, 4), kept, LIBC.semctl(shared["sem"], 0, GETVAL), left
+
+    code = "import ctypes\nc = ctypes.CDLL(None, use_errno=True); c.shmat.restype = ctypes.c_void_p\n"
+    code += "message = ctypes.create_string_buffer((1).to_bytes(8, 'little') + b'bad!')\n"
+    code += IPC_ATTACKS[what].format(**shared)
+    try:
+        before = state()
+        outcome = boxed(code, at)
+        assert state() == before and SHARED not in outcome.stdout, outcome
+        loose(code, tmp_path)
+        assert state() != before, f"{what} is no attack"
+    finally:
+        LIBC.shmdt(ctypes.c_void_p(address))
+
+
+# The victim is a process of the same user, and outside of every other wall: what is left is the filter alone.
+SCENE = """
+import ctypes, fcntl, os, signal, socket, struct, sys, time
+from plaudit.sandbox.child import linux
+from plaudit.sandbox.seccomp import seccomp_filter
+filtered, unused_user, call = sys.argv[1] == "filtered", int(sys.argv[2]), linux.syscall
+if os.getuid() == 0:
+    os.setresuid(unused_user, unused_user, unused_user)
+victim = os.fork()
+if victim == 0:
+    time.sleep(10)
+    os._exit(0)
+def signal_when_ready(own):
+    ours, theirs = socket.socketpair()
+    own(ours)
+    fcntl.fcntl(ours, fcntl.F_SETFL, fcntl.fcntl(ours, fcntl.F_GETFL) | os.O_ASYNC)
+    theirs.send(b"x")
+def set_signal(end):
+    try:
+        fcntl.fcntl(end, 10, signal.SIGKILL)
+    except OSError:  # the usual signal also ends who does not expect it
+        pass
+def attack():
+    ATTACK
+attacker = os.fork()
+if attacker == 0:
+    try:
+        if filtered:
+            linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+            linux.seccomp(seccomp_filter(guard_attributes=True, guard_signals=True))
+        attack()
+    finally:
+        os._exit(0)
+os.waitpid(attacker, 0)
+time.sleep(0.05)
+ended = os.waitpid(victim, os.WNOHANG)[0]
+print("ended" if ended else f"nice {os.getpriority(os.PRIO_PROCESS, victim)} io {call(IOPRIO_GET, 1, victim)}")
+if not ended:
+    os.kill(victim, signal.SIGKILL)
+"""
+FILTER_ATTACKS = {
+    "renice the user": "os.setpriority(os.PRIO_USER, 0, 15)",
+    "renice the group": "os.setpriority(os.PRIO_PGRP, 0, 15)",
+    "renice the process": "os.setpriority(os.PRIO_PROCESS, victim, 15)",
+    "slow down the user": "call(IOPRIO_SET, 3, os.getuid(), 3 << 13)",
+    "slow down the group": "call(IOPRIO_SET, 2, 0, 3 << 13)",
+    "slow down the process": "call(IOPRIO_SET, 1, victim, 3 << 13)",
+    "kill": "os.kill(victim, signal.SIGKILL)",
+    "kill by F_SETOWN": "signal_when_ready(lambda end: (set_signal(end), fcntl.fcntl(end, 8, victim)))",
+    "kill by F_SETOWN_EX": "signal_when_ready(lambda end: fcntl.fcntl(end, 15, struct.pack('ii', 1, victim)))",
+    "kill by FIOSETOWN": "signal_when_ready(lambda end: fcntl.ioctl(end, 0x8901, struct.pack('i', victim)))",
+    "kill by SIOCSPGRP": "signal_when_ready(lambda end: fcntl.ioctl(end, 0x8902, struct.pack('i', victim)))",
+}
+IOPRIO = {"x86_64": (251, 252), "aarch64": (30, 31)}
+
+
+@pytest.mark.skipif(os.uname().machine not in IOPRIO, reason="no filter here")
+@pytest.mark.parametrize("what", FILTER_ATTACKS)
+def test_the_filter_alone_keeps_processes_of_the_same_user_safe(what: str) -> None:
+    if "user" in what and os.getuid() != 0:
+        pytest.skip("would slow down everything that this user runs")
+    set_number, get_number = IOPRIO[os.uname().machine]
+    scene = SCENE.replace("ATTACK", FILTER_ATTACKS[what])
+    scene = scene.replace("IOPRIO_SET", str(set_number)).replace("IOPRIO_GET", str(get_number))
+
+    def victim(how: str) -> str:
+        user = str(1_800_000_000 + os.getpid())
+        command = [sys.executable, "-c", scene, how, user]
+        return subprocess.run(command, capture_output=True, timeout=20, text=True, start_new_session=True).stdout
+
+    untouched = victim("filtered")
+    assert untouched.startswith(f"nice {os.getpriority(os.PRIO_PROCESS, 0)} io ")
+    touched = victim("loose")
+    assert touched and touched != untouched, f"{what} is no attack"
+
+
+@at_each_level
+def test_a_program_may_still_be_nice_itself(at: Level) -> None:
+    code = TRY + "import os\nattempt(lambda: os.setpriority(os.PRIO_PROCESS, 0, 15) or os.getpriority(0, 0))"
+    assert boxed(code, at).stdout == b"RESULT 15\n"
 
 
 # --- outliving and forging --------------------------------------------------------------------------------------------

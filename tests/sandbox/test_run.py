@@ -15,7 +15,7 @@ from tests.sandbox.harness import boxed, running
 from tests.sandbox.harness import levels as available
 
 from plaudit.errors import RewardError, SandboxError
-from plaudit.sandbox import Level, Limits, RunStatus, lacking, level, levels, run, run_python, seccomp
+from plaudit.sandbox import Level, Limits, RunStatus, lacking, level, levels, run, run_python, seccomp, signal_guard
 
 at_each_level = available()
 
@@ -174,7 +174,12 @@ def test_the_filter(machine: str) -> None:
     assert verdict("clone3") == ENOSYS
     assert verdict("clone", 0x11) == ALLOW and verdict("clone", 0x10000011) == EPERM
     assert verdict("prlimit64", 0) == ALLOW and verdict("prlimit64", 7) == EPERM
-    assert verdict("setpriority", 0, 0) == ALLOW and verdict("setpriority", 0, 7) == EPERM
+    for name, process in (("setpriority", 0), ("ioprio_set", 1)):
+        allowed = {(which, who) for which in range(4) for who in (0, 7) if verdict(name, which, who) == ALLOW}
+        assert allowed == {(process, 0)}, name
+    refused = {command for command in range(2048) if verdict("fcntl", 3, command) == EPERM}
+    assert refused == {8, 10, 15}
+    assert verdict("ioctl", 3, 0x8901) == EPERM and verdict("ioctl", 3, 0x8902) == EPERM
     assert verdict("ioctl", 0, 0x5413) == ALLOW and verdict("ioctl", 0, 0x5412) == EPERM
     assert verdict("socketpair", 1, 1 | 0x80000) == ALLOW
     assert verdict("socketpair", 1, 2) == EPERM and verdict("socketpair", 2, 1) == EPERM
@@ -182,6 +187,27 @@ def test_the_filter(machine: str) -> None:
     strict = seccomp.seccomp_filter(machine, guard_attributes=True, guard_signals=True)
     assert strict is not None
     assert verdict("kill", 5, guarded=strict) == EPERM and verdict("fchmod", 5, guarded=strict) == EPERM
+
+
+def test_a_run_cannot_share_by_number() -> None:
+    """All that System V offers, where there is a number for it."""
+    kinds = {"shm": "get at dt ctl", "sem": "get op timedop ctl", "msg": "get snd rcv ctl"}
+    names = {kind + name for kind, does in kinds.items() for name in does.split()} | {"mq_open", "mq_unlink"}
+    assert names <= set(seccomp.REFUSED)
+    assert all(names <= set(known.numbers) for known in seccomp.MACHINES.values())
+
+
+def test_the_guard_for_programs_that_a_program_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = seccomp.MACHINES.get(os.uname().machine)
+    if known is None or level() is Level.NONE:
+        pytest.skip("no filter here")
+    guard = signal_guard()
+    assert guard is not None
+    assert judge(guard, known.audit_arch, known.numbers["kill"], 5) == EPERM
+    assert judge(guard, known.audit_arch, known.numbers["fchmod"], 5) == ALLOW
+    monkeypatch.setenv(levels.AT_MOST, "none")
+    monkeypatch.setenv(levels.ALLOW, "1")
+    assert signal_guard() is None
 
 
 def test_an_unknown_machine_has_no_filter() -> None:

@@ -113,6 +113,12 @@ def get(url: str, path: str, token: str | None = None) -> Reply:
     return Client(url, token).ask("GET", path, time.monotonic() + LONG)
 
 
+def connected(url: str) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+    client.settimeout(LONG)
+    return client
+
+
 def text_items(texts: Sequence[str], **prompt: Any) -> list[dict[str, Any]]:
     return [{"prompt": prompt, "output": {"kind": "text", "text": text}} for text in texts]
 
@@ -207,3 +213,22 @@ def answer(body: bytes, status: str = "200 OK", *headers: str, length: int | Non
 def results(*values: Any) -> bytes:
     """An answer with these values, written as they are: `NaN` too."""
     return answer(json.dumps({"results": [{"value": value, "status": "ok"} for value in values]}).encode())
+
+
+class Remembering:
+    """The number of outputs that it has seen."""
+
+    card = number_in.card
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, prompts: Sequence[str], outputs: Sequence[str]) -> list[float]:
+        self.count += len(outputs)
+        return [float(self.count)] * len(outputs)
+
+    def state(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        self.count = state["count"]

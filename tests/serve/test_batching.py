@@ -82,6 +82,48 @@ def test_what_waits_while_the_reward_is_busy_is_merged() -> None:
     assert counting.batches == [2, 4, 4]  # never more than five
 
 
+@pytest.mark.parametrize("function, sizes", [("carded", [4, 4, 2]), ("ranks", [10]), ("plain", [10])])
+def test_a_request_larger_than_a_batch_is_scored_in_pieces_where_that_cannot_change_it(function, sizes) -> None:
+    seen, told = [], []
+
+    def plain(prompts, outputs, group):
+        seen.append((len(outputs), group))
+        return [float(text) for text in outputs]
+
+    @card(kind="text")
+    def carded(prompts, outputs, group):
+        return plain(prompts, outputs, group)
+
+    @card(kind="text", batch_invariant=False)
+    def ranks(prompts, outputs, group):
+        return plain(prompts, outputs, group)
+
+    async def work() -> list[float]:
+        queue = batcher(locals_[function], max_batch=4, on_batch=told.append)
+        scores = await queue.score(texts_request([str(i) for i in range(10)]), LONG)
+        queue.close()
+        return [score.value for score in scores]
+
+    locals_ = {"plain": plain, "carded": carded, "ranks": ranks}
+    assert asyncio.run(work()) == [float(i) for i in range(10)]
+    assert [size for size, _ in seen] == told == sizes
+    assert [member for _, group in seen for member in group] == list(range(10))
+
+
+def test_pieces_that_nobody_waits_for_any_more_are_not_scored() -> None:
+    counting = Counting(seconds=0.1)
+
+    async def work():
+        queue = batcher(counting, max_batch=1)
+        scores = await queue.score(texts_request([str(i) for i in range(9)]), 0.15)
+        assert (await queue.score(texts_request(["9"]), LONG))[0].value == 9.0
+        queue.close()
+        return scores
+
+    assert [score.status for score in asyncio.run(work())] == [Status.TIMED_OUT] * 9
+    assert "9" in counting.seen and len(counting.seen) <= 4
+
+
 def test_an_idle_reward_does_not_wait() -> None:
     async def work() -> float:
         queue = batcher(number_in, max_wait_s=5.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from tests.serve.harness import number_in, post, post_raw, red_mean, serving
 
@@ -80,6 +82,34 @@ def test_vllm_classify() -> None:
         assert post(url, {"model": "n", "input": "3"}, "/classify")[1]["data"][0]["probs"] == [3.0]
         assert post(url, {"input": "3"}, "/classify")[0] == 404  # two rewards: which one?
         assert post(url, {"model": "n", "input": [[1, 2]]}, "/classify")[0] == 422
+
+
+def test_the_number_of_texts_is_limited_for_good() -> None:
+    """429 would ask for a repeat, which never could succeed."""
+    texts = [str(i) for i in range(5)]
+    with serving({"n": number_in}, max_items=4, max_queue=4) as (url, _, _):
+        for path, asked in (("/classify", {"input": texts}), ("/get_reward", {"query": texts})):
+            reply = post_raw(url, json.dumps(asked).encode(), path)
+            assert reply.status == 413 and b"at most 4" in reply.body and "retry-after" not in reply.headers
+        assert post(url, {"input": texts[1:]}, "/classify")[0] == 200
+
+
+@pytest.mark.parametrize("path, name", [("/classify", "input"), ("/get_reward", "query")])
+def test_an_answer_without_all_scores_is_not_given_again(path: str, name: str) -> None:
+    failing = [True]
+
+    def sometimes(prompts, outputs):
+        if failing[0]:
+            raise OSError("the judge is away")
+        return [1.0] * len(outputs)
+
+    with serving({"sometimes": sometimes}) as (url, _, _):
+        statuses = []
+        for _ in range(2):
+            document = post(url, {name: ["a"]}, path, {"Idempotency-Key": "k"})[1]
+            statuses += document.get("statuses") or [each["status"] for each in document["data"]]
+            failing[0] = False
+    assert statuses == ["errored", "ok"]
 
 
 def test_a_form_of_a_web_page_is_refused(url) -> None:

@@ -11,9 +11,10 @@ import time
 import pytest
 from tests.serve.harness import LONG, get
 
-from plaudit.errors import RecipeError, RunError
+from plaudit.errors import RecipeError, RewardError, RunError
 from plaudit.serve.config import ServeConfig, read_file, read_mapping, token_of, with_address
 from plaudit.serve.server import listen
+from plaudit.serve.service import make_service
 
 GOOD = {"rewards": {"quality": "scene_match"}}
 
@@ -77,6 +78,11 @@ def test_the_command_line_cannot_get_around_the_token() -> None:
 def test_a_port_that_is_taken() -> None:
     with listen(ServeConfig(port=0)) as taken, pytest.raises(RunError, match="cannot listen"):
         listen(ServeConfig(port=taken.getsockname()[1]))
+
+
+def test_a_reward_with_a_memory_is_not_served() -> None:
+    with pytest.raises(RewardError, match=r"rewards\.new remembers earlier calls.*checkpoints from another process"):
+        make_service(read_mapping({"rewards": {"new": "text_novelty"}}, "x"))
 
 
 def test_files(tmp_path) -> None:

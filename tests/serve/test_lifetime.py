@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from tests.serve.harness import (
     LONG,
     Counting,
@@ -23,6 +26,7 @@ from tests.serve.harness import (
 )
 
 from plaudit.rewards.base import card
+from plaudit.serve.stores import Answer, AnswerStore
 
 # --- nothing twice -----------------------------------------------------------------------------------------------------
 
@@ -78,6 +82,76 @@ def test_a_refusal_is_not_kept() -> None:
         assert ask(url, ["1"], "m", headers=key)[0] == 404
         assert ask(url, ["1"], headers=key)[0] == 200  # other body, but the key is free again
         assert len(service.answers.kept) == 1
+
+
+def test_an_answer_with_items_that_came_late_or_failed_is_not_given_again() -> None:
+    """The retry of a client is scored; what is decided, even as missing, is not scored again."""
+    counting = Counting()
+    counting.go_on.clear()
+
+    @card(kind="text", batch_invariant=True)
+    def first_fails(prompts, outputs):
+        counting(prompts, outputs)
+        if "2" in outputs and counting.seen["2"] == 1:
+            raise OSError("once")
+        return [None if text == "3" else float(text) for text in outputs]
+
+    def statuses(key: str, *texts: str, **headers: str) -> list[str]:
+        document = ask(url, list(texts), headers={"Idempotency-Key": key, **headers})[1]
+        return [result["status"] for result in document["results"]]
+
+    with serving({"n": first_fails}) as (url, service, _):
+        assert statuses("late", "1", **{"X-Deadline-Ms": "50"}) == ["timed_out"]
+        counting.go_on.set()
+        wait_for(lambda: "1" in counting.seen)
+        assert statuses("late", "1") == ["ok"] == statuses("late", "1")
+        assert statuses("failed", "2") == ["errored"]
+        assert statuses("failed", "2") == ["ok"] == statuses("failed", "2")
+        assert statuses("missing", "3") == ["not_applicable"] == statuses("missing", "3")
+        assert counting.seen == {"1": 2, "2": 2, "3": 1}
+        assert set(service.answers.kept) == {"late", "failed", "missing"}
+
+
+def test_a_first_request_that_is_cancelled_at_once_leaves_no_repeat_waiting() -> None:
+    async def work() -> tuple[Answer, bool]:
+        store = AnswerStore(4, 2**20)
+
+        async def answered() -> Answer:
+            await asyncio.sleep(0.01)
+            return Answer(status=200, body=b"1", final=True)
+
+        first = asyncio.ensure_future(store.once("k", lambda: b"d", answered))
+        await asyncio.sleep(0)  # it has begun, and waits for the work to begin
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        return await asyncio.wait_for(store.once("k", lambda: b"d", answered), 2)
+
+    answer, repeated = asyncio.run(work())
+    assert answer.body == b"1" and repeated
+
+
+def test_answers_that_end_together_are_counted_once() -> None:
+    async def work() -> None:
+        store, go_on = AnswerStore(1, 2**20), asyncio.Event()
+
+        async def answered(final: bool) -> Answer:
+            await go_on.wait()
+            return Answer(status=200, body=b"12345", final=final)
+
+        finals = [True, False, True, False, True]
+        jobs = [
+            asyncio.ensure_future(store.once(str(i), lambda: b"d", functools.partial(answered, final)))
+            for i, final in enumerate(finals)
+        ]
+        await asyncio.sleep(0.01)
+        failures: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+        go_on.set()
+        assert len(await asyncio.gather(*jobs)) == 5
+        assert list(store.kept) == ["4"] and store.bytes == 5 and not failures
+
+    asyncio.run(work())
 
 
 def test_the_store_of_answers_is_bounded() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -123,6 +124,20 @@ def test_it_ends_with_its_parent() -> None:
         assert running(pid)
         parent.kill()
         wait_for(lambda: not running(pid))
+
+
+def test_a_reward_with_a_memory_stays_in_the_trainers_process() -> None:
+    """A process that is started again would have forgotten."""
+    with pytest.raises(RewardError, match=r"^rewards\.new remembers earlier calls.*run it in the trainer's process"):
+        load_reward("new", RewardConfig(type="text_novelty", python=sys.executable))
+
+
+def test_scores_are_cached_by_what_runs_where_and_its_card() -> None:
+    with isolated() as reward, isolated(batch=3) as same:
+        assert reward.caller.function.cache_identity() == same.caller.function.cache_identity()
+        source, name, card = json.loads(reward.caller.function.cache_identity())
+        assert source == {"python": sys.executable, "rewards": {"odd": {**ODD, "arguments": {}}}}
+        assert (name, card["revision"]) == ("odd", "7")
 
 
 @pytest.mark.parametrize(

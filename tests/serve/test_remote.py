@@ -7,12 +7,14 @@ import math
 import socket
 import threading
 import time
+from dataclasses import fields
 
 import pytest
 import torch
 from tests.serve.harness import (
     Counting,
     Misbehaving,
+    Remembering,
     answer,
     number_in,
     pictures_request,
@@ -26,7 +28,7 @@ from tests.serve.harness import (
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
-from plaudit.rewards.base import Status
+from plaudit.rewards.base import Card, Status, card
 from plaudit.rewards.call import Caller, make_request
 from plaudit.rewards.remote import Remote
 
@@ -155,7 +157,56 @@ def test_attempts_are_bounded() -> None:
     assert len(requests) == 3  # one and two retries
     assert "500" in scores[0].note
     assert len(scored([answer(b"{}", "422 No")])[1]) == 1  # asking again would not help
-    assert scored([answer(b"{}", "422 No")])[0][0].status is Status.REFUSED
+
+
+def test_a_mistake_in_the_configuration_is_an_error_and_too_many_bytes_are_a_refusal() -> None:
+    """What the service says is the note; only the size is about the outputs."""
+    for status in ("401 Unauthorized", "404 Not Found", "415 Type", "422 No"):
+        scores, _ = scored([answer(b'{"error": "mend this"}', status)])
+        assert [(score.status, score.note[-14:]) for score in scores] == [
+            (Status.ERRORED, f"{status[:3]}: mend this")
+        ] * 2
+    assert scored([answer(b"{}", "413 Too large")])[0][0].status is Status.REFUSED
+
+
+def test_a_reward_that_is_not_served_any_more() -> None:
+    with serving({"n": number_in}) as (url, _, _):
+        caller = remote(url)
+    with serving({"other": number_in}, port=int(url.rpartition(":")[2])):
+        gone = caller(TEXTS)
+    assert {score.status for score in gone} == {Status.ERRORED} and "there are other" in gone[0].note
+
+
+def test_a_reward_with_a_memory_is_not_asked_for_elsewhere() -> None:
+    """Measuring would change it, and no checkpoint would have what it remembers."""
+    with serving({"memory": Remembering(), "n": number_in}) as (url, _, _):
+        with pytest.raises(RewardError, match=r"'memory' remembers earlier calls.*run it in the trainer's process"):
+            remote(url, "memory")
+        assert remote(url, "n")(TEXTS)[0].value == 1.0
+
+
+def test_scores_are_cached_by_the_service_the_reward_and_the_whole_card() -> None:
+    @card(kind="text", low=0, high=1e9, revision="2")
+    def revised(prompts, outputs):
+        return [0.0] * len(outputs)
+
+    def plain(prompts, outputs):
+        return [0.0] * len(outputs)
+
+    def identity(name: str) -> str:
+        return Remote(url, name).cache_identity()
+
+    with serving({"a": number_in, "b": number_in, "r": revised, "plain": plain}) as (url, _, _):
+        assert identity("a") == identity("a")
+        assert len({identity(name) for name in "abr"}) == 3
+        source, name, served = json.loads(identity("r"))
+        assert (source, name, served["revision"], served["high"]) == (url, "r", "2", 1e9)
+        assert set(served) == {field.name for field in fields(Card)}
+        with pytest.raises(RewardError, match="no card with a revision"):
+            identity("plain")
+        before = identity("a")
+    with serving({"a": revised}, port=int(url.rpartition(":")[2])):
+        assert identity("a") != before, "another revision at the same place"
 
 
 def test_a_slow_service_is_left_at_the_deadline() -> None:
@@ -268,9 +319,11 @@ def test_columns_groups_and_steps_arrive() -> None:
 def test_what_cannot_be_sent_is_missing_with_a_reason() -> None:
     with serving({"n": number_in}) as (url, _, _):
         caller = remote(url)
-        for facts in ({"x": {1, 2}}, {"x": math.nan}, {"x": torch.zeros(1)}):
+        odd = [{"x": {1, 2}}, {"x": math.nan}, {"x": torch.zeros(1)}, {"x": {7: 1.0}}, {"x": [{"y": {7: 1.0}}]}]
+        for facts in odd:
             scores = caller(make_request([Prompt(id="0", text="", facts=facts)], ["1"]))
             assert scores[0].status is Status.ERRORED and "cannot be sent" in scores[0].note
+        assert "facts.x.y has the key 7;" in scores[0].note
 
 
 def test_an_answer_that_was_dropped_is_asked_for_again_and_nothing_is_scored_twice() -> None:

@@ -17,6 +17,7 @@ from tests.serve.harness import (
     LONG,
     Counting,
     ask,
+    connected,
     get,
     number_in,
     pictures_request,
@@ -231,6 +232,69 @@ def test_half_of_a_request_holds_nothing_for_long() -> None:
                 assert said == b"" or b" 408 " in said
         assert ask(url, ["1"])[0] == 200
         wait_for(lambda: service.held == 0)
+
+
+TRICKLED = {
+    "a wrong token": b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
+    "nothing to read a body for": b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
+    "no such path": b"POST /nothing HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3e8\r\n",
+    "empty lines between requests": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", TRICKLED)
+def test_a_body_that_is_not_read_holds_the_connection_no_longer_than_one_that_is(case: str) -> None:
+    drop = b"\r\n" if case.startswith("empty") else b"x"
+    with serving({"n": number_in}, token="right", header_s=0.3, body_s=0.3) as (url, _, _), connected(url) as client:
+        client.sendall(TRICKLED[case])
+        assert client.recv(65536).startswith(b"HTTP/1.1 ")
+        client.settimeout(0.02)
+        started = time.monotonic()
+        while not _is_over(client, drop):
+            assert time.monotonic() - started < 3, "it is still open"
+
+
+def _is_over(client: socket.socket, drop: bytes) -> bool:
+    try:
+        client.sendall(drop)
+        return client.recv(4096) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def test_a_body_that_is_not_read_is_not_endless() -> None:
+    """The answer can be read while the body is thrown away, but not more than a body may have."""
+    with serving({"n": number_in}, token="right", max_request_mb=1) as (url, _, _), connected(url) as client:
+        client.sendall(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 401")
+        sent = 0
+        with pytest.raises(OSError):
+            while sent < 50 * 2**20:
+                client.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
+                sent += 65536
+    with serving({"n": number_in}, token="right") as (url, _, _), connected(url) as client:
+        client.sendall(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 401")
+        client.sendall(b" " * 2_000_000)
+        assert client.recv(65536) == b"", "closed, not reset"
+
+
+def test_pipelined_requests_are_all_answered() -> None:
+    body = json.dumps({"reward": "n", "items": text_items(["1"])}).encode()
+    head = (
+        f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with serving({"n": number_in}) as (url, _, _), connected(url) as client:
+        client.sendall(3 * (head.encode() + body) + head.encode() + body[:10])
+        time.sleep(0.1)
+        client.sendall(body[10:])
+        said = b""
+        while said.count(b"HTTP/1.1 200") < 4:
+            some = client.recv(65536)
+            assert some
+            said += some
 
 
 def test_slow_clients_do_not_keep_others_waiting(numbers) -> None:

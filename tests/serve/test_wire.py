@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 from plaudit.data.prompt import Prompt
 from plaudit.rewards.call import make_request
-from plaudit.serve.pack import Packer
+from plaudit.serve.pack import Packer, Unsendable
 from plaudit.serve.wire import (
     DTYPES,
     JSON,
@@ -93,6 +93,18 @@ def png(image: Image.Image, **options) -> dict:
     return {"kind": "png", "data": base64.b64encode(data.getvalue()).decode()}
 
 
+def png48(red: int) -> dict:
+    """Two by two pixels of three times 16 bits."""
+    pixels = b"".join(b"\0" + struct.pack(">HHH", red, 0, 0) * 2 for _ in range(2))
+    head = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return {"kind": "png", "data": base64.b64encode(data).decode()}
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
 def test_a_stack_is_not_taken_apart() -> None:
     pictures = torch.rand(4, 3, 2, 2)
     rows = [{"kind": "part", "name": "outputs", "row": i} for i in range(4)]
@@ -125,6 +137,16 @@ def test_media_by_hash() -> None:
     lie = items({**tensor_part(tensor + 1), "sha256": sha256})
     with pytest.raises(WireError, match=r"items\.0\.output\.sha256: is not the hash"):
         decode(lie)
+
+
+@pytest.mark.parametrize("value", [{7: 1}, {"a": {7: 1}}, [{"b": [{7: 1}]}], {None: 1}, {True: 1}], ids=str)
+@pytest.mark.parametrize("place", ["facts", "inputs", "outputs"])
+def test_only_keys_that_are_text_are_sent(place: str, value) -> None:
+    """JSON would make text of them, and the reward would look in vain."""
+    named = {place: {"x": value}} if place != "outputs" else {}
+    output = value if place == "outputs" else "text"
+    with pytest.raises(Unsendable, match=rf"{place}\b.* has the key (7|None|True);"):
+        Packer("r", make_request([Prompt(id="0", text="", **named)], [output])).pack()
 
 
 def test_the_same_bytes_in_another_shape_have_another_hash() -> None:
@@ -256,9 +278,6 @@ def test_sizes_are_refused_before_anything_is_unpacked() -> None:
 
 
 def test_a_png_bomb_is_refused_by_its_header() -> None:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     head = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     bomb = (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
@@ -273,6 +292,11 @@ def test_pngs_that_would_lose_something_are_refused() -> None:
             decode(items(png(image)))
     with pytest.raises(WireError, match="would lose"):
         decode(items(png(Image.new("P", (2, 2)), transparency=0)))
+    with pytest.raises(WireError, match="16 bit would lose"):  # Pillow reads its upper bytes and calls it RGB
+        decode(items(png48(0x80FF)))
+    frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
+    with pytest.raises(WireError, match="animated PNG would lose"):
+        decode(items(png(frames[0], save_all=True, append_images=frames[1:])))
     for data in (b"", b"GIF89a", b"\x89PNG\r\n\x1a\n"):
         with pytest.raises(WireError, match="not a PNG"):
             decode(items({"kind": "png", "data": base64.b64encode(data).decode()}))

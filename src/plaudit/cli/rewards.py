@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -17,11 +17,15 @@ def list_rewards(
     markdown: Annotated[bool, typer.Option("--markdown", help="The table of docs/rewards.md.")] = False,
 ) -> None:
     """List rewards and operators with what their cards say."""
+    from plaudit.errors import RecipeError
+    from plaudit.rewards.base import Kind
     from plaudit.rewards.catalogue import entries, markdown_tables, operator_rows
 
     if markdown:
         typer.echo(markdown_tables(), nl=False)
         return
+    if kind is not None and kind not in get_args(Kind):
+        raise RecipeError(f"--kind is {kind!r}; allowed: {', '.join(get_args(Kind))}")
     chosen = [entry for entry in entries() if kind in (None, entry.card.kind)]
     rows = [(e.name, e.card.kind, e.range, e.needs_text, e.card.extra or "-", e.card.summary) for e in chosen]
     typer.echo("\n".join(aligned(("reward", "kind", "range", "needs", "extra", "what"), rows)))
@@ -31,8 +35,10 @@ def list_rewards(
 
 
 @app.command("show", cls=PlauditCommand)
-def show(name: Annotated[str, typer.Argument(help="A built-in name or a dotted path.")]) -> None:
-    """Print one reward's card and options."""
+def show(
+    name: Annotated[str, typer.Argument(help="A built-in name, a dotted path, or an operator of `combine`.")],
+) -> None:
+    """Print one reward's card, options and description, or those of an operator."""
     from plaudit.rewards.catalogue import card_lines
 
     typer.echo("\n".join(card_lines(name)))

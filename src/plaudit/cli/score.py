@@ -27,7 +27,8 @@ def run(
     reward: Annotated[
         list[str] | None,
         typer.Option(
-            help="A built-in name, `package.module:thing`, NAME=TYPE, or YAML such as '{type: ocr_accuracy}'; may be repeated. "
+            help="A built-in name, `package.module:thing`, or YAML such as '{type: brevity, arguments: {limit: 9}}', each "
+            "with NAME= before it if you like; may be repeated. "
             "Default for a run: the rewards it was trained on.",
             show_default=False,
         ),
@@ -76,7 +77,7 @@ def suite_of(named: Sequence[str], file: Path | None, combine: str | None, recip
     """Rewards of the command line; else those of a run's recipe."""
     from plaudit.errors import RecipeError
     from plaudit.recipe.load import load
-    from plaudit.rewards.suite import load_side_by_side, load_suite
+    from plaudit.rewards.suite import load_suite
 
     document = _read(file) if file is not None else {}
     asked = [_named(text) for text in named]
@@ -100,7 +101,7 @@ def suite_of(named: Sequence[str], file: Path | None, combine: str | None, recip
             suite.load_calibration(json.loads(measured.read_text(encoding="utf-8")))
         return suite
     given = load(document)
-    return load_side_by_side(given.rewards) if given.combine is None else load_suite(given.rewards, given.combine)
+    return load_suite(given.rewards, given.combine, add=False)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -116,15 +117,13 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _named(text: str) -> tuple[str, Any]:
-    """`scene_match`, `match=scene_match`, `my.module:thing` or `{type: ..., name: ...}`."""
+    """`scene_match`, `match=scene_match`, `my.module:thing`, `{type: ..., arguments: ...}` or `match={type: ...}`."""
     from plaudit.recipe.text import parse
 
-    if text.lstrip().startswith("{"):
-        content = parse(text, f"--reward {text!r}")
-        return content.pop("name", content.get("type", "reward")), content
-    name, equals, type_ = text.partition("=")
-    type_ = type_ if equals else text
-    return (name if equals else type_.rpartition(":")[2]), {"type": type_}
+    head, equals, rest = text.partition("=")
+    named, rest = (head, rest) if equals and "{" not in head else (None, text)
+    content = parse(rest, f"--reward {text!r}") if rest.lstrip().startswith("{") else {"type": rest}
+    return named or str(content.get("type", "reward")).rpartition(":")[2], content
 
 
 def _from_files(path: Path, prompt: str | None) -> Gathered:
@@ -179,10 +178,11 @@ def table(rows: Sequence[Summary]) -> list[str]:
             *(_shown(value) for value in (row.mean, row.std, row.low, row.high)),
             ", ".join(f"{count} {status}" for status, count in row.missing.items()) or "0",
             "-" if row.ms_per_output is None else f"{row.ms_per_output:.2f}",
+            f"first reason: {row.reason[:100]}" if row.reason else "",
         )
         for row in rows
     ]
-    return aligned(("reward", "mean", "std", "low", "high", "missing", "ms/output"), cells)
+    return aligned(("reward", "mean", "std", "low", "high", "missing", "ms/output", ""), cells)
 
 
 def _shown(value: float | None) -> str:

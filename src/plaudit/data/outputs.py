@@ -52,20 +52,31 @@ def gather(path: Path, prompt: str | None = None) -> Gathered:
 
 
 def read_picture(path: Path) -> Tensor:
-    """Red, green and blue `[3, H, W]` in 0..1; what is transparent is shown on white."""
     try:
         with Image.open(path) as image:
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits of grey, which a conversion would cut off at 255
-                grey = torch.from_numpy(np.asarray(image).astype(np.float32)) / 65535
-                return grey.clamp(0, 1).expand(3, -1, -1).clone()
-            pixels = np.asarray(image.convert("RGB")).copy()
+            return pixels_of(image)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
         raise DataError(f"{path} cannot be read as a picture: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """Red, green and blue `[3, H, W]` in 0..1, turned as its camera says; what is transparent is shown on white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey, which a conversion would cut off at 255
+        grey = torch.from_numpy(np.asarray(image).astype(np.float32)) / 65535
+        return grey.clamp(0, 1).expand(3, -1, -1).clone()
+    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
+
+
+def with_pictures(inputs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Inputs in which `{"image": PATH}` stands for the picture at that path, as in `{"reference": {"image": "a.png"}}`."""
+    return {
+        name: read_picture(folder / value["image"]) if isinstance(value, dict) and set(value) == {"image"} else value
+        for name, value in inputs.items()
+    }
 
 
 def _from_folder(folder: Path, prompt: str | None) -> Gathered:
@@ -94,7 +105,10 @@ def _named_prompt(file: Path, row: Mapping[str, Any], prompt: str | None) -> Pro
     text = text if text is not None else prompt or ""
     facts = row.pop("facts", {})
     return Prompt(
-        id=str(row.pop("id", identify(text))), text=text, inputs=row.pop("inputs", {}), facts={**row, **facts}
+        id=str(row.pop("id", identify(text))),
+        text=text,
+        inputs=with_pictures(row.pop("inputs", {}), file.parent),
+        facts={**row, **facts},
     )
 
 
@@ -146,6 +160,7 @@ def _parse(path: Path, number: int, row: dict[str, Any], default: str | None) ->
     facts, inputs = row.pop("facts", {}), row.pop("inputs", {})
     if not isinstance(facts, dict) or not isinstance(inputs, dict):
         raise refuse("`facts` and `inputs` must be objects")
+    inputs = with_pictures(inputs, path.parent)
     asked = row.pop("prompt", None) or row.pop("text", None) or default or ""
     if not isinstance(asked, str):
         if not is_conversation(asked):

@@ -7,6 +7,7 @@ with `score`. OpenRLHF: `reward_func(queries, prompts, labels)` on a batch, numb
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,19 +15,22 @@ from typing import Any
 from plaudit.data.prompt import Prompt, text_of
 from plaudit.dotted import import_dotted
 from plaudit.errors import RewardError
-from plaudit.rewards.base import Card, Score, Status, missing
+from plaudit.recipe.schema import RewardConfig
+from plaudit.rewards.base import Card, RewardFunction, Score, Status, missing
 from plaudit.rewards.cache import source_of
-from plaudit.rewards.load import Reward
+from plaudit.rewards.call import Caller
+from plaudit.rewards.load import Reward, load_reward
 
 TRL_COLUMNS = ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 
 
 class VerlReward:
-    """A verl `compute_score` function. Facts `answer` and, if there, `data_source` and `extra_info` are its columns."""
+    """A verl `compute_score` function. Its ground truth is the fact `answer`, or in verl's own layout `ground_truth` or
+    `reward_model.ground_truth`; `data_source` and `extra_info` are facts too."""
 
     card = Card(summary="a reward function written for verl", kind="text")
 
-    def __init__(self, function: str, data_source: str = "plaudit", answer: str = "answer") -> None:
+    def __init__(self, function: str, data_source: str | None = None, answer: str | None = None) -> None:
         self.function = import_dotted(function, "rewards.*.arguments.function")
         self.data_source, self.answer = data_source, answer
 
@@ -39,10 +43,11 @@ class VerlReward:
         return [self._one(output, fact) for output, fact in zip(outputs, facts, strict=True)]
 
     def _one(self, output: str, fact: Mapping[str, Any]) -> Score | float:
-        if self.answer not in fact:
-            return missing(Status.NOT_APPLICABLE, f"the prompt has no fact {self.answer!r}")
+        found = self._truth(fact)
+        if found is None:
+            return missing(Status.NOT_APPLICABLE, f"the prompt has no fact {self.answer or 'answer or ground_truth'}")
         source = fact.get("data_source", self.data_source)
-        truth, extra = copy.deepcopy((fact[self.answer], fact.get("extra_info")))  # the function may write into them
+        truth, extra = copy.deepcopy((found, fact.get("extra_info")))  # the function may write into them
         result = self.function(data_source=source, solution_str=output, ground_truth=truth, extra_info=extra)
         if not isinstance(result, Mapping):
             return float(result)
@@ -51,6 +56,14 @@ class VerlReward:
         value = float(result["score"])
         numbers = {k: float(v) for k, v in result.items() if isinstance(v, int | float) and k != "score"}
         return Score(value=value, components=numbers) if math.isfinite(value) else value
+
+    def _truth(self, fact: Mapping[str, Any]) -> Any:
+        if self.answer is not None:
+            return fact.get(self.answer)
+        model = fact.get("reward_model")
+        layouts = (fact, fact, model if isinstance(model, Mapping) else {})
+        keys = ("answer", "ground_truth", "ground_truth")
+        return next((place[key] for place, key in zip(layouts, keys, strict=True) if place.get(key) is not None), None)
 
 
 class OpenRlhfReward:
@@ -76,9 +89,20 @@ class OpenRlhfReward:
 
 
 class ForTrl:
-    """One of our rewards as a function that TRL's trainers accept: missing scores are None, columns become facts."""
+    """One of our rewards as a function that TRL's trainers accept: missing scores are None, columns become facts.
 
-    def __init__(self, reward: Reward) -> None:
+    `ForTrl("exact_answer", place="whole")`, `ForTrl("my_module:mine")`, `ForTrl(function)`, or a loaded reward.
+    """
+
+    def __init__(self, reward: Reward | str | RewardFunction, **arguments: Any) -> None:
+        if isinstance(reward, str):
+            name = reward.rpartition(":")[2]
+            reward = load_reward(name, RewardConfig(type=reward, arguments=arguments))
+        elif not isinstance(reward, Reward):
+            name = getattr(reward, "__name__", type(reward).__name__)
+            reward = Reward(
+                name=name, caller=Caller(name, functools.partial(reward, **arguments) if arguments else reward)
+            )
         self.reward, self.__name__ = reward, reward.name
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor
 
@@ -84,6 +84,12 @@ class Card:
     untrusted: bool = False
     systems: tuple[str, ...] = ()
     revision: str = "1"
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"card: kind is {self.kind!r}; allowed: {', '.join(get_args(Kind))}")
+        if not self.low < self.high:
+            raise ValueError(f"card: low {self.low} is not below high {self.high}")
 
     @property
     def unit(self) -> tuple[float, float] | None:

@@ -308,7 +308,8 @@ class Caller:
                 self.meter.calls += 1
                 self.meter.outputs += len(request)
                 self.meter.latencies_s.append(time.perf_counter() - started)
-        return as_scores(self.name, result, len(request))
+        scores = as_scores(self.name, result, len(request))
+        return scores if self.card is None else [_in_range(score, self.card) for score in scores]
 
     def _run(self, request: Request) -> Any:
         deadline, arguments = self.handling.deadline_s, self._arguments(request)
@@ -359,6 +360,11 @@ class Caller:
             for name, parameter in self.parameters.items()
             if name not in given and parameter.default is parameter.empty and parameter.kind in NAMED
         ]
+        if "completion_ids" in absent:
+            raise RewardError(
+                f"rewards.{self.name} needs `completion_ids`, which exist only where a token model has drawn the outputs; give "
+                "them as a fact, or read the texts"
+            )
         if absent:
             raise RewardError(
                 f"rewards.{self.name} needs the column {absent[0]!r}, which no prompt carries; prompts carry "
@@ -395,10 +401,23 @@ class Caller:
     def _check_kind(self, outputs: Outputs) -> None:
         given = "text" if isinstance(outputs[0], str) or is_conversation(outputs[0]) else None
         given = "image" if isinstance(outputs[0], Tensor) and outputs[0].ndim == 3 else given
+        if self._kind == "image" and isinstance(outputs[0], Tensor):
+            self._check_pixels(outputs)
         if given and self._kind and given != self._kind and {given, self._kind} != {"image", "video"}:
             raise RewardError(
                 f"rewards.{self.name} looks at {PLURAL[self._kind]}, and these outputs are {PLURAL[given]}; `plaudit rewards "
                 f"list --kind {given}` names those for {PLURAL[given]}"
+            )
+
+    def _check_pixels(self, outputs: Outputs) -> None:
+        first = outputs[0]
+        if first.ndim != 3 or first.shape[0] != 3:
+            raise RewardError(f"rewards.{self.name}: a picture is [3, height, width], not {list(first.shape)}")
+        most = outputs.max() if isinstance(outputs, Tensor) else max(output.max() for output in outputs)
+        if not first.is_floating_point() or most > 2:
+            kind = str(first.dtype).removeprefix("torch.")
+            raise RewardError(
+                f"rewards.{self.name}: pixels are {kind} up to {float(most):g}; they must be floats in 0..1, so divide by 255"
             )
 
     def _output_copies(self, outputs: Outputs) -> Outputs:
@@ -428,6 +447,14 @@ def _is_ours(function: RewardFunction) -> bool:
 
 def _column(prompt: Prompt, name: str) -> Any:
     return prompt.facts.get(name, prompt.inputs.get(name))
+
+
+def _in_range(score: Score, card: Card) -> Score:
+    """A number that the card says cannot be is an error, not a score."""
+    slack = 1e-6 * max(1.0, abs(score.value)) if score.status is Status.OK else 0.0
+    if score.status is not Status.OK or card.low - slack <= score.value <= card.high + slack:
+        return score
+    return missing(Status.ERRORED, f"{score.value:g} is outside {card.low:g}..{card.high:g}, the range on the card")
 
 
 def _invoke(function: RewardFunction, arguments: dict[str, Any]) -> Any:

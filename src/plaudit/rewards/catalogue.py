@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,9 @@ def entry(name: str) -> Entry:
 
 
 def _option(parameter: inspect.Parameter) -> str:
-    return parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default!r}"
+    text = parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default!r}"
+    allowed = re.search(r"Literal\[(.*?)\]", str(parameter.annotation))
+    return f"{text} ({allowed.group(1)})" if allowed else text
 
 
 def entries() -> Iterator[Entry]:
@@ -89,6 +92,9 @@ def entries() -> Iterator[Entry]:
 
 
 def card_lines(name: str) -> list[str]:
+    if name in OPERATORS:
+        operator = OPERATORS[name]
+        return [operator.usage, *(f"  {line}" for line in (inspect.getdoc(operator.function) or "").splitlines())]
     found = entry(name)
     card = found.card
     reference = card.reference
@@ -110,7 +116,8 @@ def card_lines(name: str) -> list[str]:
         ("code", found.path),
     ]
     width = max(len(key) for key, _ in facts)
-    return [name, *(f"  {key:<{width}}  {value}" for key, value in facts)]
+    told = (inspect.getdoc(import_dotted(found.path, name)) or "").splitlines()
+    return [name, *(f"  {key:<{width}}  {value}" for key, value in facts), "", *(f"  {line}".rstrip() for line in told)]
 
 
 def operator_rows() -> list[tuple[str, str]]:

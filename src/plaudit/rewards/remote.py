@@ -239,8 +239,9 @@ def _message(reply: Reply) -> str:
         document = strict_json(reply.body)
     except WireError:
         document = None
-    if isinstance(document, Mapping) and isinstance(document.get("error"), str):
-        return document["error"]
+    said = document.get("error") if isinstance(document, Mapping) else None
+    if isinstance(said, str):
+        return said
     return reply.body[:400].decode("utf-8", "replace")
 
 

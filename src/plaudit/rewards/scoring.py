@@ -4,52 +4,80 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from plaudit import storage
-from plaudit.data.outputs import Gathered
+from plaudit.data.outputs import Gathered, pixels_of, read_picture
 from plaudit.data.prompt import Prompt
 from plaudit.data.sources import identify
+from plaudit.errors import DataError, RecipeError
 from plaudit.recipe.schema import RewardConfig
-from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import Outputs, make_request
-from plaudit.rewards.suite import ScoredBatch, Suite, load_side_by_side, load_suite
+from plaudit.rewards.base import RewardFunction, Score, Status, missing
+from plaudit.rewards.call import Caller, Outputs, make_request
+from plaudit.rewards.load import Reward, load_reward
+from plaudit.rewards.suite import ScoredBatch, Suite, make_suite
 
 CHUNK = 64
+
+
+RewardLike = str | RewardFunction | Mapping[str, Any] | RewardConfig
 
 
 def score(
     prompts: Sequence[str | Prompt],
     outputs: Outputs,
-    rewards: str | Mapping[str, str | Mapping[str, Any] | RewardConfig],
+    rewards: str | RewardFunction | Mapping[str, RewardLike],
     *,
     combine: str | None = None,
+    facts: Sequence[Mapping[str, Any]] | None = None,
     group: Sequence[int] | Tensor | None = None,
 ) -> ScoredBatch:
-    """Score outputs with one reward by name, or with several: `{"match": "scene_match", "sharp": {"type": "sharpness"}}`.
+    """Score outputs with one reward, by name or as a function, or with several: `{"match": "scene_match", "mine": f}`.
 
-    Without `combine`, several rewards stand side by side and there is no total. A scale that `calibrate` leaves open is
-    measured on these outputs.
+    Pictures are tensors `[3, H, W]` in 0..1, Pillow images or paths. `facts` go with prompts that are texts. Without
+    `combine`, several rewards stand side by side and there is no total. A scale that `calibrate` leaves open is measured
+    on these outputs.
     """
-    asked = [p if isinstance(p, Prompt) else Prompt(id=identify(p), text=p) for p in prompts]
-    configs = configs_of({rewards: rewards} if isinstance(rewards, str) else rewards)
-    suite = load_side_by_side(configs) if combine is None else load_suite(configs, combine)
-    request = make_request(asked, outputs, group)
+    given = facts if facts is not None else [{}] * len(prompts)
+    if len(given) != len(prompts):
+        raise DataError(f"{len(given)} facts for {len(prompts)} prompts; give one mapping per prompt")
+    asked = [
+        p if isinstance(p, Prompt) else Prompt(id=identify(p), text=p, facts=fact)
+        for p, fact in zip(prompts, given, strict=True)
+    ]
+    named = rewards if isinstance(rewards, Mapping) else {_name_of(rewards): rewards}
+    suite = make_suite([_reward_of(name, reward) for name, reward in named.items()], combine, add=False)
+    request = make_request(asked, outputs if isinstance(outputs, Tensor) else [as_output(o) for o in outputs], group)
     return score_request(suite, request.prompts, lambda rows: request.rows(rows).outputs, request.group).batch
 
 
-def configs_of(rewards: Mapping[str, str | Mapping[str, Any] | RewardConfig]) -> dict[str, RewardConfig]:
-    return {
-        name: value
-        if isinstance(value, RewardConfig)
-        else RewardConfig.model_validate({"type": value} if isinstance(value, str) else value)
-        for name, value in rewards.items()
-    }
+def _name_of(reward: str | RewardFunction) -> str:
+    return reward if isinstance(reward, str) else getattr(reward, "__name__", type(reward).__name__)
+
+
+def _reward_of(name: str, reward: RewardLike) -> Reward:
+    if isinstance(reward, str):
+        reward = RewardConfig(type=reward)
+    elif isinstance(reward, Mapping):
+        reward = RewardConfig.model_validate(reward)
+    if isinstance(reward, RewardConfig):
+        return load_reward(name, reward)
+    if not callable(reward):
+        raise RecipeError(f"rewards.{name} is {reward!r}; give a name, a function or a mapping with `type`")
+    return Reward(name=name, caller=Caller(name, reward))
+
+
+def as_output(value: Any) -> Any:
+    """Pillow images and paths as pictures; everything else as it is."""
+    if isinstance(value, Path):
+        return read_picture(value)
+    return pixels_of(value) if isinstance(value, Image.Image) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,21 +107,54 @@ def score_request(
     try:
         while done < len(prompts):
             rows = range(done, min(done + CHUNK, len(prompts)))
-            piece = make_request([prompts[i] for i in rows], outputs(rows), [members[i] for i in rows], columns=columns)
-            fresh = {reward.name: reward.score(piece) for reward in piecewise}
+            rest = (prompts, members, columns)
+            fresh = {reward.name: found for reward, found in _score_rows(piecewise, outputs, rows, *rest)}
             for name, found in fresh.items():
                 scores[name] += found
             done = rows.stop
             progress(done)
     except KeyboardInterrupt:
         interrupted = True
-    request = make_request(prompts[:done], outputs(range(done)) if whole else prompts[:done], members[:done])
-    if done:
-        for reward in whole:
-            scores[reward.name] = reward.score(request)
+    request = make_request(prompts[:done], prompts[:done], members[:done])
+    for reward, found in _score_rows(whole, outputs, range(done), prompts, members, columns):
+        scores[reward.name] = found
     for reward in suite.uncalibrated:
         suite.fit_scale(reward, scores[reward.name])
     return Scoring(batch=suite.combine(request, scores, learn=False), count=done, interrupted=interrupted)
+
+
+def _score_rows(
+    rewards: Sequence[Reward],
+    outputs: Callable[[Sequence[int]], Outputs],
+    rows: Sequence[int],
+    prompts: Sequence[Prompt],
+    members: Sequence[int],
+    columns: frozenset[str],
+) -> Iterator[tuple[Reward, list[Score]]]:
+    """Each reward's scores of these rows. An output that cannot be read harms no other."""
+    if not rewards or not len(rows):
+        return
+    kept, values, broken = _read(outputs, rows)
+    request = make_request([prompts[i] for i in kept], values, [members[i] for i in kept], columns=columns)
+    for reward in rewards:
+        found = dict(zip(kept, reward.score(request), strict=True))
+        yield reward, [found[i] if i in found else missing(Status.ERRORED, broken[i]) for i in rows]
+
+
+def _read(
+    outputs: Callable[[Sequence[int]], Outputs], rows: Sequence[int]
+) -> tuple[Sequence[int], Outputs, dict[int, str]]:
+    try:
+        return rows, outputs(rows), {}
+    except DataError:
+        kept, values, broken = [], [], {}
+    for i in rows:
+        try:
+            values += list(outputs([i]))
+            kept.append(i)
+        except DataError as error:
+            broken[i] = str(error)
+    return kept, values, broken
 
 
 def write_scores(path: Path, gathered: Gathered, batch: ScoredBatch) -> Path:
@@ -134,6 +195,7 @@ class Summary:
     low: float | None
     high: float | None
     missing: Mapping[str, int]
+    reason: str
     ms_per_output: float | None
 
 
@@ -143,24 +205,24 @@ def summarise(suite: Suite, batch: ScoredBatch) -> list[Summary]:
         meter = reward.caller.meter
         spent = 1000 * sum(meter.latencies_s) / meter.outputs if meter.outputs else None
         found = batch.scores[reward.name]
-        missing = [score.status.value for score in found if score.status is not Status.OK]
-        counts = {status: missing.count(status) for status in dict.fromkeys(missing)}
-        rows.append(_summary(reward.name, batch.parts[reward.name], counts, spent))
+        absent = [score.status.value for score in found if score.status is not Status.OK]
+        counts = {status: absent.count(status) for status in dict.fromkeys(absent)}
+        reason = next((score.note for score in found if score.note and score.status is not Status.OK), "")
+        rows.append(_summary(reward.name, batch.parts[reward.name], counts, reason, spent))
     if suite.formula is not None and (len(rows) > 1 or set(batch.terms) - set(batch.parts)):
-        rows.append(_summary("total", batch.total, {}, None))
+        rows.append(_summary("total", batch.total, {}, "", None))
     return rows
 
 
-def _summary(name: str, values: Tensor, missing: Mapping[str, int], ms: float | None) -> Summary:
+def _summary(name: str, values: Tensor, missing: Mapping[str, int], reason: str, ms: float | None) -> Summary:
     there = values[values.isfinite()]
+    rest = {"name": name, "missing": missing, "reason": reason, "ms_per_output": ms}
     if not len(there):
-        return Summary(name=name, mean=None, std=None, low=None, high=None, missing=missing, ms_per_output=ms)
+        return Summary(mean=None, std=None, low=None, high=None, **rest)
     return Summary(
-        name=name,
         mean=there.mean().item(),
         std=there.std().item() if len(there) > 1 else None,
         low=there.min().item(),
         high=there.max().item(),
-        missing=missing,
-        ms_per_output=ms,
+        **rest,
     )

@@ -167,37 +167,50 @@ class Pending:
         return self.suite.combine(request, scores, learn=learn)
 
 
-def load_side_by_side(configs: Mapping[str, RewardConfig]) -> Suite:
-    """Rewards that are not added up. A single one is its own total."""
-    rewards = [load_reward(name, config) for name, config in configs.items()]
-    formula = weighted_sum_formula(dict.fromkeys(configs, 1.0)) if len(configs) == 1 else None
-    suite = Suite(rewards=rewards, formula=formula)
-    suite.take_known_scales()
-    return suite
-
-
 def load_suite(
-    configs: Mapping[str, RewardConfig], combine: str | None = None, cache: ScoreCache | None = None
+    configs: Mapping[str, RewardConfig],
+    combine: str | None = None,
+    cache: ScoreCache | None = None,
+    *,
+    add: bool = True,
 ) -> Suite:
-    """Rewards of a recipe, checked to belong together: a weighted sum of unlike units is refused."""
     store = cache or (ScoreCache() if any(config.cache for config in configs.values()) else None)
-    rewards = [load_reward(name, config, store) for name, config in configs.items()]
-    if combine is None:
+    return make_suite([load_reward(name, config, store) for name, config in configs.items()], combine, add=add)
+
+
+def make_suite(rewards: Sequence[Reward], combine: str | None = None, *, add: bool = True) -> Suite:
+    """Rewards, checked to belong together: a weighted sum of unlike units is refused. Without `combine` they are added by
+    their weights, or, if they are not to be added, stand side by side; a single one is its own total."""
+    if combine is None and not add:
+        formula = weighted_sum_formula({rewards[0].name: 1.0}) if len(rewards) == 1 else None
+    elif combine is None:
         _pull_down_what_is_bad(rewards)
         formula = weighted_sum_formula({reward.name: reward.weight for reward in rewards})
     else:
-        weighted = [reward.name for reward in rewards if reward.weight not in (0.0, 1.0)]
-        if weighted:
-            raise RecipeError(
-                f"rewards.{weighted[0]}.weight: with `combine` the weights stand in the formula; leave `weight` out and "
-                f"write for example combine: '0.5 * {weighted[0]} + ...'"
-            )
-        formula = parse(combine, list(configs), unweighted=[r.name for r in rewards if r.weight == 0])
-    if len(rewards) > 1 or combine is not None:
-        formula.check_units({reward.name: unit_of(configs[reward.name], reward.card) for reward in rewards})
+        formula = _parsed(combine, rewards)
+    if formula is not None and (len(rewards) > 1 or combine is not None):
+        units = {r.name: unit_of(r.config, r.card) if r.config else r.card and r.card.unit for r in rewards}
+        formula.check_units(units)
     suite = Suite(rewards=rewards, formula=formula)
     suite.take_known_scales()
     return suite
+
+
+def _parsed(combine: str, rewards: Sequence[Reward]) -> Formula:
+    weighted = [reward.name for reward in rewards if reward.weight not in (0.0, 1.0)]
+    if weighted:
+        raise RecipeError(
+            f"rewards.{weighted[0]}.weight: with `combine` the weights stand in the formula; leave `weight` out and "
+            f"write for example combine: '0.5 * {weighted[0]} + ...'"
+        )
+    watched = [reward.name for reward in rewards if reward.weight == 0]
+    formula = parse(combine, [reward.name for reward in rewards], unweighted=watched)
+    if used := [name for name in watched if name in formula.names]:
+        raise RecipeError(
+            f"rewards.{used[0]}.weight: 0 means to watch it without training on it, and `combine` uses it; leave the weight "
+            "out, or take it out of the formula"
+        )
+    return formula
 
 
 def _pull_down_what_is_bad(rewards: Sequence[Reward]) -> None:

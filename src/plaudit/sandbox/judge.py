@@ -141,9 +141,11 @@ def own_space() -> dict[str, Any]:
 
 def describe(item: tuple[Any, Any]) -> tuple[str, dict[str, Any]] | None:
     name, value = item
-    if not isinstance(name, str) or name.startswith("__") or hasattr(type(value), "__next__"):
-        return None  # encoding would use up what the program iterates over
     try:
+        if not isinstance(name, str) or name.startswith("__"):
+            return None
+        if hasattr(value, "__next__"):  # encoding would use up what the program goes through
+            return None
         if isinstance(value, type(sys)):
             return name, {"module": value.__name__}
         if callable(value):

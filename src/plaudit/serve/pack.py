@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,10 +53,10 @@ class Packer:
         except (TypeError, ValueError) as error:
             raise Unsendable(f"facts and inputs must be JSON or tensors: {error}") from None
         for prompt in {id(each): each for each in self.request.prompts}.values():
-            _check_keys(prompt.facts, "facts")
-            _check_keys(prompt.inputs, "inputs")
+            _check_keys(dict(prompt.facts), "facts")
+            _check_keys(dict(prompt.inputs), "inputs")
         if not isinstance(self.request.outputs, Tensor):
-            _check_keys(self.request.outputs, "outputs")
+            _check_keys(list(self.request.outputs), "outputs")
         if not tensors:
             return Packed(body=text.encode(), content_type=JSON, hashes=frozenset(named))
         return Packed(body=save(tensors, {"request": text}), content_type=SAFETENSORS, hashes=frozenset(named))
@@ -107,12 +106,12 @@ class Packer:
 
 def _check_keys(value: Any, where: str) -> None:
     """JSON would turn the key 1 into "1", and the reward would not find it."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         for key, content in value.items():
             if not isinstance(key, str):
                 raise Unsendable(f"{where} has the key {key!r}; only keys that are text can be sent")
             _check_keys(content, f"{where}.{key}")
-    elif isinstance(value, Sequence) and not isinstance(value, str):
+    elif isinstance(value, list | tuple):
         for content in value:
             _check_keys(content, where)
 

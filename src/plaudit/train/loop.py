@@ -18,7 +18,7 @@ from plaudit.audit.doctor import cheap_checks, failed_message
 from plaudit.audit.report import write_report
 from plaudit.audit.runs import read_run
 from plaudit.audit.statistics import Items, is_binary, paired_gain
-from plaudit.errors import Interrupted, RunError
+from plaudit.errors import Interrupted, RewardError, RunError
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.suite import Suite
 from plaudit.train.checkpoint import Progress, restore_checkpoint, save_checkpoint
@@ -61,6 +61,8 @@ def align(
             save_checkpoint(folder, setup, progress)
     except KeyboardInterrupt as signal:
         raise Interrupted(_how_to_go_on(folder, "stopped at once; the last checkpoint is sound")) from signal
+    except RewardError as error:
+        raise RewardError(f"{error}\n{_how_to_go_on(folder, f'stopped after step {progress.step}')}") from error
     finally:
         display.end()
     if stopped is None:

@@ -254,6 +254,123 @@ def f():
     )
 
 
+# --- names of Python's own -----------------------------------------------------------------------------------------------
+
+SUMS = ["assert sum(10, 15) == 25", "try: sum(1)\nexcept TypeError: pass\nassert sum(0, 1) == 1"]
+HIDING = """
+def sum(*a): return "mine"
+def isinstance(*a): return True
+def type(x): return int
+def dict(*a): return 0
+len = 3
+class Exception: pass
+class AssertionError: pass
+def print(*a): raise ValueError
+"""
+
+
+@pytest.mark.parametrize("entry_point", [None, "sum"])
+def test_a_program_may_define_a_name_that_python_has(entry_point: str | None) -> None:
+    right = "def sum(a, b):\n    return plus(a, b)\ndef plus(a, b):\n    return a + b\n"
+    assert verdicts(right, SUMS, entry_point=entry_point) == ["pass", "pass"]
+    assert verdicts(right.replace("a + b", "a - b"), SUMS, entry_point=entry_point) == ["fail", "fail"]
+    assert verdicts("def plus(a, b):\n    return a + b\n", SUMS, entry_point=entry_point) == ["error", "error"]
+    counted = ["assert candidate(1, 2) == 3 and len([1]) == 1"]
+    helps_itself = right + "def len(x): return 1 / 0\n"
+    assert verdicts(helps_itself, counted, entry_point="sum") == ["pass"]
+
+
+def test_names_of_pythons_own_neither_fail_nor_help() -> None:
+    """The program sees its own, the tests see Python's."""
+    tests = [
+        "try: assert isinstance(f(2), int) and type(f(2)) is int and sum([f(1), f(1)]) == 2\n"
+        "except Exception: assert dict(a=1) == {'a': 1}\n"
+        "assert len(str(f(4))) == 2 and f(4) == 16"
+    ]
+    assert verdicts(HIDING + "def f(x): return x * x if len == 3 else 0", tests) == ["pass"]
+    assert verdicts(HIDING + "def f(x): return str(x * x)", tests) == ["fail"]
+    assert verdicts(HIDING + "def f(x): return True", ["assert sum([f(1)]) == 'mine' or type(f(1)) is int"]) == ["fail"]
+    file = "def len(x): return 3\nopen('left', 'w').write('wrong')"
+    assert verdicts(file, ["assert len(open('left').read()) == 3"]) == ["fail"], "not clear which: Python's"
+    assert verdicts(file, ["assert len(open('left').read()) == 5"]) == ["pass"]
+
+
+@pytest.mark.parametrize(
+    "tests,names",
+    [
+        (["assert sum(1, 2) == 3"], ["sum"]),
+        (["def check(c): assert c(1) == 2\ncheck(round)"], ["round"]),
+        (["try: sum(1)\nexcept TypeError: pass", "assert sum(1, 2) == len([1])"], ["sum"]),
+        (["assert len([f(1)]) == 1"], []),
+        (["assert sum(1, 2) == 3", "assert f(1) == 1"], []),
+        (["assert set(sum(1)) == {1}"], []),
+        (["import math\nassert math.floor(1)"], []),
+        (["sum = 3\nassert sum"], []),
+        (["x ="], []),
+        (["\0"], []),
+        ([], []),
+    ],
+)
+def test_only_the_tests_choose_whose_name_it_is(tests: list[str], names: list[str]) -> None:
+    assert code.shadowing(tests) == names
+
+
+TAMPERING = {
+    "the module of what is built in": """
+import builtins
+for name in ("isinstance", "hasattr", "type", "list", "dict", "map", "len", "str", "callable", "memoryview"):
+    setattr(builtins, name, None)
+""",
+    "the mapping of what is built in": """
+for name in ("isinstance", "hasattr", "type", "list", "dict", "map", "len", "str", "callable", "memoryview"):
+    __builtins__[name] = None
+""",
+    "another mapping": "__builtins__ = {'len': None}",
+    "modules": """
+import itertools, json, os
+json.dumps = json.loads = os.write = itertools.islice = None
+""",
+    "no modules": "import sys\nsys.modules.clear()",
+    "other modules": "import sys\nfor name in list(sys.modules): sys.modules[name] = None",
+    "itself among the modules": "import sys\nassert sys.modules[__name__].__dict__ is globals()\n",
+    "odd globals": """
+class Odd:
+    @property
+    def __class__(self): raise RuntimeError
+odd = Odd()
+globals()[5] = 5
+""",
+}
+
+
+@pytest.mark.parametrize("what", TAMPERING)
+def test_what_a_program_changes_in_python_is_its_own_affair(what: str) -> None:
+    tests = ["assert f(2) == 4 and len([f(1)]) == 1 and isinstance(f(3), int)"]
+    assert verdicts(TAMPERING[what] + "\ndef f(x): return x * x", tests) == ["pass"]
+    assert verdicts(TAMPERING[what] + "\ndef f(x): return x + x + 1", tests) == ["fail"]
+
+
+def test_changes_to_what_is_built_in_reach_the_program() -> None:
+    program = """
+import builtins
+builtins.len = lambda x: 7
+builtins.extra = 8
+def f(): return len([]), extra, builtins.len([])
+"""
+    for reward in (quick, UnitTests(judge="together")):
+        assert verdicts(program, ["assert f() == (7, 8, 7)"], reward) == ["pass"]
+
+
+def test_what_a_program_goes_through_is_not_used_up() -> None:
+    program = "import itertools\nnumbers = itertools.count()\ndef f(): return next(numbers)"
+    assert verdicts(program, ["assert [f(), f()] == [0, 1]"]) == ["pass"]
+
+
+def test_subclasses_of_bytes_are_handed_over() -> None:
+    program = "class Own(bytes): pass\ndef f(): return Own(b'x')"
+    assert verdicts(program, ["assert f() == b'x' and type(f()) is bytes"]) == ["pass"]
+
+
 # --- columns and failures ---------------------------------------------------------------------------------------------
 
 
@@ -363,3 +480,10 @@ def test_the_judge_is_plain_python() -> None:
         [sys.executable, "-I", "-S", "-c", f"import runpy; runpy.run_path({str(judge)!r})"], check=False
     )
     assert done.returncode == 0
+
+
+def test_tests_that_are_no_programs_cannot_be_run() -> None:
+    score = call_reward(
+        "t", UnitTests(), [Prompt(id="a", text="", facts={"tests": [{"input": [1], "output": 1}]})], ["x = 1"]
+    )[0]
+    assert score.status is Status.ERRORED and "a test is a program" in score.note

@@ -105,6 +105,11 @@ class UnitTests:
             return missing(Status.NOT_APPLICABLE, "the prompt has no tests")
         if isinstance(tests, str):
             raise RewardError(f"tests: expected a list of programs, got the text {tests[:40]!r}; wrap it in a list")
+        unlike = [test for test in tests if not isinstance(test, str)]
+        if unlike:
+            return missing(
+                Status.ERRORED, f"a test is a program such as 'assert add(1, 2) == 3', not {str(unlike[0])[:60]}"
+            )
         try:
             results = self.run(join(setup, extract_code(output)), tests, entry_point, at)
         except SandboxError as error:
@@ -162,7 +167,7 @@ def shadowing(tests: Sequence[str]) -> list[str]:
         used = [free_names(test) for test in tests]
     except (SyntaxError, ValueError, TypeError, RecursionError):  # the judge will say so
         return []
-    if not all(hasattr(builtins, name) for names in used for name in names):
+    if not used or not all(hasattr(builtins, name) for names in used for name in names):
         return []
     functions = {name for name in frozenset.intersection(*used) if not is_exception(getattr(builtins, name))}
     return list(functions) if len(functions) == 1 else []

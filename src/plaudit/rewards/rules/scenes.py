@@ -42,6 +42,8 @@ def judged(
     value: Callable[[Verdict], float], prompts: Sequence[str], outputs: Tensor, facts: Sequence[Facts]
 ) -> list[float | Score]:
     known = scene_facts(prompts, facts)
+    if not known:
+        return spread([], [], len(prompts))
     verdicts = check(outputs[list(known)], [Prompt(id="", text=prompts[i], facts=known[i]) for i in known])
     return spread([value(verdict) for verdict in verdicts], list(known), len(prompts))
 
@@ -81,6 +83,8 @@ class ScenePart:
 
     def __call__(self, prompts: Sequence[str], outputs: Tensor, facts: Sequence[Facts]) -> list[float | Score]:
         known = scene_facts(prompts, facts)
+        if not known:
+            return spread([], [], len(prompts))
         parts = [self._judge(scene, known[i]) for i, scene in zip(known, detect(outputs[list(known)]), strict=True)]
         return spread(parts, list(known), len(prompts))
 
