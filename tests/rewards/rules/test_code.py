@@ -487,3 +487,15 @@ def test_tests_that_are_no_programs_cannot_be_run() -> None:
         "t", UnitTests(), [Prompt(id="a", text="", facts={"tests": [{"input": [1], "output": 1}]})], ["x = 1"]
     )[0]
     assert score.status is Status.ERRORED and "a test is a program" in score.note
+
+
+@pytest.mark.parametrize("judge", ("apart", "together"))
+def test_a_program_cannot_end_a_tests_loop_before_it_has_begun(judge: str) -> None:
+    """map() and all() take StopIteration for the end: nothing would be left to be wrong."""
+    facts = {
+        "tests": ["assert all(map(double, [1, 2]))\nassert list(map(double, [1])) == [2]"],
+        "entry_point": "double",
+    }
+    program = "def double(x):\n    raise StopIteration"
+    score = call_reward("t", UnitTests(judge=judge), [Prompt(id="a", text="", facts=facts)], [program])[0]
+    assert score.value == 0
