@@ -57,7 +57,7 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
             "count": interval.count,
             "missing": interval.missing,
             "by_category": _by_category(categories, truth),
-            "rewards": {name: float(np.nanmean(values.numpy())) for name, values in training.parts.items()},
+            "rewards": {name: values.nanmean().item() for name, values in training.parts.items()},
             "items": items,
         }
         folder.append("evaluations.jsonl", entry)

@@ -172,8 +172,8 @@ def _rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
     metrics: dict[str, float | None] = {"reward": rollout.scored.total.nanmean().item()}
     for name, values in rollout.scored.parts.items():
         present = values[values.isfinite()]
-        metrics[f"rewards/{name}/mean"] = present.mean().item()
-        metrics[f"rewards/{name}/std"] = present.std().item()
+        metrics[f"rewards/{name}/mean"] = present.mean().item() if len(present) else None
+        metrics[f"rewards/{name}/std"] = present.std().item() if len(present) > 1 else None
         metrics[f"rewards/{name}/missing_frac"] = 1 - len(present) / len(values)
     advantages = rollout.advantages
     metrics["frac_reward_zero_std"] = advantages.constant_groups / advantages.groups
