@@ -17,7 +17,9 @@ def import_dotted(path: str, key: str, built_in: Iterable[str] = ()) -> Any:
     """The thing at `package.module:thing`; modules of the current folder are found as in `python -m`."""
     module_name, colon, attribute = path.partition(":")
     near = get_close_matches(path, list(built_in), n=1)
-    names = f"; did you mean {near[0]}?" if near else "; `plaudit rewards list` names what is built in" if built_in else ""
+    names = (
+        f"; did you mean {near[0]}?" if near else "; `plaudit rewards list` names what is built in" if built_in else ""
+    )
     if not colon:
         raise RecipeError(f"{key}: {path!r} is not a dotted path `package.module:thing`{names}")
     if str(Path.cwd()) not in sys.path:

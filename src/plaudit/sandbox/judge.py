@@ -211,7 +211,7 @@ def update(ours: Any, theirs: Any) -> None:
 
 
 def exception(name: str, message: str) -> Exception:
-    if name in ("StopIteration", "StopAsyncIteration"):  # would end a loop of the test as if all had been well (PEP 479)
+    if name in ("StopIteration", "StopAsyncIteration"):  # they would end the loop of a test without a word (PEP 479)
         return RuntimeError(f"the program raised {name}")
     kind = getattr(builtins, name, None)
     if isinstance(kind, type) and issubclass(kind, Exception):
