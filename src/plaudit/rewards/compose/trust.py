@@ -80,7 +80,7 @@ def leverage(features: Tensor, matrix: Tensor) -> Tensor:
     The released code takes |V^-1 z|, which is another norm.
     """
     whitened: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(matrix), features.T, upper=False)
-    return torch.linalg.vector_norm(whitened, dim=0)
+    return whitened.square().sum(dim=0).sqrt()
 
 
 def trust_weight(leverage: Tensor, *, k: float = 0.05, b: float = 0.7, low: float = 1.0, high: float = 2.21) -> Tensor:
