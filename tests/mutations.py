@@ -494,7 +494,7 @@ MUTATIONS = [
     # --- calling a reward
     Mutation("rewards get the picture itself", "rewards/call.py", "outputs.detach().clone()", "outputs", CALL),
     Mutation("rewards get the facts themselves", "rewards/call.py", "= copy.deepcopy(value)", "= value", CALL),
-    Mutation("generator not put back", "rewards/call.py", "torch.set_rng_state(self.before[0])", "None", CALL),
+    Mutation("generator not put back", "rewards/call.py", "self._set(self.outside)", "pass", CALL),
     Mutation(
         "an exception is a zero",
         "rewards/call.py",

@@ -16,10 +16,10 @@ from plaudit.errors import RecipeError
 def import_dotted(path: str, key: str, built_in: Iterable[str] = ()) -> Any:
     """The thing at `package.module:thing`; modules of the current folder are found as in `python -m`."""
     module_name, colon, attribute = path.partition(":")
+    listed = sorted(built_in)
+    few = f"built in: {', '.join(listed)}" if len(listed) <= 12 else "`plaudit rewards list` names what is built in"
     near = get_close_matches(path, list(built_in), n=1)
-    names = (
-        f"; did you mean {near[0]}?" if near else "; `plaudit rewards list` names what is built in" if built_in else ""
-    )
+    names = f"; did you mean {near[0]}?" if near else f"; {few}" if listed else ""
     if not colon:
         raise RecipeError(f"{key}: {path!r} is not a dotted path `package.module:thing`{names}")
     if str(Path.cwd()) not in sys.path:

@@ -573,6 +573,13 @@ def test_rewards_at_the_same_time_do_not_put_each_others_generators_back() -> No
     assert random.getstate() == before[2]
 
 
+@pytest.mark.parametrize("draw", (lambda: torch.rand(1).item(), np.random.rand, random.random))
+def test_random_numbers_go_on_from_call_to_call(draw) -> None:
+    """Put back alone, the generators would give every call the same numbers."""
+    found = [values(lambda prompts, outputs: [draw() for _ in outputs]) for _ in range(3)]
+    assert len({number for numbers in found for number in numbers}) == 9
+
+
 def test_verdicts_are_final() -> None:
     calls: list = []
 

@@ -63,6 +63,8 @@ def test_our_sources_cannot_be_imported_from_a_checkout(at: Level) -> None:
     import plaudit
 
     source = plaudit.__file__
+    if "site-packages" in source:
+        pytest.skip("installed, not a checkout: programs may import what is installed")
     assert b"RESULT" not in boxed(TRY + f"attempt(lambda: open({source!r}).read())", at).stdout
 
 

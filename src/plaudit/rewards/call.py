@@ -155,17 +155,21 @@ class _Late(Exception):
 
 
 class _Generators:
-    """The global random generators. Whatever rewards draw, afterwards they are as they were before the first of those that
-    run at the same time."""
+    """The global random generators. Rewards draw from a stream of their own, which goes on from call to call; outside of
+    them the generators are as if no reward had drawn."""
 
     def __init__(self) -> None:
-        self.lock, self.running, self.before = threading.Lock(), 0, None
+        self.lock, self.running = threading.Lock(), 0
+        self.outside: Any = None
+        self.stream: Any = None
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
         with self.lock:
             if not self.running:
-                self.before = (torch.get_rng_state(), np.random.get_state(), random.getstate())
+                self.outside = self._now()
+                if self.stream is not None:
+                    self._set(self.stream)
             self.running += 1
         try:
             yield
@@ -173,11 +177,18 @@ class _Generators:
             with self.lock:
                 self.running -= 1
                 if not self.running:
-                    (
-                        torch.set_rng_state(self.before[0]),
-                        np.random.set_state(self.before[1]),
-                        random.setstate(self.before[2]),
-                    )
+                    self.stream = self._now()
+                    self._set(self.outside)
+
+    @staticmethod
+    def _now() -> Any:
+        return torch.get_rng_state(), np.random.get_state(), random.getstate()
+
+    @staticmethod
+    def _set(state: Any) -> None:
+        torch.set_rng_state(state[0])
+        np.random.set_state(state[1])
+        random.setstate(state[2])
 
 
 GENERATORS = _Generators()

@@ -233,7 +233,7 @@ def test_what_was_drawn_is_kept_unless_time_ran_out(monkeypatch: pytest.MonkeyPa
     for _ in range(2):
         first, again, late = draw(SHOP, [SQUARE, SQUARE, SLOW])
         assert first.pixels == again.pixels and late.timed_out
-    assert runs == [2, 1]
+    assert runs[0] == 2 and set(runs[1:]) == {1}, "the square once, the slow one again and again"
 
 
 # --- the formula ------------------------------------------------------------------------------------------------------
