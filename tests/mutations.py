@@ -211,8 +211,8 @@ MUTATIONS = [
     Mutation(
         "a remainder of one sample",
         "sampling/rollout.py",
-        "torch.arange(len(x)).tensor_split(-(-len(x) // tile))",
-        "torch.arange(len(x)).split(tile)",
+        "torch.arange(count).tensor_split(max(-(-count // tile), 1))",
+        "torch.arange(count).split(tile)",
         ROLLOUT,
     ),
     Mutation(
@@ -479,8 +479,8 @@ MUTATIONS = [
     Mutation(
         "the current weights draw for NFT",
         "train/collect.py",
-        "with policy.using(objective.sampler):",
-        'with policy.using("current"):',
+        "with policy.using(objective.sampler), torch.no_grad():",
+        'with policy.using("current"), torch.no_grad():',
         COLLECT,
     ),
     Mutation(
