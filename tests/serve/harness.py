@@ -16,9 +16,9 @@ from plaudit.data.prompt import Prompt
 from plaudit.rewards.base import card
 from plaudit.rewards.call import Caller, Handling, Request, make_request
 from plaudit.rewards.load import Reward
-from plaudit.rewards.remote import Remote
 from plaudit.serve.client import Client, Reply
 from plaudit.serve.config import ServeConfig
+from plaudit.serve.remote import Remote
 from plaudit.serve.server import DrainingServer, make_server
 from plaudit.serve.service import Service
 

@@ -30,7 +30,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.rewards.base import Card, Status, card
 from plaudit.rewards.call import Caller, make_request
-from plaudit.rewards.remote import Remote
+from plaudit.serve.remote import Remote
 
 TEXTS = texts_request(["1", "2"])
 

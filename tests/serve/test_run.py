@@ -21,8 +21,8 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.recipe.schema import RewardConfig
 from plaudit.rewards.load import load_reward
-from plaudit.rewards.remote import Remote
 from plaudit.serve.client import Failed
+from plaudit.serve.remote import Remote
 from plaudit.train.loop import align
 
 TILE = 4  # outputs in a call of the remote reward; a step has two such pieces

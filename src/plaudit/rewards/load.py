@@ -16,7 +16,7 @@ from plaudit.recipe.schema import RewardConfig
 from plaudit.rewards.base import Card, RewardFunction, Score
 from plaudit.rewards.cache import ScoreCache, identity
 from plaudit.rewards.call import Cached, Caller, Handling, Outputs, Request, make_request
-from plaudit.rewards.table import BUILT_IN
+from plaudit.rewards.table import BUILT_IN, ISOLATED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +87,7 @@ def _bound(function: RewardFunction, arguments: Mapping[str, Any]) -> RewardFunc
 def load_reward(name: str, config: RewardConfig, cache: ScoreCache | None = None) -> Reward:
     """The reward of a recipe's entry. `cache` is where those that ask for one keep their scores."""
     if config.python is not None:
-        from plaudit.serve.process import Isolated
-
-        function: RewardFunction = Isolated(name, config)
+        function: RewardFunction = import_dotted(ISOLATED, f"rewards.{name}.python")(name, config)
     else:
         function = find_reward(name, config.type, config.arguments)
     handling = Handling(

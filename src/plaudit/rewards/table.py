@@ -113,10 +113,11 @@ SECTIONS: dict[str, dict[str, str]] = {
     "other places": {
         "verl": "plaudit.rewards.adapters:VerlReward",
         "openrlhf": "plaudit.rewards.adapters:OpenRlhfReward",
-        "remote": "plaudit.rewards.remote:Remote",
+        "remote": "plaudit.serve.remote:Remote",
     },
 }
 
+ISOLATED = "plaudit.serve.process:Isolated"  # any of them, in the environment that the key `python` names
 BUILT_IN = {name: path for section in SECTIONS.values() for name, path in section.items()}
 # They score with something that the user names, those of TeX with a system program.
 UNPINNED = {"answer_likelihood", "verl", "openrlhf", "remote", "tex_renders", "tex_similarity"}

@@ -23,9 +23,9 @@ from plaudit.errors import RewardError
 from plaudit.recipe.schema import RewardConfig
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.call import Outputs
-from plaudit.rewards.remote import Remote
 from plaudit.serve.client import Client, Failed, Reply
 from plaudit.serve.pack import Packed
+from plaudit.serve.remote import Remote
 
 MODULE = "plaudit.serve.worker"
 MAX_GREETING = 2**16
