@@ -65,7 +65,7 @@ def test_columns_are_given_only_to_those_who_ask() -> None:
     given: dict = {}
     scores(lambda prompts, **everything: given.update(everything) or [0.0] * 3)
     assert set(given) == {
-        *("outputs", "ids", "facts", "inputs", "group", "step", "columns", "trainer_state", "log_metric", "log_extra"),
+        *("outputs", "ids", "facts", "inputs", "group", "step", "trainer_state", "log_metric", "log_extra"),
         *("objects", "image"),
     }
 
@@ -107,6 +107,23 @@ def test_a_column_is_known_to_parts_of_the_batch_that_lack_it() -> None:
         return [float(answer[0] is None)]
 
     assert [s.value for s in caller(fails_together)(request)] == [0, 1]
+
+
+def test_a_reward_may_take_the_whole_request_to_ask_another_the_same() -> None:
+    """Columns of the larger batch and all, so that the other is not refused a column that this part lacks."""
+
+    def other(prompts, outputs, answer):
+        return [float(a is None) for a in answer]
+
+    def wrapper(prompts, outputs, request):
+        for prompt in request.prompts:
+            prompt.facts["written"] = True
+        return Caller("other", other)(request)
+
+    mixed = [Prompt(id="a", text="", facts={"answer": 3}), Prompt(id="b", text="", facts={})]
+    found = caller(wrapper, batch=1)(make_request(mixed, ["x", "y"]))
+    assert [s.value for s in found] == [0, 1]
+    assert all("written" not in prompt.facts for prompt in mixed), "a stranger's request is a copy"
 
 
 def test_an_argument_of_the_recipe_is_not_overridden_by_a_fact() -> None:

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from tests.serve.harness import LONG, texts_request, wait_for
 
+from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.recipe.schema import RewardConfig
 from plaudit.rewards.base import Status
+from plaudit.rewards.call import make_request
 from plaudit.rewards.load import load_reward
 from plaudit.rewards.pinned import agrees, load_pinned
 from plaudit.serve.client import Client
@@ -92,7 +94,7 @@ def test_a_crash_a_print_a_kill_and_the_end() -> None:
 
 def test_a_hanging_reward_is_ended_and_restarts_are_bounded() -> None:
     def score(text: str):
-        return reward([""], [text], ["0"], [0], 0, [{}], [{}])[0]
+        return reward([""], [text], make_request([Prompt(id="0", text="")], [text]))[0]
 
     reward = Isolated("odd", RewardConfig(**ODD, python=sys.executable), max_restarts=1)
     try:

@@ -245,7 +245,7 @@ def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     reward = Remote(f"http://127.0.0.1:{port}", "tags", retries=1, backoff_s=0.01)
-    scores = reward(["?"], ["1"], ["0"], [0], 0, [{}], [{}])
+    scores = reward(["?"], ["1"], make_request([Prompt(id="0", text="?")], ["1"]))
     assert scores[0].status is Status.ERRORED and "refused" in scores[0].note.lower() and "2 attempts" in scores[0].note
     with pytest.raises(RewardError, match="plaudit serve"):  # a run would start without knowing what it scores
         Caller("tags", reward)

@@ -83,11 +83,11 @@ def before_calls(monkeypatch, events: dict[tuple[int, int], Callable[[], None]])
     call, seen = Remote.__call__, {}
 
     @functools.wraps(call)
-    def watched(self, prompts, outputs, ids, group, step, *rest, **named):
+    def watched(self, prompts, outputs, request):
         if len(prompts) == TILE:
-            seen[step] = seen.get(step, 0) + 1
-            events.get((step, seen[step]), lambda: None)()
-        return call(self, prompts, outputs, ids, group, step, *rest, **named)
+            seen[request.step] = seen.get(request.step, 0) + 1
+            events.get((request.step, seen[request.step]), lambda: None)()
+        return call(self, prompts, outputs, request)
 
     monkeypatch.setattr(Remote, "__call__", watched)
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -206,6 +206,7 @@ class Caller:
         self.lock = threading.Lock()
         self.parameters = inspect.signature(function).parameters
         self.ours = _is_ours(function)
+        self.sees_request = "request" in self.parameters  # to ask another reward the same
         self.bound = set(function.keywords) if isinstance(function, functools.partial) else set()
         self.takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self.parameters.values())
         self.output_name = next((name for name in OUTPUT_NAMES if name in self.parameters), "outputs")
@@ -227,8 +228,9 @@ class Caller:
 
     def _cached(self, request: Request, cache: Cached) -> list[Score]:
         """Scores from the cache, and calls for the others; equal outputs of a batch are scored once."""
-        step = request.step if self._asks("step") else None
-        keys = cache.store.keys(cache.identity, request.prompts, request.outputs, ids=self._asks("ids"), step=step)
+        step = request.step if self._asks("step") or self.sees_request else None
+        with_ids = self._asks("ids") or self.sees_request
+        keys = cache.store.keys(cache.identity, request.prompts, request.outputs, ids=with_ids, step=step)
         found = cache.store.find(list(dict.fromkeys(keys)))
         with self.lock:
             self.meter.cache_hits += sum(key in found for key in keys)
@@ -354,7 +356,6 @@ class Caller:
             "ids": lambda: [prompt.id for prompt in request.prompts],
             "group": lambda: list(request.group),
             "step": lambda: request.step,
-            "columns": lambda: request.columns,
             "trainer_state": lambda: SimpleNamespace(global_step=request.step),
             "log_metric": lambda: self._log_metric,
             "log_extra": lambda: self._log_extra,
@@ -362,6 +363,9 @@ class Caller:
             "inputs": lambda: self._copies([prompt.inputs for prompt in request.prompts]),
         }
         given |= {name: make() for name, make in columns.items() if self._asks(name)}
+        if self.sees_request:
+            prompts = self._copies(request.prompts)
+            given["request"] = replace(request, prompts=prompts, outputs=given[self.output_name])
         carried = request.columns - given.keys()
         for name in sorted(carried):
             if self._asks(name):

@@ -16,7 +16,7 @@ from plaudit.rewards.call import OUTPUT_NAMES
 from plaudit.rewards.compose.table import OPERATORS
 from plaudit.rewards.table import BUILT_IN, SECTIONS
 
-GIVEN = ("self", "prompts", *OUTPUT_NAMES, "ids", "group", "step", "facts", "inputs")
+GIVEN = ("self", "prompts", *OUTPUT_NAMES, "ids", "group", "step", "facts", "inputs", "request")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from typing import Any
 from plaudit.errors import RewardError
 from plaudit.recipe.schema import RewardConfig
 from plaudit.rewards.base import Card, Score, Status, missing
-from plaudit.rewards.call import Outputs
+from plaudit.rewards.call import Outputs, Request
 from plaudit.serve.client import Client, Failed, Reply
 from plaudit.serve.pack import Packed
 from plaudit.serve.remote import Remote
@@ -191,20 +191,10 @@ class Isolated(Remote):
             self.worker.stop()
             raise
 
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        outputs: Outputs,
-        ids: Sequence[str],
-        group: Sequence[int],
-        step: int,
-        facts: Sequence[Mapping[str, Any]],
-        inputs: Sequence[Mapping[str, Any]],
-        columns: frozenset[str] = frozenset(),
-    ) -> list[Score]:
+    def __call__(self, prompts: Sequence[str], outputs: Outputs, request: Request) -> list[Score]:
         try:
             self.client = self.worker.connection()
-            scores = super().__call__(prompts, outputs, ids, group, step, facts, inputs, columns)
+            scores = super().__call__(prompts, outputs, request)
         except RewardError as error:
             return [missing(Status.ERRORED, str(error))] * len(prompts)
         if scores and all(score.status is Status.TIMED_OUT for score in scores):

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.call import Outputs, Request
@@ -141,25 +140,7 @@ class Remote:
 
     # --- scores ------------------------------------------------------------------------------------------------------
 
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        outputs: Outputs,
-        ids: Sequence[str],
-        group: Sequence[int],
-        step: int,
-        facts: Sequence[Mapping[str, Any]],
-        inputs: Sequence[Mapping[str, Any]],
-        columns: frozenset[str] = frozenset(),
-    ) -> list[Score]:
-        rows = zip(ids, prompts, facts, inputs, strict=True)
-        request = Request(
-            prompts=[Prompt(id=id_, text=text, facts=fact, inputs=given) for id_, text, fact, given in rows],
-            outputs=outputs,
-            group=group,
-            step=step,
-            columns=columns if isinstance(columns, frozenset) else frozenset(),  # else a fact of that name
-        )
+    def __call__(self, prompts: Sequence[str], outputs: Outputs, request: Request) -> list[Score]:
         deadline = time.monotonic() + self.timeout_s
         try:
             card = self._learnt(deadline)

@@ -19,7 +19,6 @@ from plaudit.rewards.rules.outcomes import (
     count,
     inheriting,
     positive,
-    request_of,
 )
 
 Curve = Literal["parabola", "polyline"]
@@ -138,14 +137,9 @@ class FormatLength:
         self,
         prompts: Sequence[str],
         outputs: Sequence[str],
-        group: Sequence[int],
-        step: int,
-        ids: Sequence[str],
-        facts: Sequence[Mapping[str, Any]],
-        inputs: Sequence[Mapping[str, Any]],
+        request: Request,
         completion_ids: Column = None,
     ) -> list[Score]:
-        request = request_of(prompts, outputs, group, step, ids, facts, inputs)
         lengths = count(outputs, self.unit, "format_length", completion_ids)
         return [self._score(right, n) for right, n in zip(self.well_formed(request), lengths, strict=True)]
 

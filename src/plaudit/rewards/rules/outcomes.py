@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.optional import require
 from plaudit.rewards.base import Card, Score, Status, missing
@@ -98,21 +97,6 @@ class Rightness:
         return float(value) >= self.threshold - ROUNDING
 
 
-def request_of(
-    prompts: Sequence[str],
-    outputs: Sequence[str],
-    group: Sequence[int],
-    step: int,
-    ids: Sequence[str],
-    facts: Sequence[Mapping[str, Any]],
-    inputs: Sequence[Mapping[str, Any]],
-) -> Request:
-    """What a reward was asked, so that it can ask another the same."""
-    rows = zip(ids, prompts, facts, inputs, strict=True)
-    whole = [Prompt(id=i, text=text, facts=fact, inputs=given) for i, text, fact, given in rows]
-    return Request(prompts=whole, outputs=outputs, group=group, step=step)
-
-
 class OutcomeReward:
     """A reward of rightness and length: subclasses say what outcomes are worth.
 
@@ -130,15 +114,10 @@ class OutcomeReward:
         self,
         prompts: Sequence[str],
         outputs: Sequence[str],
-        group: Sequence[int],
-        step: int,
-        ids: Sequence[str],
-        facts: Sequence[Mapping[str, Any]],
-        inputs: Sequence[Mapping[str, Any]],
+        request: Request,
         completion_ids: Column = None,
         correct: Column = None,
     ) -> list[Score]:
-        request = request_of(prompts, outputs, group, step, ids, facts, inputs)
         lengths = count(outputs, self.unit, self.who, completion_ids)
         rights = self.right(request, correct)
         outcomes = [_outcome(right, length) for right, length in zip(rights, lengths, strict=True)]

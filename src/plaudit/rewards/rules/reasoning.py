@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Card, Score, Status, card
-from plaudit.rewards.call import Caller, Outputs, make_request
+from plaudit.rewards.call import Caller, Outputs, Request
 from plaudit.rewards.load import find_reward
 from plaudit.rewards.rules.answers import find_answer, tagged
 from plaudit.sampling.noise import SampleKey, uniform
@@ -92,13 +91,6 @@ class _Around:
     def __init__(self, reward: str, arguments: Mapping[str, Any] | None = None) -> None:
         self.inner = Caller(reward, find_reward(reward, reward, arguments or {}))
 
-    def inner_scores(
-        self, prompts: Sequence[str], outputs: Outputs, group: Sequence[int], step: int, columns: Mapping[str, Any]
-    ) -> list[Score]:
-        rows = zip(columns["ids"], prompts, columns["inputs"], columns["facts"], strict=True)
-        asked = [Prompt(id=name, text=text, inputs=inputs, facts=facts) for name, text, inputs, facts in rows]
-        return self.inner(make_request(asked, outputs, group, step))
-
     def card_like_inner(self, own: Card, **changes: Any) -> Card:
         inner = self.inner.card
         if inner is None:
@@ -125,13 +117,11 @@ class _Flipped(_Around):
         self.probability, self.seed, self.place = probability, seed, place
         self.card = self.card_like_inner(type(self).card)
 
-    def __call__(
-        self, prompts: Sequence[str], outputs: Outputs, group: Sequence[int], step: int, **columns: Any
-    ) -> list[Score]:
-        scores = self.inner_scores(prompts, outputs, group, step, columns)
+    def __call__(self, prompts: Sequence[str], outputs: Outputs, request: Request) -> list[Score]:
+        scores = self.inner(request)
         keys = [
-            SampleKey(seed=self.seed, step=step, prompt=name, index=index)
-            for name, index in zip(columns["ids"], self.indices(group), strict=True)
+            SampleKey(seed=self.seed, step=request.step, prompt=prompt.id, index=index)
+            for prompt, index in zip(request.prompts, self.indices(request.group), strict=True)
         ]
         flips = inverted(keys, self.probability)
         return [
@@ -214,10 +204,8 @@ class ReasoningCalibrated(_Around):
         bounds = (inner.low, max(inner.high, threshold + weight)) if inner else (-float("inf"), float("inf"))
         self.card = self.card_like_inner(type(self).card, low=bounds[0], high=bounds[1])
 
-    def __call__(
-        self, prompts: Sequence[str], outputs: Sequence[str], group: Sequence[int], step: int, **columns: Any
-    ) -> list[Score]:
-        scores = self.inner_scores(prompts, outputs, group, step, columns)
+    def __call__(self, prompts: Sequence[str], outputs: Sequence[str], request: Request) -> list[Score]:
+        scores = self.inner(request)
         return [
             self._lifted(score, output) if score.status is Status.OK else score
             for score, output in zip(scores, outputs, strict=True)

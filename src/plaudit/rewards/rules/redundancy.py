@@ -26,7 +26,6 @@ from plaudit.rewards.rules.outcomes import (
     inner_caller,
     load_tokenizer,
     positive,
-    request_of,
 )
 from plaudit.shaping.lengths import decoupled_scores
 
@@ -137,14 +136,9 @@ class NeededReasoning:
         self,
         prompts: Sequence[str],
         outputs: Sequence[str],
-        group: Sequence[int],
-        step: int,
-        ids: Sequence[str],
-        facts: Sequence[Mapping[str, Any]],
-        inputs: Sequence[Mapping[str, Any]],
+        request: Request,
         correct: Column = None,
     ) -> list[Score]:
-        request = request_of(prompts, outputs, group, step, ids, facts, inputs)
         rights = self.right(request, correct)
         spans = [chunks(text) if right is True else [] for text, right in zip(outputs, rights, strict=True)]
         verdicts = self._judge(request, spans)

@@ -23,7 +23,7 @@ from plaudit.errors import RecipeError
 from plaudit.optional import require
 from plaudit.rewards.base import Card, Score
 from plaudit.rewards.call import Request
-from plaudit.rewards.rules.outcomes import Column, Rightness, count, inheriting, positive, request_of
+from plaudit.rewards.rules.outcomes import Column, Rightness, count, inheriting, positive
 
 Part = Literal["thought", "output"]
 START = "\0start"
@@ -214,14 +214,9 @@ class ReasoningNats:
         self,
         prompts: Sequence[str],
         outputs: Sequence[str],
-        group: Sequence[int],
-        step: int,
-        ids: Sequence[str],
-        facts: Sequence[Mapping[str, Any]],
-        inputs: Sequence[Mapping[str, Any]],
+        request: Request,
         correct: Column = None,
     ) -> list[Score]:
-        request: Request = request_of(prompts, outputs, group, step, ids, facts, inputs)
         log_probs = self.prior.log_prob([reasoning(text, self.part) for text in outputs])
         return [self._score(right, lp) for right, lp in zip(self.right(request, correct), log_probs, strict=True)]
 
