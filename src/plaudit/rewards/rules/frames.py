@@ -147,7 +147,7 @@ class KeyFrameGrounding:
         low=0,
         high=4,
         systems=("S122",),
-        cost_ms=20.0,
+        cost_ms=0.3,
     )
 
     def __init__(self, propagator: str | Propagator | None = carry_by_appearance) -> None:

@@ -157,7 +157,7 @@ class Stoi:
 
     card = Card(
         summary="short-time objective intelligibility of speech", low=-1, high=1, kind="audio", systems=("S093",),
-        extra="audio", cost_ms=15,
+        extra="audio", cost_ms=5,
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class Pesq:
 
     card = Card(
         summary="perceptual speech quality, a mean opinion from 1 to 4.64", low=PESQ_RANGE[0], high=PESQ_RANGE[1],
-        kind="audio", systems=("S093",), extra="audio", cost_ms=100,
+        kind="audio", systems=("S093",), extra="audio", cost_ms=30,
     )  # fmt: skip
 
     def __init__(self) -> None:
