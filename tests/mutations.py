@@ -494,7 +494,7 @@ MUTATIONS = [
     # --- calling a reward
     Mutation("rewards get the picture itself", "rewards/call.py", "outputs.detach().clone()", "outputs", CALL),
     Mutation("rewards get the facts themselves", "rewards/call.py", "= copy.deepcopy(value)", "= value", CALL),
-    Mutation("generator not put back", "rewards/call.py", "self._set(self.outside)", "pass", CALL),
+    Mutation("generator not put back", "rewards/generators.py", "self._set(self.outside)", "pass", CALL),
     Mutation(
         "an exception is a zero",
         "rewards/call.py",
@@ -517,11 +517,11 @@ MUTATIONS = [
         CALL,
     ),
     Mutation(
-        "None is a zero", "rewards/call.py", "return missing(Status.NOT_APPLICABLE)", "return Score(value=0.0)", CALL
+        "None is a zero", "rewards/results.py", "return missing(Status.NOT_APPLICABLE)", "return Score(value=0.0)", CALL
     ),
     Mutation(
         "short answers are stretched",
-        "rewards/call.py",
+        "rewards/results.py",
         "if len(values) != expected:",
         "if len(values) > expected:",
         CALL,

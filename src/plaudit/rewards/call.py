@@ -10,18 +10,14 @@ import asyncio
 import copy
 import functools
 import inspect
-import math
-import random
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +25,8 @@ from plaudit.data.prompt import Prompt, is_conversation, text_of
 from plaudit.errors import PlauditError, RewardError
 from plaudit.rewards.base import Card, RewardFunction, Score, Status, missing
 from plaudit.rewards.cache import ScoreCache
+from plaudit.rewards.generators import GENERATORS
+from plaudit.rewards.results import as_scores, in_range
 
 Outputs = Any  # Tensor [B, ...], or a list with one output each
 OUTPUT_NAMES = ("outputs", "completions", "images")
@@ -152,46 +150,6 @@ def call_reward(
 
 class _Late(Exception):
     """The deadline passed."""
-
-
-class _Generators:
-    """The global random generators. Rewards draw from a stream of their own, which goes on from call to call; outside of
-    them the generators are as if no reward had drawn."""
-
-    def __init__(self) -> None:
-        self.lock, self.running = threading.Lock(), 0
-        self.outside: Any = None
-        self.stream: Any = None
-
-    @contextmanager
-    def put_back(self) -> Iterator[None]:
-        with self.lock:
-            if not self.running:
-                self.outside = self._now()
-                if self.stream is not None:
-                    self._set(self.stream)
-            self.running += 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.running -= 1
-                if not self.running:
-                    self.stream = self._now()
-                    self._set(self.outside)
-
-    @staticmethod
-    def _now() -> Any:
-        return torch.get_rng_state(), np.random.get_state(), random.getstate()
-
-    @staticmethod
-    def _set(state: Any) -> None:
-        torch.set_rng_state(state[0])
-        np.random.set_state(state[1])
-        random.setstate(state[2])
-
-
-GENERATORS = _Generators()
 
 
 class Caller:
@@ -322,7 +280,7 @@ class Caller:
                 self.meter.outputs += len(request)
                 self.meter.latencies_s.append(time.perf_counter() - started)
         scores = as_scores(self.name, result, len(request))
-        return scores if self.card is None else [_in_range(score, self.card) for score in scores]
+        return scores if self.card is None else [in_range(score, self.card) for score in scores]
 
     def _run(self, request: Request) -> Any:
         deadline, arguments = self.handling.deadline_s, self._arguments(request)
@@ -464,14 +422,6 @@ def _column(prompt: Prompt, name: str) -> Any:
     return prompt.facts.get(name, prompt.inputs.get(name))
 
 
-def _in_range(score: Score, card: Card) -> Score:
-    """A number that the card says cannot be is an error, not a score."""
-    slack = 1e-6 * max(1.0, abs(score.value)) if score.status is Status.OK else 0.0
-    if score.status is not Status.OK or card.low - slack <= score.value <= card.high + slack:
-        return score
-    return missing(Status.ERRORED, f"{score.value:g} is outside {card.low:g}..{card.high:g}, the range on the card")
-
-
 def _invoke(function: RewardFunction, arguments: dict[str, Any]) -> Any:
     with torch.no_grad():
         return function(**arguments)
@@ -500,37 +450,3 @@ def _finished(result: Any, seconds: float | None) -> Any:
 
 async def _awaited(result: Any) -> Any:
     return await result
-
-
-# --- what may come back ----------------------------------------------------------------------------------------------
-
-
-def as_scores(name: str, result: Any, expected: int) -> list[Score]:
-    if isinstance(result, str | bytes | Mapping):
-        raise RewardError(f"rewards.{name} returned {result!r}; return a list with one score per output")
-    try:
-        values = list(result.tolist() if isinstance(result, Tensor) else result)
-    except TypeError as error:
-        raise RewardError(f"rewards.{name} returned {result!r}; return a list with one score per output") from error
-    if len(values) != expected:
-        raise RewardError(
-            f"rewards.{name} returned {len(values)} scores for {expected} outputs; return one per output, None where there "
-            "is none"
-        )
-    return [_as_score(name, value) for value in values]
-
-
-def _as_score(name: str, value: Any) -> Score:
-    if isinstance(value, Score):
-        return value
-    if value is None:
-        return missing(Status.NOT_APPLICABLE)
-    try:
-        if isinstance(value, str | bytes):
-            raise TypeError("a text")
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise RewardError(f"rewards.{name} returned {value!r}; a score is a number, None or a plaudit.Score") from error
-    if not math.isfinite(number):
-        return missing(Status.ERRORED, f"the reward returned {number}")
-    return Score(value=number)
