@@ -144,7 +144,7 @@ def _from_run(run: Path, count: int) -> Gathered:
     setup = prepare(recipe)
     load_result(setup.policy.model, run)
     prompts = next(iter(setup.prompts.evaluation(count).values()))
-    outputs, _ = generate(setup.policy.model, setup.encoder, prompts, recipe.evaluate.sampler, EVALUATION_SEED)
+    outputs = generate(setup.drawer, prompts, EVALUATION_SEED).outputs
     names = [f"{prompt.id}/{i}" for i, prompt in enumerate(prompts)]
     return Gathered(names=names, prompts=prompts, sources=list(outputs))
 

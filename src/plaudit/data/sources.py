@@ -7,14 +7,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from plaudit.data.prompt import Prompt
+from plaudit.data.prompt import Prompt, is_conversation, text_of
+from plaudit.data.tasks import reasoning_gym_prompts
 from plaudit.errors import DataError
 from plaudit.lab.scenes import grammar
-from plaudit.recipe.schema import FilePrompts, ScenesPrompts
+from plaudit.lab.sums import grammar as sums
+from plaudit.recipe.schema import FilePrompts, Prompts, PuzzlePrompts, ScenesPrompts, SumsPrompts
 
 
 class PromptSource(Protocol):
@@ -39,6 +41,17 @@ class ScenesSource:
             "heldout": grammar.evaluation_prompts("heldout", count, self.categories),
             "compositional": grammar.evaluation_prompts("compositional", max(count // 2, 1), self.categories),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumsSource:
+    categories: Sequence[str]
+
+    def batch(self, step: int, count: int, seed: int) -> list[Prompt]:
+        return sums.sample_prompts("train", count, np.random.default_rng([seed, step, 1]), self.categories)
+
+    def evaluation(self, count: int) -> dict[str, list[Prompt]]:
+        return {"heldout": sums.evaluation_prompts("heldout", count, self.categories)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +89,22 @@ def identify(text: str) -> str:
     return hashlib.sha256(text.strip().encode()).hexdigest()[:12]
 
 
+OWN_KEYS = {"id", "text", "facts", "inputs"}
+TRL_KEYS = ("messages", "prompt")
+ANSWERS = ("completion", "chosen", "rejected")
+
+
 def _parse_row(path: str, number: int, line: str) -> Prompt:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{path} line {number} is not JSON: {error}") from error
-    allowed = {"id", "text", "facts", "inputs"}
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or set(row) - allowed:
+    if isinstance(row, dict) and any(key in row for key in TRL_KEYS):
+        return _trl_row(f"{path} line {number}", dict(row))
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or set(row) - OWN_KEYS:
         raise DataError(
-            f"{path} line {number}: expected an object with `text` and optionally id, facts, inputs; got {line[:120]}"
+            f"{path} line {number}: expected an object with `text` and optionally id, facts, inputs, or with `prompt` or "
+            f"`messages` as TRL has them; got {line[:120]}"
         )
     return Prompt(
         id=str(row.get("id", identify(row["text"]))),
@@ -94,10 +114,54 @@ def _parse_row(path: str, number: int, line: str) -> Prompt:
     )
 
 
-def load_prompts(config: ScenesPrompts | FilePrompts) -> PromptSource:
-    if isinstance(config, ScenesPrompts):
-        return ScenesSource(categories=config.categories)
-    return FileSource(
-        train=read_prompts(config.train, "prompts.train"),
-        heldout=read_prompts(config.heldout, "prompts.heldout") if config.heldout else (),
-    )
+def _trl_row(where: str, row: dict[str, Any]) -> Prompt:
+    """A row in one of TRL's formats: answers become inputs, what else there is becomes facts that rewards ask for by name."""
+    if "messages" in row:
+        messages = row.pop("messages")
+        if not is_conversation(messages) or len(messages) < 2 or messages[-1].get("role") != "assistant":
+            raise DataError(
+                f"{where}: `messages` must be a conversation that ends with the assistant; got {str(messages)[:80]}"
+            )
+        row |= {"prompt": messages[:-1], "completion": messages[-1:]}
+    asked = row.pop("prompt")
+    if not isinstance(asked, str) and not is_conversation(asked):
+        raise DataError(f"{where}: `prompt` is {str(asked)[:80]}; expected a text or a list of messages")
+    given = [key for key in ANSWERS if row.get(key) is not None]
+    if given not in ([], ["completion"], ["chosen", "rejected"]):
+        raise DataError(
+            f"{where}: a prompt goes with a `completion`, or with `chosen` and `rejected`, or alone; got {given}"
+        )
+    inputs = row.pop("inputs", {}) | {key: text_of(row.pop(key)) for key in given}
+    if not isinstance(asked, str):
+        inputs["messages"] = asked
+    text = text_of(asked)
+    facts = row.pop("facts", {})
+    return Prompt(id=str(row.pop("id", identify(text))), text=text, facts={**row, **facts}, inputs=inputs)
+
+
+def load_prompts(config: Prompts) -> PromptSource:
+    match config:
+        case ScenesPrompts():
+            return ScenesSource(categories=config.categories)
+        case SumsPrompts():
+            return SumsSource(categories=_known_sums(config.categories))
+        case PuzzlePrompts():
+            instruction = {} if config.instruction is None else {"instruction": config.instruction}
+            train, heldout = (
+                reasoning_gym_prompts(config.task, size, seed, **instruction, **config.config)
+                for size, seed in ((config.train, 1), (config.heldout, 2))
+            )
+            known = {prompt.id for prompt in heldout}
+            return FileSource(train=[prompt for prompt in train if prompt.id not in known], heldout=heldout)
+        case FilePrompts():
+            return FileSource(
+                train=read_prompts(config.train, "prompts.train"),
+                heldout=read_prompts(config.heldout, "prompts.heldout") if config.heldout else (),
+            )
+
+
+def _known_sums(categories: Sequence[str] | None) -> Sequence[str]:
+    unknown = sorted(set(categories or ()) - set(sums.CATEGORIES))
+    if unknown:
+        raise DataError(f"prompts.categories: {unknown[0]!r}; allowed: {', '.join(sums.CATEGORIES)}")
+    return categories or sums.CATEGORIES

@@ -87,6 +87,12 @@ class Conditioning:
             condition=self.condition.select(rows), unconditional=self.unconditional, guidance=self.guidance
         )
 
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Batches of one guidance."""
+        condition = Condition.cat([part.condition for part in parts])
+        return Conditioning(condition=condition, unconditional=parts[0].unconditional, guidance=parts[0].guidance)
+
     @property
     def calls_per_velocity(self) -> int:
         return 1 if self.guidance == 1.0 else 2

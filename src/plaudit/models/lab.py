@@ -17,17 +17,18 @@ from plaudit.lab.scenes.grammar import tokenise
 from plaudit.lab.scenes.render import rasterise
 from plaudit.models.flow import Condition, shifted_times
 
-OWN_SHIFT = {"slots": 1.0, "pixels": 1.0}
+OWN_SHIFT = {"slots": 1.0, "slots-turbo": 1.0, "pixels": 1.0}
 
 
 class LabFlowModel:
-    """`slots`: object slots drawn by a differentiable rasteriser. `pixels`: 32x32 RGB pictures."""
+    """`slots`: object slots drawn by a differentiable rasteriser, `slots-turbo` the same in one step or two. `pixels`: 32x32
+    RGB pictures."""
 
     lora_targets = ("qkv", "project", "up", "down")
 
     def __init__(self, name: str, weights: str | None = None) -> None:
         self.name = name
-        self.network: nn.Module = NETWORKS[name]()
+        self.network: nn.Module = NETWORKS[name.removesuffix("-turbo")]()
         self.latent_shape: tuple[int, ...] = self.network.latent_shape  # type: ignore[assignment]
         path = Path(weights) if weights else WEIGHTS / f"{name}.safetensors"
         if not path.is_file():
@@ -44,7 +45,7 @@ class LabFlowModel:
         return self.network(x, t, condition.tensors["ids"])
 
     def decode(self, x0: Tensor) -> Tensor:
-        return rasterise(x0) if self.name == "slots" else from_pixel_latents(x0)
+        return from_pixel_latents(x0) if self.name == "pixels" else rasterise(x0)
 
     def schedule(self, steps: int, shift: float | None) -> Tensor:
         return shifted_times(steps, shift or OWN_SHIFT[self.name])
@@ -52,9 +53,14 @@ class LabFlowModel:
     def save(self, folder: Path) -> None:
         """All weights as one file that `model.weights` reads; adapters are merged into the layers they adapt."""
         folder.mkdir(parents=True, exist_ok=True)
-        merged = copy.deepcopy(self.network)
-        for module in merged.modules():
-            if hasattr(module, "base_layer"):
-                module.merge()
-        state = {key.replace(".base_layer.", "."): v for key, v in merged.state_dict().items() if ".lora_" not in key}
-        save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{self.name}.safetensors")
+        save_file(merged_state(self.network), folder / f"{self.name}.safetensors")
+
+
+def merged_state(network: nn.Module) -> dict[str, Tensor]:
+    """Weights under the names of the plain network, adapters merged into the layers they adapt."""
+    merged = copy.deepcopy(network)
+    for module in merged.modules():
+        if hasattr(module, "base_layer"):
+            module.merge()
+    state = {key.replace(".base_layer.", "."): v for key, v in merged.state_dict().items() if ".lora_" not in key}
+    return {key: value.contiguous() for key, value in state.items()}

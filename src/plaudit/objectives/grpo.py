@@ -1,9 +1,13 @@
-"""Flow-GRPO: a clipped likelihood ratio over the stochastic steps of a rollout.
+"""GRPO: a clipped likelihood ratio over the decisions of a rollout, which are denoising steps (Flow-GRPO) or tokens.
 
-    rho = exp(log p_theta(x' | x) - log p_old(x' | x)),   L = max(-A rho, -A clip(rho, 1 - c_low, 1 + c_high)) + w KL
+    rho = exp(log p_theta(decision) - log p_old(decision)),   L = max(-A rho, -A clip(rho, 1 - c_low, 1 + c_high)) + w KL
 
-Departures: the density is the exact Gaussian unless the recipe names a published scaling (the clip range belongs to it);
-the step to t = 0 is deterministic and not trained.
+With importance_sampling_level sequence (GSPO) the ratio of every decision is exp(mean of the sample's log-ratios). The
+divisor decides which length is favoured: dapo counts every decision alike, grpo (and GSPO) every sample, so that long samples
+count less per decision; dr_grpo divides by a constant; luspo, on top of the sequence ratio, multiplies each sample by its length.
+
+Departures: a flow's density is the exact Gaussian unless the recipe names a published scaling (the clip range belongs to it);
+its step to t = 0 is deterministic and not trained.
 
 Shape legend: B samples, D decisions.
 """
@@ -13,10 +17,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plaudit.objectives.base import Losses
-from plaudit.objectives.terms import Batch, SnapshotPolicy, Terms
+from plaudit.objectives.base import Losses, Objective, divisor, in_parts, per_decision
+from plaudit.objectives.batch import Batch, SnapshotPolicy
+from plaudit.objectives.terms import FlowTerms
+from plaudit.objectives.token_terms import TokenTerms
 from plaudit.recipe.schema import GrpoConfig
-from plaudit.sampling.kernels import kl_divergence
+from plaudit.sampling.tokens import Completions
+
+PENALTY_ROWS = 64
 
 
 def clipped_ratio_loss(log_ratio_BD: Tensor, advantage_BD: Tensor, clip_low: float, clip_high: float) -> Tensor:
@@ -26,40 +34,71 @@ def clipped_ratio_loss(log_ratio_BD: Tensor, advantage_BD: Tensor, clip_low: flo
     return torch.maximum(-advantage_BD * ratio, -advantage_BD * ratio.clamp(1 - clip_low, 1 + clip_high))
 
 
-class Grpo:
-    needs_trace = True
-    sampler = "current"
+def sequence_log_ratio(log_ratio_BD: Tensor, mask_BD: Tensor) -> Tensor:
+    """GSPO: the mean over a sample's decisions, for each of them."""
+    mean = (log_ratio_BD * mask_BD).sum(1, keepdim=True) / mask_BD.sum(1, keepdim=True).clamp(min=1)
+    return mean.expand_as(log_ratio_BD)
 
-    def __init__(self, config: GrpoConfig) -> None:
-        self.config = config
+
+class Grpo(Objective):
+    def __init__(self, config: GrpoConfig, pack: int = 0) -> None:
+        self.config, self.pack = config, pack
         self.snapshots = {"reference": None} if config.kl.weight > 0 else {}
 
     def mask(self, batch: Batch) -> Tensor:
-        assert batch.trace is not None
-        return batch.trace.mask & batch.valid[:, None]
+        decisions = batch.samples.decisions
+        assert decisions is not None, "a clipped ratio needs a rollout with stochastic decisions"
+        return decisions.mask & batch.valid[:, None]
+
+    def weights(self, batch: Batch) -> Tensor:
+        return per_decision(self.mask(batch), self.config.loss_type)
+
+    def count(self, batch: Batch) -> float:
+        decisions = batch.samples.decisions
+        assert decisions is not None
+        return divisor(self.mask(batch), self.config.loss_type, decisions.limit)
 
     def computed(self, batch: Batch) -> Tensor:
-        return batch.valid if self.config.kl.weight > 0 else batch.informative
+        return batch.valid if self._kl_in_loss else batch.informative
 
-    def terms(self, policy: SnapshotPolicy, batch: Batch) -> Terms:
-        return Terms(policy, batch)
+    @property
+    def _kl_in_loss(self) -> bool:
+        return self.config.kl.weight > 0 and self.config.kl.place == "loss"
 
-    def losses(self, terms: Terms) -> Losses:
-        trace, config = terms.batch.trace, self.config
-        assert trace is not None
-        log_ratio = terms.log_prob - trace.log_prob
-        advantage = terms.batch.advantage[:, None].expand_as(log_ratio).double()
-        parts = {"policy": clipped_ratio_loss(log_ratio, advantage, config.clip_low, config.clip_high)}
-        ratio = log_ratio.detach().exp()
+    def penalty(self, policy: SnapshotPolicy, batch: Batch) -> Tensor | None:
+        kl = self.config.kl
+        if kl.weight == 0 or kl.place == "loss":
+            return None
+        mask = self.mask(batch)
+        return kl.weight * in_parts(
+            lambda part: (self.terms(policy, part).kl(kl.scaling) * self.mask(part)).sum(1), batch, PENALTY_ROWS
+        ).masked_fill(~mask.any(1), 0.0)
+
+    def terms(self, policy: SnapshotPolicy, batch: Batch) -> FlowTerms | TokenTerms:
+        if isinstance(batch.samples, Completions):
+            return TokenTerms(policy, batch, self.pack)
+        return FlowTerms(policy, batch)
+
+    def losses(self, terms: FlowTerms | TokenTerms) -> Losses:
+        batch, config = terms.batch, self.config
+        decisions, mask = batch.samples.decisions, self.mask(batch)
+        assert decisions is not None
+        log_ratio = terms.log_prob - decisions.log_prob
+        advantage = batch.advantage[:, None].expand_as(log_ratio).double()
+        used = sequence_log_ratio(log_ratio, mask) if config.importance_sampling_level == "sequence" else log_ratio
+        parts = {"policy": clipped_ratio_loss(used, advantage, config.clip_low, config.clip_high)}
+        ratio, drift = used.detach().exp(), log_ratio.detach()
         metrics = {
             "clip_ratio/low": ((ratio < 1 - config.clip_low) & (advantage < 0)).double(),
             "clip_ratio/high": ((ratio > 1 + config.clip_high) & (advantage > 0)).double(),
             "ratio/mean": ratio,
-            "ratio/deviation": (ratio - 1).abs(),
+            "ratio/deviation": (drift.exp() - 1).abs(),
+            "approx_kl": drift.expm1() - drift,
         }
-        if config.kl.weight > 0:
-            times, next_times = (u.flatten() for u in (trace.times[:, :-1], trace.times[:, 1:]))
-            kl = kl_divergence(terms.step, terms.reference.step, times, next_times, config.kl.scaling)
-            parts["kl"] = config.kl.weight * kl.unflatten(0, log_ratio.shape)
-            metrics["kl"] = kl.detach().unflatten(0, log_ratio.shape)
-        return Losses(parts=parts, mask=self.mask(terms.batch), metrics=metrics)
+        if isinstance(terms, TokenTerms):
+            metrics["entropy"] = terms.entropy
+        if self._kl_in_loss:
+            kl = terms.kl(config.kl.scaling)
+            parts["kl"] = config.kl.weight * kl
+            metrics["kl"] = kl.detach()
+        return Losses(parts=parts, weights=self.weights(batch), mask=mask, metrics=metrics)

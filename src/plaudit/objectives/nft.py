@@ -17,8 +17,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from plaudit.models.flow import clean_prediction
-from plaudit.objectives.base import Losses
-from plaudit.objectives.terms import Batch, SnapshotPolicy, Terms, stratified_times
+from plaudit.objectives.base import Losses, Objective
+from plaudit.objectives.batch import Batch, SnapshotPolicy
+from plaudit.objectives.terms import FlowTerms, stratified_times
 from plaudit.recipe.schema import NftConfig
 from plaudit.shaping.advantages import optimality
 
@@ -41,8 +42,7 @@ def nft_loss(v: Tensor, v_old: Tensor, x: Tensor, t: Tensor, x0: Tensor, optimal
     return (optimal * branch_loss(positive, x0) + (1 - optimal) * branch_loss(negative, x0)) / beta
 
 
-class Nft:
-    needs_trace = False
+class Nft(Objective):
     sampler = "old"
 
     def __init__(self, config: NftConfig) -> None:
@@ -58,12 +58,12 @@ class Nft:
     def computed(self, batch: Batch) -> Tensor:
         return batch.valid & batch.informative
 
-    def terms(self, policy: SnapshotPolicy, batch: Batch) -> Terms:
+    def terms(self, policy: SnapshotPolicy, batch: Batch) -> FlowTerms:
         config = self.config
         times = stratified_times(batch.keys, config.times_per_sample, *config.time_range, config.time_shift)
-        return Terms(policy, batch, times)
+        return FlowTerms(policy, batch, times)
 
-    def losses(self, terms: Terms) -> Losses:
+    def losses(self, terms: FlowTerms) -> Losses:
         points, config = terms.forward, self.config
         assert points is not None
         shape = (len(terms.batch), config.times_per_sample)
@@ -76,4 +76,4 @@ class Nft:
             parts["kl"] = config.kl_weight * drift.unflatten(0, shape)
             metrics["kl"] = drift.detach()
         metrics = {name: value.unflatten(0, shape) for name, value in metrics.items()}
-        return Losses(parts=parts, mask=self.mask(terms.batch), metrics=metrics)
+        return Losses(parts=parts, weights=self.weights(terms.batch), mask=self.mask(terms.batch), metrics=metrics)

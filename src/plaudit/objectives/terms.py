@@ -1,4 +1,4 @@
-"""What an objective may ask for, computed when it is first read and only then.
+"""What an objective may ask for of a flow model, computed when it is first read and only then.
 
 `terms.log_prob`, `terms.old.velocity`, `terms.reference.step` ... are bound to one micro-batch. All policies see the same
 noise, times and recorded states; snapshots are evaluated without gradient.
@@ -10,54 +10,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from plaudit.models.flow import Conditioning, FlowModel, clean_prediction, guided_velocity, per_sample
-from plaudit.sampling.kernels import Transition
+from plaudit.models.flow import clean_prediction, guided_velocity, per_sample
+from plaudit.objectives.batch import Batch, SnapshotPolicy
+from plaudit.objectives.estimates import kl_estimate
+from plaudit.sampling.kernels import Transition, kl_divergence
 from plaudit.sampling.noise import SampleKey, gaussian, uniform
 from plaudit.sampling.rollout import Trace, replay, replay_log_prob
 
 R = TypeVar("R")
-
-
-class SnapshotPolicy(Protocol):
-    """What terms need of a policy: its model, and a way to run with a snapshot's weights."""
-
-    model: FlowModel
-
-    def using(self, name: str) -> AbstractContextManager[None]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Samples to learn from. `advantage [B]` is 0 where not `valid`; `informative` is False in groups without contrast."""
-
-    conditioning: Conditioning
-    latents: Tensor
-    trace: Trace | None
-    keys: tuple[SampleKey, ...]
-    advantage: Tensor
-    valid: Tensor
-    informative: Tensor
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def select(self, rows: Tensor) -> Batch:
-        return Batch(
-            conditioning=self.conditioning.select(rows),
-            latents=self.latents[rows],
-            trace=self.trace.select(rows) if self.trace else None,
-            keys=tuple(self.keys[i] for i in rows.tolist()),
-            advantage=self.advantage[rows],
-            valid=self.valid[rows],
-            informative=self.informative[rows],
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +41,9 @@ def forward_points(batch: Batch, times: Tensor) -> Forward:
     """Noise every sample to its times `[B, T]` with its own counter-based noise."""
     B, T = times.shape
     sample = torch.arange(B).repeat_interleave(T)
-    noise = gaussian(batch.keys, "forward", (T, *batch.latents.shape[1:])).flatten(0, 1)
-    t, x0 = times.flatten(), batch.latents[sample]
+    latents = batch.flow.latents
+    noise = gaussian(batch.keys, "forward", (T, *latents.shape[1:])).flatten(0, 1)
+    t, x0 = times.flatten(), latents[sample]
     spread = per_sample(t, x0)
     return Forward(x0=x0, x=(1 - spread) * x0 + spread * noise, t=t, noise=noise, sample=sample)
 
@@ -88,7 +55,7 @@ def stratified_times(keys: Sequence[SampleKey], count: int, low: float, high: fl
     return shift * t / (1 + (shift - 1) * t)
 
 
-class PolicyTerms:
+class FlowPolicyTerms:
     """One policy's view of the micro-batch."""
 
     def __init__(self, policy: SnapshotPolicy, name: str, batch: Batch, forward: Forward | None) -> None:
@@ -104,7 +71,7 @@ class PolicyTerms:
     def velocity(self) -> Tensor:
         """Velocity `[B * T, *]` at the forward points."""
         points = self._points
-        conditioning = self._batch.conditioning.select(points.sample)
+        conditioning = self._batch.flow.conditioning.select(points.sample)
         return self._evaluate(functools.partial(guided_velocity, self._policy.model, points.x, points.t, conditioning))
 
     @functools.cached_property
@@ -122,7 +89,7 @@ class PolicyTerms:
     def step(self) -> Transition:
         """Replayed transitions `[B * D]`."""
         trace = self._trace
-        return self._evaluate(functools.partial(replay, self._policy.model, self._batch.conditioning, trace))
+        return self._evaluate(functools.partial(replay, self._policy.model, self._batch.flow.conditioning, trace))
 
     @functools.cached_property
     def log_prob(self) -> Tensor:
@@ -136,28 +103,39 @@ class PolicyTerms:
 
     @property
     def _trace(self) -> Trace:
-        assert self._batch.trace is not None, "this objective needs a rollout with stochastic steps"
-        return self._batch.trace
+        trace = self._batch.flow.trace
+        assert trace is not None, "this objective needs a rollout with stochastic steps"
+        return trace
 
 
-class Terms(PolicyTerms):
+class FlowTerms(FlowPolicyTerms):
     """The current policy's terms, and by name those of its snapshots."""
 
     def __init__(self, policy: SnapshotPolicy, batch: Batch, times: Tensor | None = None) -> None:
         forward = None if times is None else forward_points(batch, times)
         super().__init__(policy, "current", batch, forward)
         self.batch, self.forward = batch, forward
-        self._views: dict[str, PolicyTerms] = {}
+        self._views: dict[str, FlowPolicyTerms] = {}
 
-    def snapshot(self, name: str) -> PolicyTerms:
+    def snapshot(self, name: str) -> FlowPolicyTerms:
         if name not in self._views:
-            self._views[name] = PolicyTerms(self._policy, name, self.batch, self.forward)
+            self._views[name] = FlowPolicyTerms(self._policy, name, self.batch, self.forward)
         return self._views[name]
 
     @property
-    def old(self) -> PolicyTerms:
+    def old(self) -> FlowPolicyTerms:
         return self.snapshot("old")
 
     @property
-    def reference(self) -> PolicyTerms:
+    def reference(self) -> FlowPolicyTerms:
         return self.snapshot("reference")
+
+    def kl(self, scaling: str) -> Tensor:
+        """KL to the reference `[B, D]`, of the Gaussian transitions or estimated from the drawn decisions."""
+        if scaling in ("k1", "k2", "k3"):
+            return kl_estimate(self.log_prob - self.reference.log_prob, scaling)
+        trace = self._trace
+        times, next_times = (u.flatten() for u in (trace.times[:, :-1], trace.times[:, 1:]))
+        kl = kl_divergence(self.step, self.reference.step, times, next_times, scaling)
+        per_decision: Tensor = kl.unflatten(0, trace.levels.shape)
+        return per_decision

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Family = Literal["flow", "tokens"]
 
 
 class Strict(BaseModel):
@@ -32,12 +33,16 @@ class LoraConfig(Strict):
 
 
 class LabModel(Strict):
-    """A small pretrained generator that ships with Plaudit."""
+    """A small pretrained generator that ships with Plaudit: pictures, or sums with a scratchpad."""
 
     type: Literal["lab"] = "lab"
-    name: Literal["slots", "pixels"] = "slots"
+    name: Literal["slots", "slots-turbo", "pixels", "sums"] = "slots"
     weights: str | None = None  # another safetensors file with the same architecture
     lora: LoraConfig | None = None
+
+    @property
+    def family(self) -> Family:
+        return "tokens" if self.name == "sums" else "flow"
 
 
 class Sd3Model(Strict):
@@ -51,17 +56,41 @@ class Sd3Model(Strict):
     max_sequence_length: Positive = 256
     lora: LoraConfig | None = LoraConfig()
 
+    @property
+    def family(self) -> Family:
+        return "flow"
+
+
+class TransformersModel(Strict):
+    """A causal language model through transformers: a hub name or a local folder."""
+
+    type: Literal["transformers"]
+    path: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    chat: Literal["auto", "always", "never"] = "auto"  # whether prompts go through the tokenizer's chat template
+    system: str | None = None  # what a chat begins with
+    lora: LoraConfig | None = LoraConfig()
+
+    @property
+    def family(self) -> Family:
+        return "tokens"
+
 
 class DottedModel(Strict):
-    """Any other FlowModel: `factory` is a dotted path `package.module:callable`, called with `arguments`."""
+    """Any other FlowModel or TokenModel: `factory` is a dotted path `package.module:callable`, called with `arguments`."""
 
     type: Literal["custom"]
     factory: str
     arguments: dict[str, Any] = {}
+    makes: Family = "flow"
     lora: LoraConfig | None = None
 
+    @property
+    def family(self) -> Family:
+        return self.makes
 
-Model = Annotated[LabModel | Sd3Model | DottedModel, Field(discriminator="type")]
+
+Model = Annotated[LabModel | Sd3Model | TransformersModel | DottedModel, Field(discriminator="type")]
 
 
 # --- what is asked -------------------------------------------------------------------------------------------------
@@ -76,15 +105,34 @@ class ScenesPrompts(Strict):
     )
 
 
+class SumsPrompts(Strict):
+    """Problems of the lab world `sums`; no categories means all of them."""
+
+    type: Literal["sums"]
+    categories: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+
+class PuzzlePrompts(Strict):
+    """Puzzles of a reasoning-gym task, whose scorer is the reward `reasoning_gym`. `config` is the task's own."""
+
+    type: Literal["puzzles"]
+    task: str
+    config: dict[str, Any] = {}
+    instruction: str | None = None  # what is asked of the answer; null = an answer between tags
+    train: Positive = 2_000
+    heldout: Positive = 500
+
+
 class FilePrompts(Strict):
-    """A text file (one prompt a line) or JSONL with `text` and optional `id`, `facts`, `inputs`."""
+    """A text file (one prompt a line) or JSONL: `text` and optional `id`, `facts`, `inputs`; or the columns of TRL: `prompt`
+    (a text or messages), `prompt`, `chosen` and `rejected`, `prompt` and `completion`, or `messages`."""
 
     type: Literal["file"]
     train: str
     heldout: str | None = None
 
 
-Prompts = Annotated[ScenesPrompts | FilePrompts, Field(discriminator="type")]
+Prompts = Annotated[ScenesPrompts | SumsPrompts | PuzzlePrompts | FilePrompts, Field(discriminator="type")]
 
 
 # --- what scores ---------------------------------------------------------------------------------------------------
@@ -167,6 +215,7 @@ class Window(Strict):
 class Sampler(Strict):
     """How rollouts are drawn and replayed. Level 0 of every kernel is the stock ODE sampler."""
 
+    type: Literal["flow"] = "flow"
     steps: Positive = 10
     kernel: Literal["ode", "flow_sde", "constant_eta", "cps", "ddim_eta"] = "ode"
     level: Annotated[float, Field(ge=0)] = 0.7
@@ -182,6 +231,7 @@ class Sampler(Strict):
 class EvaluationSampler(Strict):
     """How held-out pictures are drawn: always deterministic."""
 
+    type: Literal["flow"] = "flow"
     steps: Positive = 10
     solver: Literal["euler", "heun"] = "euler"
     guidance: Annotated[float, Field(ge=0)] = 1.0
@@ -189,32 +239,120 @@ class EvaluationSampler(Strict):
     tile: Positive = 64
 
 
+class TokenSampling(Strict):
+    """How completions are drawn. Temperature 0 is greedy. Log-probabilities are those of the tempered distribution."""
+
+    type: Literal["tokens"]
+    max_new_tokens: Positive = 96
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_k: Positive | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    stop: tuple[str, ...] = ()  # texts that end a completion, besides the model's own end
+    tile: Positive = 64  # samples in one network call
+    pack: Annotated[int, Field(ge=0)] = (
+        256  # columns in a row where a prompt's samples share it in replay; 0 = a row each
+    )
+
+
+AnySampler = Annotated[Sampler | TokenSampling, Field(discriminator="type")]
+AnyEvaluationSampler = Annotated[EvaluationSampler | TokenSampling, Field(discriminator="type")]
+
+
 # --- from scores to a loss -----------------------------------------------------------------------------------------
 
 
 class Shaping(Strict):
-    """Scores to advantages. `floor` is the smallest standard deviation divided by, in reward units."""
+    """Scores to advantages. `floor` is the smallest standard deviation divided by, in reward units. `normalise` the total,
+    or each reward in its groups before they are added by their weights."""
 
+    normalise: Literal["total", "each"] = "total"
     std: Literal["group", "batch", "none", "loo"] = "group"
     floor: PositiveFloat = 1e-3
     clip: PositiveFloat | None = 5.0
 
 
 class KlConfig(Strict):
-    """KL of the transition to the reference policy. `exact` is the Gaussian KL; the others are published scalings."""
+    """KL to the reference policy. `exact` is that of a whole decision: of the Gaussian transition, or over the vocabulary;
+    `mean` and `flow_grpo` are published scalings of the Gaussian one. `k2` and `k3` are estimates from the decisions drawn,
+    as is `k1`, which has no useful gradient and can only be taken from the reward."""
 
     weight: Annotated[float, Field(ge=0)] = 0.0
-    scaling: Literal["exact", "mean", "flow_grpo"] = "exact"
+    scaling: Literal["exact", "mean", "flow_grpo", "k1", "k2", "k3"] = "exact"
+    place: Literal["loss", "reward"] = "loss"
+
+    @model_validator(mode="after")
+    def _has_gradient(self) -> KlConfig:
+        if (self.scaling == "k1") != (self.place == "reward"):
+            raise ValueError(
+                f"objective.kl.scaling: {self.scaling} with place {self.place}; the gradient of k1 is zero on average, so "
+                "k1 goes with place reward, and the others with place loss"
+            )
+        return self
 
 
 class GrpoConfig(Strict):
-    """Flow-GRPO: clipped ratio over the stochastic steps."""
+    """Clipped likelihood ratio over the decisions of a rollout: denoising steps (Flow-GRPO) or tokens. Names as in TRL:
+    `importance_sampling_level` sequence is GSPO's ratio; `loss_type` says what the sum over decisions is divided by: dapo all
+    decisions, grpo each sample's own and then all samples, dr_grpo the longest possible, luspo the samples only."""
 
     type: Literal["grpo"]
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
-    density: Literal["exact", "mean", "flow_grpo", "cps"] = "exact"
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "luspo"] = "dapo"
+    density: Literal["exact", "mean", "flow_grpo", "cps"] = "exact"  # of flow models
     kl: KlConfig = KlConfig()
+
+
+class DrpoConfig(Strict):
+    """DRPO: a preference re-weighs the right answers among themselves, wrong ones are a contrast, and KL has a barrier.
+    `correct` and `prefer` name rewards."""
+
+    type: Literal["drpo"]
+    correct: str
+    prefer: str
+    temperature: PositiveFloat = 0.1  # lambda
+    contrast_temperature: PositiveFloat = 10.0  # tau
+    barrier: Annotated[float, Field(ge=0)] = 1e3
+    margin: Annotated[float, Field(ge=0)] = 1e-4
+
+
+class LikelihoodConfig(Strict):
+    """The likelihood of a reference answer after the drawn reasoning, as reward and by its own gradient."""
+
+    type: Literal["likelihood"]
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    reward: str  # which of the recipe's rewards is the policy's own likelihood
+    direct: Annotated[float, Field(ge=0)] = 1.0  # weight of the reward's own gradient
+    kl: KlConfig = KlConfig()
+
+
+class DpoConfig(Strict):
+    """DPO on pairs `chosen` and `rejected`. `sft_weight` adds the likelihood of the chosen answer (RPO: eta beta on the sum)."""
+
+    type: Literal["dpo"]
+    beta: PositiveFloat = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    sft_weight: Annotated[float, Field(ge=0)] = 0.0
+    sft_reduction: Literal["sum", "mean"] = "sum"
+
+
+class SftConfig(Strict):
+    """Likelihood of given completions, or with `keep` of the model's own that scored well: the `best` of each group, or all
+    that reach `threshold`."""
+
+    type: Literal["sft"]
+    keep: Literal["given", "best", "threshold"] = "given"
+    threshold: float | None = None
+
+    @model_validator(mode="after")
+    def _threshold(self) -> SftConfig:
+        if (self.keep == "threshold") != (self.threshold is not None):
+            raise ValueError(
+                f"objective.threshold: {self.threshold} with keep {self.keep}; keep threshold needs it, only"
+            )
+        return self
 
 
 class NftConfig(Strict):
@@ -231,7 +369,14 @@ class NftConfig(Strict):
     old_decay_rate: Fraction = 1e-3
 
 
-Objective = Annotated[GrpoConfig | NftConfig, Field(discriminator="type")]
+Objective = Annotated[
+    GrpoConfig | NftConfig | DrpoConfig | LikelihoodConfig | DpoConfig | SftConfig, Field(discriminator="type")
+]
+GIVEN = "given"  # an objective that learns from data instead of samples of its own
+
+
+def learns_from_data(objective: Objective) -> bool:
+    return isinstance(objective, DpoConfig) or (isinstance(objective, SftConfig) and objective.keep == GIVEN)
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------
@@ -253,15 +398,15 @@ class Train(Strict):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     grad_clip: PositiveFloat = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0 = the trained weights are the result
-    ratio_tolerance: PositiveFloat = 1e-6  # times the square root of the latent's dimensions where a density sums them
+    refill: Annotated[int, Field(ge=0)] = 0  # rounds of new prompts in place of groups whose scores are all equal
+    ratio_tolerance: PositiveFloat = 1e-6  # times the square root of the latent's dimensions, or 100 for tokens
+    mismatch_kl: PositiveFloat = 1e-3  # largest mean KL between drawing and replay
 
     @model_validator(mode="after")
     def _possible(self) -> Train:
         batch = self.prompts_per_step * self.samples_per_prompt
         if self.steps is None and self.minutes is None and self.network_calls is None:
             raise ValueError("train: give `steps`, `minutes` or `network_calls`, or the run would never end")
-        if self.samples_per_prompt < 2:
-            raise ValueError("train.samples_per_prompt: 1 sample has no group to be compared with; use at least 2")
         if batch % self.updates_per_step:
             possible = [n for n in range(1, batch + 1) if batch % n == 0]
             nearest = sorted(possible, key=lambda n: abs(n - self.updates_per_step))[:3]
@@ -280,7 +425,7 @@ class Evaluation(Strict):
     every: Positive = 20
     prompts: Positive = 192  # during the run
     final_prompts: Positive = 600  # before and after
-    sampler: EvaluationSampler = EvaluationSampler()
+    sampler: AnyEvaluationSampler = EvaluationSampler()
 
     @model_validator(mode="after")
     def _plain(self) -> Evaluation:
@@ -316,7 +461,7 @@ class Recipe(Strict):
     )
     calibration_outputs: Positive = 256  # held-out outputs of the untrained model that `calibrate` measures
     missing: Missing = Missing()
-    sampler: Sampler = Sampler()
+    sampler: AnySampler = Sampler()
     shaping: Shaping = Shaping()
     objective: Objective = NftConfig()
     train: Train = Train(minutes=5.0)
@@ -327,26 +472,80 @@ class Recipe(Strict):
     def _combinable(self) -> Recipe:
         if not self.rewards:
             raise ValueError("rewards: name at least one reward, for example `match: {type: scene_match}`")
-        if self.sampler.kernel in ("cps", "ddim_eta") and self.sampler.level > 1:
+        if self.train.samples_per_prompt < 2 and not learns_from_data(self.objective):
+            raise ValueError("train.samples_per_prompt: 1 sample has no group to be compared with; use at least 2")
+        if isinstance(self.sampler, Sampler):
+            _check_steps(self.sampler, self.objective)
+        return self
+
+    @model_validator(mode="after")
+    def _one_family(self) -> Recipe:
+        """A model, its samplers and its objective belong together."""
+        family, tokens = self.model.family, isinstance(self.sampler, TokenSampling)
+        for key, sampler in (("sampler", self.sampler), ("evaluate.sampler", self.evaluate.sampler)):
+            if sampler.type != family:
+                raise ValueError(
+                    f"{key}.type: {sampler.type} for a model of family {family}; set {key}.type to {family}"
+                    + (", or start from the recipe sums-grpo" if family == "tokens" else "")
+                )
+        flow_only = ("nft",)
+        token_only = ("drpo", "likelihood", "dpo", "sft")
+        if self.objective.type in (flow_only if tokens else token_only):
             raise ValueError(
-                f"sampler.level: {self.sampler.level} for {self.sampler.kernel}, whose levels lie in [0, 1]"
+                f"objective.type: {self.objective.type} does not train models of family {family}; allowed: grpo, "
+                + ", ".join(token_only if tokens else flow_only)
             )
-        if self.objective.type == "grpo" and self.sampler.steps < 2:
+        if isinstance(self.sampler, TokenSampling) and not learns_from_data(self.objective):
+            _check_exact(self.sampler)
+        for key, name in _rewards_of(self.objective).items():
+            if name not in self.rewards:
+                raise ValueError(
+                    f"objective.{key}: {name!r} is no reward of this recipe; rewards: {', '.join(self.rewards)}"
+                )
+        kl = self.objective.kl if isinstance(self.objective, GrpoConfig | LikelihoodConfig) else KlConfig()
+        if tokens and kl.scaling in ("mean", "flow_grpo"):
             raise ValueError(
-                "sampler.steps: 1 leaves objective grpo nothing to train, the last step is deterministic; use 2"
-            )
-        stochastic = self.sampler.kernel != "ode" and self.sampler.level > 0
-        if self.objective.type == "grpo" and not stochastic:
-            raise ValueError(
-                "objective.type grpo needs stochastic steps: set sampler.kernel to flow_sde, constant_eta, cps or "
-                f"ddim_eta and sampler.level above 0 (now kernel {self.sampler.kernel}, level {self.sampler.level}), "
-                "or use objective.type nft, which needs none"
-            )
-        first, last = self.sampler.window.start
-        size = self.sampler.window.size or 1
-        if first > last or last + size > max(self.sampler.steps - 1, 1):
-            raise ValueError(
-                f"sampler.window: {size} steps starting in [{first}, {last}] do not fit; of {self.sampler.steps} steps "
-                f"the last is always deterministic, so start must lie in [0, {max(self.sampler.steps - 1 - size, 0)}]"
+                f"objective.kl.scaling: {kl.scaling} belongs to Gaussian steps; for tokens: exact, k1, k2, k3"
             )
         return self
+
+
+def _rewards_of(objective: Objective) -> dict[str, str]:
+    """The rewards that an objective reads by name, by its key."""
+    match objective:
+        case DrpoConfig():
+            return {"correct": objective.correct, "prefer": objective.prefer}
+        case LikelihoodConfig():
+            return {"reward": objective.reward}
+    return {}
+
+
+def _check_exact(sampler: TokenSampling) -> None:
+    """A ratio needs the probability of what was drawn under both policies, and a cut distribution has other tokens in each."""
+    if sampler.top_k is not None or sampler.top_p < 1 or sampler.temperature == 0:
+        raise ValueError(
+            f"sampler: temperature {sampler.temperature:g}, top_k {sampler.top_k}, top_p {sampler.top_p:g}; training needs every "
+            "token possible: temperature above 0, top_k null, top_p 1 (evaluate.sampler may have others)"
+        )
+
+
+def _check_steps(sampler: Sampler, objective: Objective) -> None:
+    if sampler.kernel in ("cps", "ddim_eta") and sampler.level > 1:
+        raise ValueError(f"sampler.level: {sampler.level} for {sampler.kernel}, whose levels lie in [0, 1]")
+    if objective.type == "grpo" and sampler.steps < 2:
+        raise ValueError(
+            "sampler.steps: 1 leaves objective grpo nothing to train, the last step is deterministic; use 2"
+        )
+    if objective.type == "grpo" and not (sampler.kernel != "ode" and sampler.level > 0):
+        raise ValueError(
+            "objective.type grpo needs stochastic steps: set sampler.kernel to flow_sde, constant_eta, cps or "
+            f"ddim_eta and sampler.level above 0 (now kernel {sampler.kernel}, level {sampler.level}), "
+            "or use objective.type nft, which needs none"
+        )
+    first, last = sampler.window.start
+    size = sampler.window.size or 1
+    if first > last or last + size > max(sampler.steps - 1, 1):
+        raise ValueError(
+            f"sampler.window: {size} steps starting in [{first}, {last}] do not fit; of {sampler.steps} steps "
+            f"the last is always deterministic, so start must lie in [0, {max(sampler.steps - 1 - size, 0)}]"
+        )

@@ -86,13 +86,15 @@ class Meter:
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """A batch to be scored. `group [B]` tells which outputs answer the same prompt; `step` is the training step; `columns`
-    are the names of all facts and inputs, which a larger batch that this is a part of may have more of."""
+    are the names of all facts and inputs, which a larger batch that this is a part of may have more of. `completion_ids`
+    are there where a token model has drawn the outputs."""
 
     prompts: Sequence[Prompt]
     outputs: Outputs
     group: Sequence[int]
     step: int = 0
     columns: frozenset[str] = frozenset()
+    completion_ids: Sequence[Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         distinct = {id(prompt): prompt for prompt in self.prompts}.values()
@@ -109,6 +111,7 @@ class Request:
             group=[self.group[i] for i in rows],
             columns=self.columns,
             step=self.step,
+            completion_ids=None if self.completion_ids is None else [self.completion_ids[i] for i in rows],
         )
 
 
@@ -118,6 +121,7 @@ def make_request(
     group: Sequence[int] | Tensor | None = None,
     step: int = 0,
     columns: frozenset[str] = frozenset(),
+    completion_ids: Sequence[Sequence[int]] | None = None,
 ) -> Request:
     """Without `group`, outputs of the same prompt id and text belong together. `columns` are those of a larger batch."""
     if len(prompts) != len(outputs):
@@ -126,7 +130,9 @@ def make_request(
         seen: dict[tuple[str, str], int] = {}
         group = [seen.setdefault((prompt.id, prompt.text), len(seen)) for prompt in prompts]
     members = group.tolist() if isinstance(group, Tensor) else list(group)
-    return Request(prompts=prompts, outputs=outputs, group=members, step=step, columns=columns)
+    return Request(
+        prompts=prompts, outputs=outputs, group=members, step=step, columns=columns, completion_ids=completion_ids
+    )
 
 
 def select(outputs: Outputs, rows: Sequence[int]) -> Outputs:
@@ -320,6 +326,8 @@ class Caller:
             "facts": lambda: self._copies([prompt.facts for prompt in request.prompts]),
             "inputs": lambda: self._copies([prompt.inputs for prompt in request.prompts]),
         }
+        if request.completion_ids is not None:
+            columns["completion_ids"] = lambda: [list(ids) for ids in request.completion_ids or ()]
         given |= {name: make() for name, make in columns.items() if self._asks(name)}
         if self.sees_request:
             prompts = self._copies(request.prompts)

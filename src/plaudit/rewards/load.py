@@ -45,6 +45,11 @@ class Reward:
             if before is not None:
                 function.load_state(before)
 
+    def bind(self, policy: Any) -> None:
+        """Give a reward that asks the model in training its policy."""
+        if hasattr(self.caller.function, "bind"):
+            self.caller.function.bind(policy)
+
     @property
     def waits(self) -> bool:
         """Whether it waits for something elsewhere, so that it can be called while this machine goes on drawing."""
@@ -108,5 +113,9 @@ def _cached(name: str, config: RewardConfig, function: RewardFunction, store: Sc
         raise RecipeError(
             f"rewards.{name}.cache: the scores of {config.type!r} depend on the rest of the batch or on earlier calls, so "
             "they cannot be kept; leave `cache` out"
+        )
+    if hasattr(function, "bind"):
+        raise RecipeError(
+            f"rewards.{name}.cache: the scores of {config.type!r} change with the model in training; leave `cache` out"
         )
     return Cached(store=store, identity=identity(name, config.type, config.arguments, function))

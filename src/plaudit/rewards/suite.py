@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,26 @@ class ScoredBatch:
     @property
     def calls(self) -> int:
         return sum(len(values) for values in self.parts.values())
+
+    def with_part(self, name: str, values: Tensor) -> ScoredBatch:
+        return replace(self, parts={**self.parts, name: values})
+
+
+def join_scored(batches: Sequence[ScoredBatch], rows: Tensor | None = None) -> ScoredBatch:
+    """Batches after each other, or some rows of that."""
+
+    def picked(values: list[Tensor]) -> Tensor:
+        joined = torch.cat(values)
+        return joined if rows is None else joined[rows]
+
+    first = batches[0]
+    scores = {name: [score for batch in batches for score in batch.scores[name]] for name in first.scores}
+    return ScoredBatch(
+        total=picked([batch.total for batch in batches]),
+        parts={name: picked([batch.parts[name] for batch in batches]) for name in first.parts},
+        scores=scores if rows is None else {name: [kept[i] for i in rows.tolist()] for name, kept in scores.items()},
+        terms={name: picked([batch.terms[name] for batch in batches]) for name in first.terms},
+    )
 
 
 @dataclass(kw_only=True)

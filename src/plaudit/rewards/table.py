@@ -9,6 +9,9 @@ SECTIONS: dict[str, dict[str, str]] = {
         "scene_match": "plaudit.rewards.rules.scenes:scene_match",
         "scene_part": "plaudit.rewards.rules.scenes:ScenePart",
         "scene_proxy": "plaudit.rewards.learned.scene_proxy:SceneProxy",
+        "sum_correct": "plaudit.rewards.rules.sums:sum_correct",
+        "sum_answer": "plaudit.rewards.rules.sums:sum_answer",
+        "sum_format": "plaudit.rewards.rules.sums:sum_format",
     },
     "images by arithmetic": {
         "brightness": "plaudit.rewards.rules.pixels:brightness",
@@ -96,6 +99,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "regularized_relevance": "plaudit.rewards.encoders.relevance:RegularizedRelevance",
         "inverse_specification": "plaudit.rewards.encoders.inverse:InverseSpecification",
         "answer_likelihood": "plaudit.rewards.likelihood:AnswerLikelihood",
+        "policy_likelihood": "plaudit.rewards.policy_likelihood:PolicyLikelihood",
         "caption_likelihood": "plaudit.rewards.likelihood:CaptionLikelihood",
     },
     "novelty": {
@@ -120,4 +124,4 @@ SECTIONS: dict[str, dict[str, str]] = {
 ISOLATED = "plaudit.serve.process:Isolated"  # any of them, in the environment that the key `python` names
 BUILT_IN = {name: path for section in SECTIONS.values() for name, path in section.items()}
 # They score with something that the user names, those of TeX with a system program.
-UNPINNED = {"answer_likelihood", "verl", "openrlhf", "remote", "tex_renders", "tex_similarity"}
+UNPINNED = {"answer_likelihood", "policy_likelihood", "verl", "openrlhf", "remote", "tex_renders", "tex_similarity"}

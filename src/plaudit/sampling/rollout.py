@@ -32,6 +32,10 @@ class Trace:
     density: str
 
     @property
+    def limit(self) -> int:
+        return self.levels.shape[1]
+
+    @property
     def rounding(self) -> float:
         """How float32 rounding grows in a log-ratio: a density that sums over dimensions adds up their independent
         errors, like the square root of their number."""
@@ -61,17 +65,35 @@ class Trace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
-    """Clean latents `[B, *]` of a batch, with the trace when there were stochastic decisions."""
+class FlowSamples:
+    """Clean latents `[B, *]` of a batch with what they were drawn under, and the trace when there were stochastic
+    decisions."""
 
+    conditioning: Conditioning
     latents: Tensor
     trace: Trace | None
     network_calls: int
 
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @property
+    def decisions(self) -> Trace | None:
+        return self.trace
+
+    def select(self, rows: Tensor) -> FlowSamples:
+        return replace(
+            self,
+            conditioning=self.conditioning.select(rows),
+            latents=self.latents[rows],
+            trace=self.trace.select(rows) if self.trace else None,
+        )
+
     @staticmethod
-    def cat(parts: Sequence[Samples]) -> Samples:
+    def cat(parts: Sequence[FlowSamples]) -> FlowSamples:
         traces = [part.trace for part in parts if part.trace is not None]
-        return Samples(
+        return FlowSamples(
+            conditioning=Conditioning.cat([part.conditioning for part in parts]),
             latents=torch.cat([part.latents for part in parts]),
             trace=Trace.cat(traces) if traces else None,
             network_calls=sum(part.network_calls for part in parts),
@@ -108,7 +130,7 @@ def draw(
     tile: int,
     initial_keys: Sequence[SampleKey] | None = None,
     density: str = "exact",
-) -> Samples:
+) -> FlowSamples:
     """Sample from noise to data, recording the stochastic decisions of the plan."""
     x = gaussian(initial_keys or keys, "initial", model.latent_shape) * noise_scale(plan.times[0])
     B, D = len(x), plan.decisions
@@ -133,7 +155,7 @@ def draw(
             log_prob[rows[inside], slot[inside]] = log_density(x_next, step, density)[inside]
         x = x_next
     trace = _trace(plan, states, log_prob, density) if D else None
-    return Samples(latents=x, trace=trace, network_calls=calls)
+    return FlowSamples(conditioning=conditioning, latents=x, trace=trace, network_calls=calls)
 
 
 def move(step: Transition, keys: Sequence[SampleKey], decision: int) -> Tensor:

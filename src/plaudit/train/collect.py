@@ -1,75 +1,69 @@
-"""One step's samples: prompts, groups, keys, pictures, and their scores shaped to advantages."""
+"""One step's samples: prompts, groups, keys, outputs, and their scores shaped to advantages."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
-from plaudit.models.flow import EMPTY_PROMPT, Condition, Conditioning, FlowModel
-from plaudit.objectives.base import Objective
-from plaudit.objectives.terms import Batch
-from plaudit.recipe.schema import GrpoConfig, Recipe
+from plaudit.models.tokens import Ids
+from plaudit.objectives.batch import Batch
+from plaudit.recipe.schema import Recipe
 from plaudit.rewards.call import make_request
-from plaudit.rewards.suite import ScoredBatch, Suite, enforce_missing
+from plaudit.rewards.suite import ScoredBatch, enforce_missing, join_scored
+from plaudit.sampling.base import Outputs, Piece
 from plaudit.sampling.noise import SampleKey
-from plaudit.sampling.plan import stochastic_plan
-from plaudit.sampling.rollout import Samples, draw, tiles
+from plaudit.sampling.tokens import Completions
 from plaudit.shaping.advantages import Advantages, group_advantage
-from plaudit.train.policy import Policy
+from plaudit.shaping.mix import mixed_advantage
 
-
-class PromptEncoder:
-    """Encodes prompts once: conditions are kept by id and text (ids may repeat between files), the unconditional one for
-    good."""
-
-    def __init__(self, model: FlowModel, capacity: int = 512) -> None:
-        self.model, self.capacity = model, capacity
-        self.cache: dict[tuple[str, str], Condition] = {}
-        self._unconditional: Condition | None = None
-
-    @torch.no_grad()
-    def __call__(self, prompts: Sequence[Prompt], guidance: float) -> Conditioning:
-        asked = [(p.id, p.text) for p in prompts]
-        new = {key: p for key, p in zip(asked, prompts, strict=True) if key not in self.cache}
-        if new:
-            encoded = self.model.encode(list(new.values()))
-            if len(self.cache) + len(new) > self.capacity:
-                self.cache = {key: self.cache[key] for key in asked if key in self.cache}
-            self.cache |= {key: encoded.select(torch.tensor([row])) for row, key in enumerate(new)}
-        if guidance != 1.0 and self._unconditional is None:
-            self._unconditional = self.model.encode([EMPTY_PROMPT])
-        condition = Condition.cat([self.cache[key] for key in asked])
-        return Conditioning(condition=condition, unconditional=self._unconditional, guidance=guidance)
+if TYPE_CHECKING:
+    from plaudit.train.setup import Setup
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """Group-contiguous samples of one step. `version` is the number of optimiser updates behind the weights that drew."""
+    """Group-contiguous samples of one step. `version` is the number of optimiser updates behind the weights that drew;
+    `dropped` counts groups without contrast that others were drawn for."""
 
     prompts: tuple[Prompt, ...]
     group: Tensor
     batch: Batch
-    outputs: Tensor
+    outputs: Outputs
     scored: ScoredBatch
     advantages: Advantages
     version: int
+    dropped: int
     network_calls: int
+    reward_calls: int
+    seconds_sampling: float
+    seconds_scoring: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Scored samples that are not shaped yet."""
+
+    prompts: list[Prompt]
+    keys: list[SampleKey]
+    piece: Piece
+    scored: ScoredBatch
     seconds_sampling: float
     seconds_scoring: float
 
 
 def expand_groups(
-    prompts: Sequence[Prompt], size: int, seed: int, step: int
+    prompts: Sequence[Prompt], size: int, seed: int, step: int, seen: Counter[str] | None = None
 ) -> tuple[list[Prompt], Tensor, list[SampleKey]]:
     """Every prompt `size` times in a row. A prompt that comes up twice in a step goes on counting its samples, so no two
-    samples share their noise."""
-    seen: Counter[str] = Counter()
+    samples share their noise; `seen` counts the prompts of a step that came before."""
+    seen = Counter() if seen is None else seen
     members, keys = [], []
     for prompt in prompts:
         start = seen[prompt.id] * size
@@ -79,74 +73,135 @@ def expand_groups(
     return members, torch.arange(len(prompts)).repeat_interleave(size), keys
 
 
-def collect(
-    recipe: Recipe,
-    policy: Policy,
-    encoder: PromptEncoder,
-    objective: Objective,
-    rewards: Suite,
-    prompts: Sequence[Prompt],
-    *,
-    step: int,
-    version: int,
-) -> Rollout:
-    """Draw, decode, score and shape one step's samples."""
-    size, sampler = recipe.train.samples_per_prompt, recipe.sampler
-    members, group, keys = expand_groups(prompts, size, recipe.run.seed, step)
-    first_of_group = [keys[i - i % size] for i in range(len(keys))]
+def step_prompts(setup: Setup, step: int, turn: int = 0) -> list[Prompt]:
+    """The prompts of a step; those of a later `turn` replace groups of the ones before."""
+    train = setup.recipe.train
+    return setup.prompts.batch(step * (1 + train.refill) + turn, train.prompts_per_step, setup.recipe.run.seed)
+
+
+def collect(setup: Setup, *, step: int, version: int) -> Rollout:
+    """Draw, decode, score and shape one step's samples.
+
+    With `train.refill`, groups whose scores are all equal are replaced by groups of new prompts, in so many rounds at most;
+    what is still missing then is filled up with equal ones, which count and teach nothing.
+    """
+    train, seen = setup.recipe.train, Counter[str]()
+    kept, equal, rounds = list[Drawn](), list[Drawn](), list[Drawn]()
+    for turn in range(1 + train.refill):
+        wanted = train.prompts_per_step - len(kept)
+        if wanted == 0:
+            break
+        rounds.append(draw_scored(setup, step_prompts(setup, step, turn)[:wanted], step, seen))
+        for group in _groups(rounds[-1], train.samples_per_prompt):
+            (kept if _has_contrast(group.scored.total) else equal).append(group)
+    if train.refill == 0:
+        chosen, dropped = rounds, 0
+    else:
+        chosen = (kept + equal)[: train.prompts_per_step]
+        dropped = len(kept) + len(equal) - len(chosen)
+    return _shaped(setup, chosen, rounds, dropped, version)
+
+
+def draw_scored(setup: Setup, prompts: Sequence[Prompt], step: int, seen: Counter[str]) -> Drawn:
+    """Samples of some prompts; rewards elsewhere start while the rest is still being drawn."""
+    recipe, policy = setup.recipe, setup.policy
+    size = recipe.train.samples_per_prompt
     started = time.perf_counter()
-    conditioning = encoder(members, sampler.guidance)
-    times = policy.model.schedule(sampler.steps, sampler.shift)
-    plan = stochastic_plan(sampler, times, keys, first_of_group)
-    density = recipe.objective.density if isinstance(recipe.objective, GrpoConfig) else "exact"
-    initial_keys = first_of_group if sampler.same_noise else keys
-    pieces, pictures, columns = [], [], make_request(members, members, group).columns
-    with rewards.pending() as pending:
-        with policy.using(objective.sampler), torch.no_grad():
-            for rows in tiles(len(keys), sampler.tile):
-                of = slice(int(rows[0]), int(rows[-1]) + 1)
-                piece = draw(
-                    policy.model,
-                    conditioning.select(rows),
-                    plan.select(rows),
-                    keys[of],
-                    tile=sampler.tile,
-                    initial_keys=initial_keys[of],
-                    density=density,
-                )
+    members, group, keys = expand_groups(prompts, size, recipe.run.seed, step, seen)
+    first_of_group = [keys[i - i % size] for i in range(len(keys))]
+    pieces, drawn, columns = [], 0, make_request(members, members, group).columns
+    with setup.rewards.pending() as pending:
+        with policy.using(setup.objective.sampler), torch.no_grad():
+            for piece in setup.drawer.training(members, keys, first_of_group):
+                of = slice(drawn, drawn + len(piece))
                 pieces.append(piece)
-                pictures.append(policy.model.decode(piece.latents))
-                pending.add(make_request(members[of], pictures[-1], group[of], step, columns))
-        drawn, outputs = Samples.cat(pieces), torch.cat(pictures)
+                drawn += len(piece)
+                pending.add(make_request(members[of], piece.outputs, group[of], step, columns, _ids(piece)))
+        joined = setup.drawer.join(pieces)
         sampled = time.perf_counter()
-        scored = pending.finish(make_request(members, outputs, group, step), learn=True)
-    scored = enforce_missing(scored, recipe.missing)
-    shaping = recipe.shaping
-    advantages = group_advantage(scored.total, group, std=shaping.std, floor=shaping.floor, clip=shaping.clip)
-    batch = Batch(
-        conditioning=conditioning,
-        latents=drawn.latents,
-        trace=drawn.trace,
-        keys=tuple(keys),
-        advantage=advantages.value.float(),
-        valid=advantages.valid,
-        informative=advantages.valid & _has_contrast(advantages.value, group),
-    )
-    return Rollout(
-        prompts=tuple(members),
-        group=group,
-        batch=batch,
-        outputs=outputs,
-        scored=scored,
-        advantages=advantages,
-        version=version,
-        network_calls=drawn.network_calls,
+        request = make_request(members, joined.outputs, group, step, completion_ids=_ids(joined))
+        scored = pending.finish(request, learn=True)
+    return Drawn(
+        prompts=members,
+        keys=keys,
+        piece=joined,
+        scored=enforce_missing(scored, recipe.missing),
         seconds_sampling=sampled - started,
         seconds_scoring=time.perf_counter() - sampled,
     )
 
 
-def _has_contrast(advantage: Tensor, group: Tensor) -> Tensor:
+def _ids(piece: Piece) -> list[Ids] | None:
+    return piece.samples.rows() if isinstance(piece.samples, Completions) else None
+
+
+def _groups(drawn: Drawn, size: int) -> Iterator[Drawn]:
+    for rows in torch.arange(len(drawn.prompts)).split(size):
+        of = slice(int(rows[0]), int(rows[-1]) + 1)
+        yield Drawn(
+            prompts=drawn.prompts[of],
+            keys=drawn.keys[of],
+            piece=Piece(samples=drawn.piece.samples.select(rows), outputs=drawn.piece.outputs[of]),
+            scored=join_scored([drawn.scored], rows),
+            seconds_sampling=0.0,
+            seconds_scoring=0.0,
+        )
+
+
+def _shaped(setup: Setup, chosen: Sequence[Drawn], rounds: Sequence[Drawn], dropped: int, version: int) -> Rollout:
+    recipe, objective = setup.recipe, setup.objective
+    piece = chosen[0].piece if len(chosen) == 1 else setup.drawer.join([drawn.piece for drawn in chosen])
+    scored = chosen[0].scored if len(chosen) == 1 else join_scored([drawn.scored for drawn in chosen])
+    prompts = tuple(prompt for drawn in chosen for prompt in drawn.prompts)
+    group = torch.arange(len(prompts)) // recipe.train.samples_per_prompt
+    nothing = torch.zeros(len(prompts), dtype=torch.bool)
+    batch = Batch(
+        samples=piece.samples,
+        prompts=prompts,
+        keys=tuple(key for drawn in chosen for key in drawn.keys),
+        group=group,
+        score=scored.total,
+        scores=scored.parts,
+        advantage=torch.zeros(len(prompts)),
+        valid=scored.total.isfinite(),
+        informative=nothing,
+    )
+    penalty = objective.penalty(setup.policy, batch)
+    advantages = shape(recipe, scored, group, penalty)
+    return Rollout(
+        prompts=prompts,
+        group=group,
+        batch=batch.shaped(advantages, advantages.valid & _moved(advantages.value, group)),
+        outputs=piece.outputs,
+        scored=scored,
+        advantages=advantages,
+        version=version,
+        dropped=dropped,
+        network_calls=sum(drawn.piece.samples.network_calls for drawn in rounds),
+        reward_calls=sum(drawn.scored.calls for drawn in rounds),
+        seconds_sampling=sum(drawn.seconds_sampling for drawn in rounds),
+        seconds_scoring=sum(drawn.seconds_scoring for drawn in rounds),
+    )
+
+
+def shape(recipe: Recipe, scored: ScoredBatch, group: Tensor, penalty: Tensor | None = None) -> Advantages:
+    """Advantages of the total, or of each reward by itself and then added by weight."""
+    shaping = recipe.shaping
+    if shaping.normalise == "total":
+        score = scored.total if penalty is None else scored.total - penalty
+        return group_advantage(score, group, std=shaping.std, floor=shaping.floor, clip=shaping.clip)
+    weights = {name: recipe.rewards[name].weight for name in scored.parts}
+    if penalty is not None:
+        scored, weights = scored.with_part("kl", -penalty), weights | {"kl": 1.0}
+    return mixed_advantage(scored.parts, weights, group, std=shaping.std, floor=shaping.floor)
+
+
+def _has_contrast(score: Tensor) -> bool:
+    present = score[score.isfinite()]
+    return len(present) > 1 and bool(present.max() > present.min())
+
+
+def _moved(advantage: Tensor, group: Tensor) -> Tensor:
     """Samples `[B]` of groups with any advantage that is not zero."""
     moved = torch.zeros(int(group.max()) + 1, dtype=torch.bool)
     moved[group[advantage != 0]] = True

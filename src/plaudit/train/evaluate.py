@@ -5,12 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from plaudit.audit.statistics import Interval, mean_interval
+from plaudit.data.prompt import Prompt
+from plaudit.rewards.suite import ScoredBatch
+from plaudit.sampling.base import Outputs
 from plaudit.train.folder import RunFolder
 from plaudit.train.preview import generate, save_grid
 from plaudit.train.setup import Setup
@@ -35,12 +40,10 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
     measured = {}
     for split, prompts in setup.prompts.evaluation(count).items():
         with setup.policy.using(setup.result):
-            images, _ = generate(
-                setup.policy.model, setup.encoder, prompts, setup.recipe.evaluate.sampler, EVALUATION_SEED
-            )
-        with setup.truth.unchanged():
-            truth = np.array([score.value for score in setup.truth(prompts, images)])
-        training = setup.rewards(prompts, images)
+            outputs = generate(setup.drawer, prompts, EVALUATION_SEED).outputs
+            with setup.truth.unchanged():
+                truth = np.array([score.value for score in setup.truth(prompts, outputs)])
+            training = setup.rewards(prompts, outputs)
         interval = mean_interval(truth)
         items = f"evaluations/{label}_{step:06d}_{split}.json"
         categories = [str(prompt.facts.get("category", "all")) for prompt in prompts]
@@ -63,7 +66,7 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
         folder.append("evaluations.jsonl", entry)
         measured[split] = Measured(split=split, interval=interval, ids=ids, scores=truth)
         if len(measured) == 1:
-            _preview(folder, images, prompts, truth, step, label)
+            _preview(folder, outputs, prompts, truth, training, step, label)
     return measured
 
 
@@ -71,11 +74,9 @@ def calibrate(setup: Setup) -> int:
     """Measure the scales that rewards ask for, on held-out outputs of the untrained model; how many outputs it took."""
     if not setup.rewards.uncalibrated:
         return 0
-    count, sampler = setup.recipe.calibration_outputs, setup.recipe.evaluate.sampler
-    heldout = next(iter(setup.prompts.evaluation(count).values()))
+    heldout = next(iter(setup.prompts.evaluation(count := setup.recipe.calibration_outputs).values()))
     prompts = list(itertools.islice(itertools.cycle(heldout), count))  # other noise for a prompt that comes again
-    outputs, _ = generate(setup.policy.model, setup.encoder, prompts, sampler, CALIBRATION_SEED)
-    setup.rewards.calibrate(prompts, outputs)
+    setup.rewards.calibrate(prompts, generate(setup.drawer, prompts, CALIBRATION_SEED).outputs)
     return len(prompts)
 
 
@@ -87,9 +88,21 @@ def _by_category(categories: list[str], scores: np.ndarray) -> dict[str, dict[st
     return {name: {"mean": float(np.mean(values)), "count": len(values)} for name, values in grouped.items()}
 
 
-def _preview(folder: RunFolder, images: Tensor, prompts: list, truth: np.ndarray, step: int, label: str) -> None:
+def _preview(
+    folder: RunFolder,
+    outputs: Outputs,
+    prompts: list[Prompt],
+    truth: np.ndarray,
+    scored: ScoredBatch,
+    step: int,
+    label: str,
+) -> None:
+    """A grid of pictures, or a table of texts with what every reward said of them."""
     name = f"step_{step:06d}" if label == "step" else label
-    save_grid(images[:PREVIEWS], folder.samples / f"{name}.png")
+    if not isinstance(outputs, Tensor):
+        folder.write_json(f"samples/{name}.json", _table(outputs, prompts, truth, scored))
+        return
+    save_grid(outputs[:PREVIEWS], folder.samples / f"{name}.png")
     if label == "step":
         return
     path = folder.samples / "prompts.json"
@@ -97,3 +110,16 @@ def _preview(folder: RunFolder, images: Tensor, prompts: list, truth: np.ndarray
     known |= {"prompts": [prompt.text for prompt in prompts[:PREVIEWS]], "columns": 6}
     known[label] = [bool(score == 1.0) if np.isfinite(score) else None for score in truth[:PREVIEWS]]
     folder.write_json("samples/prompts.json", known)
+
+
+def _table(texts: Sequence[str], prompts: list[Prompt], truth: np.ndarray, scored: ScoredBatch) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": prompts[i].text,
+            "output": text,
+            "truth": truth[i],
+            "rewards": {name: values[i].item() for name, values in scored.parts.items()},
+            "notes": {name: scores[i].note for name, scores in scored.scores.items() if scores[i].note},
+        }
+        for i, text in enumerate(texts[:PREVIEWS])
+    ]

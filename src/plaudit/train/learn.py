@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from plaudit.errors import RunError
 from plaudit.objectives.base import Losses, Objective
-from plaudit.objectives.terms import Batch
+from plaudit.objectives.batch import Batch
 from plaudit.recipe.schema import Recipe, Train
 from plaudit.train.policy import Policy
 
@@ -29,12 +29,15 @@ class Sums:
     totals: dict[str, float] = field(default_factory=dict)
     largest_deviation: float | None = None
 
+    def _add(self, name: str, share: float) -> None:
+        self.totals[name] = self.totals.get(name, 0.0) + share
+
     def add(self, losses: Losses, count: float, computed: float) -> None:
         """Loss parts are shares of the whole update's `count`, metrics means over the `computed` elements."""
-        for values, divisor, prefix in ((losses.parts, count, "loss/"), (losses.metrics, computed, "")):
-            for name, value in values.items():
-                share = (value.detach().double() * losses.mask).sum().item() / divisor
-                self.totals[prefix + name] = self.totals.get(prefix + name, 0.0) + share
+        for name, value in losses.parts.items():
+            self._add("loss/" + name, (value.detach().double() * losses.weights).sum().item() / count)
+        for name, value in losses.metrics.items():
+            self._add(name, (value.detach().double() * losses.mask).sum().item() / computed)
         deviation = losses.metrics.get("ratio/deviation")
         if deviation is not None and losses.mask.any():
             self.largest_deviation = max(self.largest_deviation or 0.0, deviation[losses.mask].max().item())
@@ -45,27 +48,32 @@ def make_optimizer(policy: Policy, train: Train) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
 
 
-def update_rows(batch: int, updates: int, seed: int, step: int) -> Iterator[Tensor]:
-    """Rows of each optimiser update: all in order for one update, otherwise equal random parts."""
-    order = torch.arange(batch)
-    if updates > 1:
-        order = torch.from_numpy(np.random.default_rng([seed, step, 3]).permutation(batch))
-    yield from order.split(batch // updates)
+def update_rows(group: Tensor, updates: int, seed: int, step: int, whole_groups: bool = False) -> Iterator[Tensor]:
+    """Rows of each optimiser update: all in order for one update, otherwise equal random parts, of samples or of groups."""
+    rng = np.random.default_rng([seed, step, 3])
+    if updates == 1:
+        yield torch.arange(len(group))
+    elif whole_groups:
+        members = [(group == g).nonzero()[:, 0] for g in rng.permutation(torch.unique(group).numpy())]
+        for part in range(updates):
+            yield torch.cat(members[part * len(members) // updates : (part + 1) * len(members) // updates])
+    else:
+        yield from torch.from_numpy(rng.permutation(len(group))).split(len(group) // updates)
 
 
 def accumulate(policy: Policy, objective: Objective, batch: Batch, micro_batch: int) -> Sums:
     """Gradients of one update. Every element is divided by the update's count, so the split does not matter; samples whose
     gradient is certainly zero are counted but not computed."""
-    count = float(objective.mask(batch).sum().item())
     sums = Sums()
-    needed = objective.computed(batch).nonzero()[:, 0]
+    batch = objective.prepare(policy, batch)
+    count, needed = objective.count(batch), objective.computed(batch).nonzero()[:, 0]
     if count == 0 or len(needed) == 0:
         return sums
     computed = float(objective.mask(batch)[needed].sum().item())
     for rows in needed.split(micro_batch):
         losses = objective.losses(objective.terms(policy, batch.select(rows)))
-        loss = torch.stack([(part * losses.mask).sum() for part in losses.parts.values()]).sum() / count
-        loss.backward()
+        parts = torch.stack([(part * losses.weights).sum() for part in losses.parts.values()])
+        (parts.sum() / count).backward()
         sums.add(losses, count, computed)
     return sums
 
@@ -76,7 +84,8 @@ def learn(
     """All updates of a step; returns its metrics. Stops before an optimiser step that would spoil the weights."""
     parameters = list(policy.trainable.values())
     train, collected = recipe.train, []
-    for number, rows in enumerate(update_rows(len(batch), train.updates_per_step, recipe.run.seed, step)):
+    updates = update_rows(batch.group, train.updates_per_step, recipe.run.seed, step, objective.whole_groups)
+    for number, rows in enumerate(updates):
         optimizer.zero_grad(set_to_none=True)
         sums = accumulate(policy, objective, batch.select(rows), train.micro_batch)
         if number == 0:
@@ -94,6 +103,7 @@ def learn(
         if number == 0 and sums.largest_deviation is not None:
             entry["ratio/first_step_max_dev"] = sums.largest_deviation
             entry["ratio/limit"] = _ratio_limit(train, batch)
+            entry["mismatch_kl"] = sums.totals["approx_kl"]
         collected.append(entry)
     names = {name: None for entry in collected for name in entry}
     # An update without contrast has no parts: they count as 0 there, as its loss does, so that parts sum to the loss.
@@ -106,14 +116,22 @@ def _mean(values: list[float]) -> float:
 
 
 def _ratio_limit(train: Train, batch: Batch) -> float:
-    assert batch.trace is not None
-    return train.ratio_tolerance * batch.trace.rounding
+    assert batch.samples.decisions is not None
+    return train.ratio_tolerance * batch.samples.decisions.rounding
 
 
 def _check_ratio(sums: Sums, train: Train, batch: Batch, step: int) -> None:
+    """Before any update the weights are those that drew: what differs is how drawing and replay compute."""
     deviation = sums.largest_deviation
-    if deviation is not None and deviation > _ratio_limit(train, batch):
+    if deviation is None:
+        return
+    if deviation > _ratio_limit(train, batch):
         raise RunError(
             f"step {step}: the importance ratio deviates from 1 by {deviation:.2e} before the first update (allowed "
             f"{_ratio_limit(train, batch):.2g}, from train.ratio_tolerance {train.ratio_tolerance:g}); {RATIO_REMEDY}"
+        )
+    if sums.totals["approx_kl"] > train.mismatch_kl:
+        raise RunError(
+            f"step {step}: the KL between drawing and replay is {sums.totals['approx_kl']:.2e} before the first update (allowed: "
+            f"train.mismatch_kl {train.mismatch_kl:g}); {RATIO_REMEDY}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from plaudit.audit.statistics import Items, is_binary, paired_gain
 from plaudit.errors import Interrupted, RewardError, RunError
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.suite import Suite
+from plaudit.sampling.base import Outputs
+from plaudit.sampling.tokens import Completions
 from plaudit.train.checkpoint import Progress, restore_checkpoint, save_checkpoint
 from plaudit.train.collect import Rollout, collect
 from plaudit.train.display import Display, Silent
@@ -28,6 +31,7 @@ from plaudit.train.evaluate import Measured, calibrate, evaluate
 from plaudit.train.folder import RunFolder, find_run, open_run
 from plaudit.train.interrupt import Patience, between_steps
 from plaudit.train.learn import learn
+from plaudit.train.reading import read_batch
 from plaudit.train.setup import Setup, prepare
 
 
@@ -109,7 +113,7 @@ def _train(setup: Setup, folder: RunFolder, progress: Progress, display: Display
         folder.append("metrics.jsonl", {"step": progress.step, **metrics})
         folder.append("timing.jsonl", {"step": progress.step, **timing, "seconds": progress.training_seconds})
         display.step(progress.step, metrics, progress.training_seconds)
-        if metrics["frac_reward_zero_std"] == 1.0:
+        if metrics.get("frac_reward_zero_std") == 1.0:
             display.say(f"step {progress.step}: every group's rewards are equal, so nothing was learned from it")
         if progress.step % recipe.evaluate.every == 0:
             measured = evaluate(setup, folder, step=progress.step, label="step", count=recipe.evaluate.prompts)
@@ -137,12 +141,10 @@ def _step(setup: Setup, progress: Progress) -> tuple[dict[str, float | None], di
     """One step; `progress` moves only when all of it is done."""
     recipe, policy, objective = setup.recipe, setup.policy, setup.objective
     step, started = progress.step, time.perf_counter()
-    prompts = setup.prompts.batch(step, recipe.train.prompts_per_step, recipe.run.seed)
-    rollout = collect(
-        recipe, policy, setup.encoder, objective, setup.rewards, prompts, step=step, version=progress.updates
-    )
+    rollout = collect(setup, step=step, version=progress.updates) if objective.learns_from == "rollouts" else None
+    batch = rollout.batch if rollout else read_batch(setup, step)
     learning = time.perf_counter()
-    learned = learn(recipe, policy, objective, setup.optimizer, rollout.batch, step)
+    learned = learn(recipe, policy, objective, setup.optimizer, batch, step)
     for name, decay in objective.snapshots.items():
         if decay is not None:
             policy.blend(name, decay(step + 1))
@@ -151,16 +153,16 @@ def _step(setup: Setup, progress: Progress) -> tuple[dict[str, float | None], di
     ended = time.perf_counter()
     progress.step += 1
     progress.updates += recipe.train.updates_per_step
-    progress.network_calls += rollout.network_calls
-    progress.reward_calls += rollout.scored.calls
+    progress.network_calls += rollout.network_calls if rollout else 0
+    progress.reward_calls += rollout.reward_calls if rollout else 0
     progress.training_seconds += ended - started
-    metrics = {**_rollout_metrics(rollout), **learned, "lr": recipe.train.lr}
+    metrics = {**(_rollout_metrics(rollout) if rollout else {}), **learned, "lr": recipe.train.lr}
     for reward in setup.rewards.rewards:
         metrics |= {f"rewards/{reward.name}/{key}": value for key, value in reward.caller.meter.take_metrics().items()}
     metrics |= {"network_calls": progress.network_calls, "reward_calls": progress.reward_calls}
     timing = {
-        "timing_s/rollout": rollout.seconds_sampling,
-        "timing_s/reward": rollout.seconds_scoring,
+        "timing_s/rollout": rollout.seconds_sampling if rollout else 0.0,
+        "timing_s/reward": rollout.seconds_scoring if rollout else 0.0,
         "timing_s/learn": ended - learning,
         "timing_s/step": ended - started,
         **_reward_costs(setup.rewards),
@@ -181,6 +183,12 @@ def _rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
     if set(rollout.scored.terms) - set(rollout.scored.parts):
         metrics |= {f"terms/{text}": values.nanmean().item() for text, values in rollout.scored.terms.items()}
     metrics["diversity"] = _diversity(rollout.outputs, rollout.group)
+    if rollout.dropped:
+        metrics["refill/dropped_groups"] = float(rollout.dropped)
+    if isinstance(rollout.batch.samples, Completions):
+        completions = rollout.batch.samples
+        metrics["completions/mean_length"] = completions.length.double().mean().item()
+        metrics["completions/clipped_ratio"] = completions.cut.double().mean().item()
     return metrics
 
 
@@ -197,11 +205,16 @@ def _reward_costs(rewards: Suite) -> dict[str, float]:
     return costs
 
 
-def _diversity(outputs: Tensor, group: Tensor) -> float:
-    """Mean squared pixel distance between members of a group: twice the variance inside it."""
+def _diversity(outputs: Outputs, group: Tensor) -> float:
+    """Of pictures the mean squared distance between members of a group, twice the variance inside it; of texts the share of
+    pairs in a group that differ."""
     size = int((group == group[0]).sum())
-    members = outputs.flatten(1).unflatten(0, (-1, size))
-    return 2 * members.var(dim=1).mean().item()
+    if isinstance(outputs, Tensor):
+        members = outputs.flatten(1).unflatten(0, (-1, size))
+        return 2 * members.var(dim=1).mean().item()
+    groups = [Counter(outputs[i : i + size]) for i in range(0, len(outputs), size)]
+    pairs = size * (size - 1)
+    return sum(1 - sum(n * (n - 1) for n in same.values()) / pairs for same in groups) / len(groups)
 
 
 def _show(display: Display, step: int, label: str, measured: Mapping[str, Measured]) -> None:

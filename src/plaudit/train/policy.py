@@ -9,18 +9,32 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from plaudit.errors import RecipeError
-from plaudit.models.flow import FlowModel
 from plaudit.recipe.schema import LoraConfig
 
 ADAPTER = "default"
 
 
-def add_lora(model: FlowModel, config: LoraConfig, seed: int) -> None:
+class Generator(Protocol):
+    """What training needs of a model of any family. `network` holds every parameter that may be touched."""
+
+    network: nn.Module
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Endings of the module names that LoRA adapts when the recipe does not say."""
+        ...
+
+    def save(self, folder: Path) -> None: ...
+
+
+def add_lora(model: Generator, config: LoraConfig, seed: int) -> None:
     """Freeze the network and insert adapters whose product is zero."""
     import peft  # takes seconds to import, and full tuning does not need it
 
@@ -40,9 +54,9 @@ def add_lora(model: FlowModel, config: LoraConfig, seed: int) -> None:
 
 @dataclass
 class Policy:
-    """A flow model with its trainable parameters and named copies of them."""
+    """A model with its trainable parameters and named copies of them."""
 
-    model: FlowModel
+    model: Generator
     snapshots: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     active: str = "current"
 

@@ -1,4 +1,4 @@
-"""Pictures of a model: the same prompts and the same noise before, during and after."""
+"""What a model makes: the same prompts and the same noise before, during and after."""
 
 from __future__ import annotations
 
@@ -13,30 +13,23 @@ from torch import Tensor
 from plaudit import storage
 from plaudit.data.prompt import Prompt
 from plaudit.data.sources import load_prompts
-from plaudit.errors import RunError
-from plaudit.models.flow import FlowModel
-from plaudit.recipe.schema import EvaluationSampler, Recipe
+from plaudit.errors import RecipeError, RunError
+from plaudit.recipe.schema import Recipe
+from plaudit.sampling.base import Drawer, Piece
 from plaudit.sampling.noise import SampleKey
-from plaudit.sampling.plan import deterministic_plan
-from plaudit.sampling.rollout import draw
-from plaudit.train.collect import PromptEncoder
+from plaudit.train.policy import Generator
 
 EVALUATION_STEP = -1  # the step number of noise that belongs to no training step
 
 
-def generate(
-    model: FlowModel, encoder: PromptEncoder, prompts: Sequence[Prompt], sampler: EvaluationSampler, seed: int
-) -> tuple[Tensor, int]:
-    """Deterministic pictures `[B, 3, H, W]` of prompts at fixed noise, and the network calls they cost."""
+def generate(drawer: Drawer, prompts: Sequence[Prompt], seed: int) -> Piece:
+    """Outputs of prompts as a measurement draws them, at fixed noise."""
     seen: dict[str, int] = {}
     keys = []
     for prompt in prompts:
         seen[prompt.id] = seen.get(prompt.id, -1) + 1
         keys.append(SampleKey(seed=seed, step=EVALUATION_STEP, prompt=prompt.id, index=seen[prompt.id]))
-    plan = deterministic_plan(model.schedule(sampler.steps, sampler.shift), len(prompts), sampler.solver)
-    drawn = draw(model, encoder(prompts, sampler.guidance), plan, keys, tile=sampler.tile)
-    with torch.no_grad():
-        return model.decode(drawn.latents), drawn.network_calls
+    return drawer.evaluation(prompts, keys)
 
 
 def grid_image(images: Tensor, columns: int, scale: int | None = None) -> Image.Image:
@@ -68,18 +61,21 @@ def sample_grid(
     """Draw prompts (the held-out ones when none are given) with the base model or with a run's weights."""
     from plaudit.train.setup import prepare
 
-    policy = prepare(recipe).policy
+    setup = prepare(recipe)
+    if recipe.model.family != "flow":
+        raise RecipeError(
+            f"plaudit sample draws pictures, and model {recipe.model.type} writes texts; use `plaudit search`"
+        )
     if run is not None:
-        load_result(policy.model, run)
+        load_result(setup.policy.model, run)
     if prompts:
         chosen = [Prompt(id=text, text=text) for text in prompts for _ in range(count)]
     else:
         chosen = next(iter(load_prompts(recipe.prompts).evaluation(count).values()))
-    images, _ = generate(policy.model, PromptEncoder(policy.model), chosen, recipe.evaluate.sampler, seed)
-    return save_grid(images, out, columns=min(6, len(chosen)))
+    return save_grid(generate(setup.drawer, chosen, seed).outputs, out, columns=min(6, len(chosen)))
 
 
-def load_result(model: FlowModel, run: Path) -> None:
+def load_result(model: Generator, run: Path) -> None:
     """The trained weights of a run's last checkpoint, or of the checkpoint folder itself."""
     latest = run if storage.is_complete(run) else storage.latest_snapshot(run / "checkpoints")
     if latest is None:

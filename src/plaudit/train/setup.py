@@ -10,16 +10,14 @@ from plaudit.data.sources import PromptSource, load_prompts
 from plaudit.errors import RecipeError
 from plaudit.models.build import build_model
 from plaudit.objectives.base import Objective
-from plaudit.objectives.grpo import Grpo
-from plaudit.objectives.nft import Nft
-from plaudit.recipe.schema import GrpoConfig, NftConfig, Recipe
+from plaudit.objectives.table import make_objective
+from plaudit.recipe.schema import GrpoConfig, Recipe
 from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.suite import Suite, recipe_suite
-from plaudit.train.collect import PromptEncoder
+from plaudit.sampling.base import Drawer
+from plaudit.sampling.drawers import make_drawer
 from plaudit.train.learn import make_optimizer
 from plaudit.train.policy import Policy, add_lora
-
-OBJECTIVES = {GrpoConfig: Grpo, NftConfig: Nft}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +26,7 @@ class Setup:
 
     recipe: Recipe
     policy: Policy
-    encoder: PromptEncoder
+    drawer: Drawer
     prompts: PromptSource
     rewards: Suite
     truth: Reward
@@ -50,16 +48,20 @@ def prepare(recipe: Recipe) -> Setup:
     policy = Policy(model)
     if not policy.trainable:
         raise RecipeError("model: nothing is trainable; leave model.lora out for full tuning or name its targets")
-    objective = OBJECTIVES[type(recipe.objective)](recipe.objective)
+    rewards, truth = recipe_suite(recipe), load_reward("evaluate", recipe.evaluate.reward)
+    for reward in (*rewards.rewards, truth):
+        reward.bind(policy)
+    objective = make_objective(recipe, rewards)
     for name in (*objective.snapshots, *(["ema"] if recipe.train.ema > 0 else [])):
         policy.take(name)
+    density = recipe.objective.density if isinstance(recipe.objective, GrpoConfig) else "exact"
     return Setup(
         recipe=recipe,
         policy=policy,
-        encoder=PromptEncoder(model),
+        drawer=make_drawer(model, recipe.sampler, recipe.evaluate.sampler, density),
         prompts=load_prompts(recipe.prompts),
-        rewards=recipe_suite(recipe),
-        truth=load_reward("evaluate", recipe.evaluate.reward),
+        rewards=rewards,
+        truth=truth,
         objective=objective,
         optimizer=make_optimizer(policy, recipe.train),
     )

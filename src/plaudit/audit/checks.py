@@ -1,0 +1,111 @@
+"""What a check of a run looks at and says: shared by the checks of both families."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from plaudit.data.prompt import Prompt
+from plaudit.objectives.batch import Batch
+from plaudit.recipe.schema import Recipe
+from plaudit.sampling.base import Piece
+from plaudit.sampling.noise import SampleKey
+
+if TYPE_CHECKING:
+    from plaudit.train.policy import Policy
+    from plaudit.train.setup import Setup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One verdict; `passed` is None where the check does not apply."""
+
+    name: str
+    passed: bool | None
+    value: str
+    limit: str
+    remedy: str
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patient:
+    """What the checks look at: a set-up and one small rollout of it."""
+
+    setup: Setup
+    prompts: list[Prompt]
+    keys: list[SampleKey]
+    first_of_group: list[SampleKey]
+    piece: Piece
+    group: Tensor
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.setup.recipe
+
+    def batch(self) -> Batch:
+        """What the objective learns from, with made-up advantages of both signs."""
+        if self.setup.objective.learns_from != "rollouts":
+            from plaudit.train.reading import read_batch
+
+            return read_batch(self.setup, 0)
+        count = len(self.keys)
+        true = torch.ones(count, dtype=torch.bool)
+        scored = self.setup.rewards(self.prompts, self.piece.outputs, group=self.group)
+        return Batch(
+            samples=self.piece.samples,
+            prompts=tuple(self.prompts),
+            keys=tuple(self.keys),
+            group=self.group,
+            score=scored.total,
+            scores=scored.parts,
+            advantage=torch.cos(torch.arange(count).float() + 0.5),
+            valid=true,
+            informative=true,
+        )
+
+
+def within(name: str, value: float, limit: float, remedy: str) -> Check:
+    return Check(name=name, passed=value <= limit, value=f"{value:.2e}", limit=f"<= {limit:g}", remedy=remedy)
+
+
+def not_applicable(name: str, why: str) -> Check:
+    return Check(name=name, passed=None, value=why, limit="", remedy="")
+
+
+def admit(setup: Setup, prompts: int = 3, size: int = 4) -> Patient:
+    """Draw a small rollout with the recipe's own sampler."""
+    from plaudit.train.collect import expand_groups
+
+    seed = setup.recipe.run.seed
+    members, group, keys = expand_groups(setup.prompts.batch(0, prompts, seed), size, seed, 0)
+    first = [keys[i - i % size] for i in range(len(keys))]
+    piece = drawn(setup, members, keys, first)
+    return Patient(setup=setup, prompts=members, keys=keys, first_of_group=first, piece=piece, group=group)
+
+
+@torch.no_grad()
+def drawn(setup: Setup, prompts: list[Prompt], keys: list[SampleKey], first: list[SampleKey]) -> Piece:
+    return setup.drawer.join(list(setup.drawer.training(prompts, keys, first)))
+
+
+@contextlib.contextmanager
+def nudged(policy: Policy) -> Iterator[None]:
+    """Slightly other weights for a moment, so that the policy differs from its reference."""
+    own = {key: parameter.data for key, parameter in policy.trainable.items()}
+    try:
+        for parameter in policy.trainable.values():
+            parameter.data = parameter.data + 1e-3 * parameter.data.abs().mean().clamp(min=1e-2)
+        yield
+    finally:
+        for key, parameter in policy.trainable.items():
+            parameter.data = own[key]

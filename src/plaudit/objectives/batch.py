@@ -1,0 +1,105 @@
+"""What objectives learn from: samples of either family, with what was said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from plaudit.data.prompt import Prompt
+from plaudit.sampling.base import Samples
+from plaudit.sampling.noise import SampleKey
+from plaudit.sampling.rollout import FlowSamples
+from plaudit.sampling.tokens import Completions
+from plaudit.shaping.advantages import Advantages
+
+
+class SnapshotPolicy(Protocol):
+    """What terms need of a policy: its model, and a way to run with a snapshot's weights."""
+
+    model: Any
+
+    def using(self, name: str) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Answers of which the first was preferred; a sample is a pair."""
+
+    chosen: Completions
+    rejected: Completions
+    decisions: None = None
+    network_calls: int = 0
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def select(self, rows: Tensor) -> Pairs:
+        return Pairs(chosen=self.chosen.select(rows), rejected=self.rejected.select(rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples to learn from. `advantage [B]` is 0 where not `valid`; `informative` is False in groups without contrast.
+
+    `score` is the total that the advantages were made of and `scores` each reward's own, NaN where missing. `extra` is what an
+    objective has found out about the batch as a whole; its values have a row per sample.
+    """
+
+    samples: Samples
+    prompts: tuple[Prompt, ...]
+    keys: tuple[SampleKey, ...]
+    group: Tensor
+    score: Tensor
+    scores: Mapping[str, Tensor]
+    advantage: Tensor
+    valid: Tensor
+    informative: Tensor
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def select(self, rows: Tensor) -> Batch:
+        """Rows by their numbers."""
+        order = rows.tolist()
+        return Batch(
+            samples=self.samples.select(rows),
+            prompts=tuple(self.prompts[i] for i in order),
+            keys=tuple(self.keys[i] for i in order),
+            group=self.group[rows],
+            score=self.score[rows],
+            scores={name: values[rows] for name, values in self.scores.items()},
+            advantage=self.advantage[rows],
+            valid=self.valid[rows],
+            informative=self.informative[rows],
+            extra={name: _rows(value, rows) for name, value in self.extra.items()},
+        )
+
+    def shaped(self, advantages: Advantages, informative: Tensor) -> Batch:
+        return replace(self, advantage=advantages.value.float(), valid=advantages.valid, informative=informative)
+
+    def knowing(self, **extra: Any) -> Batch:
+        return replace(self, extra={**self.extra, **extra})
+
+    @property
+    def flow(self) -> FlowSamples:
+        assert isinstance(self.samples, FlowSamples), "this objective learns from a flow model's samples"
+        return self.samples
+
+    @property
+    def completions(self) -> Completions:
+        assert isinstance(self.samples, Completions), "this objective learns from completions"
+        return self.samples
+
+    @property
+    def pairs(self) -> Pairs:
+        assert isinstance(self.samples, Pairs), "this objective learns from pairs"
+        return self.samples
+
+
+def _rows(value: Any, rows: Tensor) -> Any:
+    return value.select(rows) if hasattr(value, "select") and not isinstance(value, Tensor) else value[rows]

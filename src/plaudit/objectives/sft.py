@@ -1,0 +1,68 @@
+"""Likelihood of completions: given ones (SFT), or the model's own that scored well (rejection-sampling fine-tuning).
+
+    L = - mean over tokens of log p(y_t | y_<t, x)
+
+Shape legend: B samples, T tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from plaudit.objectives.base import Losses, Objective
+from plaudit.objectives.batch import Batch, SnapshotPolicy
+from plaudit.objectives.token_terms import TokenTerms
+from plaudit.recipe.schema import SftConfig
+
+KEPT = "kept"
+
+
+def best_of_group(score: Tensor, group: Tensor) -> Tensor:
+    """The first of each group's largest scores `[B]`; a group without any score has none."""
+    best = torch.zeros(len(score), dtype=torch.bool)
+    for g in torch.unique(group):
+        members = ((group == g) & score.isfinite()).nonzero()[:, 0]
+        if len(members):
+            best[members[score[members].argmax()]] = True
+    return best
+
+
+class Sft(Objective):
+    def __init__(self, config: SftConfig, pack: int = 0) -> None:
+        self.config, self.pack = config, pack
+        self.learns_from = "demonstrations" if config.keep == "given" else "rollouts"
+        self.whole_groups = config.keep == "best"
+
+    def prepare(self, policy: SnapshotPolicy, batch: Batch) -> Batch:
+        return batch.knowing(**{KEPT: self._kept(batch)})
+
+    def _kept(self, batch: Batch) -> Tensor:
+        if KEPT in batch.extra:
+            kept: Tensor = batch.extra[KEPT]
+            return kept
+        match self.config.keep:
+            case "best":
+                return best_of_group(batch.score, batch.group)
+            case "threshold":
+                assert self.config.threshold is not None
+                return batch.score >= self.config.threshold
+        return batch.valid
+
+    def computed(self, batch: Batch) -> Tensor:
+        return self._kept(batch)
+
+    def mask(self, batch: Batch) -> Tensor:
+        return batch.completions.mask & self._kept(batch)[:, None]
+
+    def terms(self, policy: SnapshotPolicy, batch: Batch) -> TokenTerms:
+        return TokenTerms(policy, batch, self.pack)
+
+    def losses(self, terms: TokenTerms) -> Losses:
+        mask = self.mask(terms.batch)
+        return Losses(
+            parts={"nll": -terms.log_prob},
+            weights=self.weights(terms.batch),
+            mask=mask,
+            metrics={"entropy": terms.entropy, "kept_frac": torch.ones_like(terms.log_prob)},
+        )

@@ -1,0 +1,51 @@
+"""From a recipe's `objective:` to the algorithm."""
+
+from __future__ import annotations
+
+from plaudit.errors import RecipeError
+from plaudit.objectives.base import Objective
+from plaudit.objectives.dpo import Dpo
+from plaudit.objectives.drpo import Drpo
+from plaudit.objectives.grpo import Grpo
+from plaudit.objectives.likelihood import Likelihood
+from plaudit.objectives.nft import Nft
+from plaudit.objectives.sft import Sft
+from plaudit.recipe.schema import (
+    DpoConfig,
+    DrpoConfig,
+    GrpoConfig,
+    LikelihoodConfig,
+    NftConfig,
+    Recipe,
+    SftConfig,
+    TokenSampling,
+)
+from plaudit.rewards.policy_likelihood import PolicyLikelihood
+from plaudit.rewards.suite import Suite
+
+
+def make_objective(recipe: Recipe, rewards: Suite) -> Objective:
+    pack = recipe.sampler.pack if isinstance(recipe.sampler, TokenSampling) else 0
+    match recipe.objective:
+        case GrpoConfig() as config:
+            return Grpo(config, pack)
+        case NftConfig() as config:
+            return Nft(config)
+        case DrpoConfig() as config:
+            return Drpo(config, pack, recipe.train.updates_per_step)
+        case LikelihoodConfig() as config:
+            return Likelihood(config, _own_likelihood(config, rewards), pack)
+        case DpoConfig() as config:
+            return Dpo(config, pack)
+        case SftConfig() as config:
+            return Sft(config, pack)
+    raise RecipeError(f"objective.type: {recipe.objective!r} is not known")
+
+
+def _own_likelihood(config: LikelihoodConfig, rewards: Suite) -> PolicyLikelihood:
+    function = next(reward.caller.function for reward in rewards.rewards if reward.name == config.reward)
+    if not isinstance(function, PolicyLikelihood):
+        raise RecipeError(
+            f"objective.reward: {config.reward!r} is no `policy_likelihood`; only the model's own likelihood has a gradient here"
+        )
+    return function

@@ -1,0 +1,112 @@
+"""The two families as the trainer and the measurements see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from plaudit.data.prompt import Prompt
+from plaudit.models.conditioning import PromptEncoder
+from plaudit.models.flow import FlowModel
+from plaudit.models.tokens import TokenModel
+from plaudit.recipe.schema import EvaluationSampler, Sampler, TokenSampling
+from plaudit.sampling.base import Drawer, Piece
+from plaudit.sampling.noise import SampleKey
+from plaudit.sampling.plan import deterministic_plan, stochastic_plan
+from plaudit.sampling.rollout import FlowSamples, draw, tiles
+from plaudit.sampling.tokens import Completions, draw_completions
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowDrawer:
+    """Pictures of a flow model; `density` is what log-probabilities are recorded in."""
+
+    model: FlowModel
+    encoder: PromptEncoder
+    sampler: Sampler
+    evaluation_sampler: EvaluationSampler
+    density: str = "exact"
+
+    def training(
+        self, prompts: Sequence[Prompt], keys: Sequence[SampleKey], first_of_group: Sequence[SampleKey]
+    ) -> Iterator[Piece]:
+        sampler = self.sampler
+        conditioning = self.encoder(prompts, sampler.guidance)
+        times = self.model.schedule(sampler.steps, sampler.shift)
+        plan = stochastic_plan(sampler, times, keys, first_of_group)
+        initial_keys = first_of_group if sampler.same_noise else keys
+        for rows in tiles(len(keys), sampler.tile):
+            of = slice(int(rows[0]), int(rows[-1]) + 1)
+            samples = draw(
+                self.model,
+                conditioning.select(rows),
+                plan.select(rows),
+                keys[of],
+                tile=sampler.tile,
+                initial_keys=initial_keys[of],
+                density=self.density,
+            )
+            yield self._piece(samples)
+
+    def evaluation(self, prompts: Sequence[Prompt], keys: Sequence[SampleKey]) -> Piece:
+        sampler = self.evaluation_sampler
+        plan = deterministic_plan(self.model.schedule(sampler.steps, sampler.shift), len(prompts), sampler.solver)
+        return self._piece(draw(self.model, self.encoder(prompts, sampler.guidance), plan, keys, tile=sampler.tile))
+
+    def join(self, pieces: Sequence[Piece]) -> Piece:
+        samples = FlowSamples.cat([piece.samples for piece in pieces if isinstance(piece.samples, FlowSamples)])
+        return Piece(samples=samples, outputs=torch.cat([piece.outputs for piece in pieces]))
+
+    @torch.no_grad()
+    def _piece(self, samples: FlowSamples) -> Piece:
+        return Piece(samples=samples, outputs=self.model.decode(samples.latents))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDrawer:
+    """Texts of a token model."""
+
+    model: TokenModel
+    sampler: TokenSampling
+    evaluation_sampler: TokenSampling
+
+    def training(
+        self, prompts: Sequence[Prompt], keys: Sequence[SampleKey], first_of_group: Sequence[SampleKey]
+    ) -> Iterator[Piece]:
+        return self._draw(prompts, keys, self.sampler)
+
+    def evaluation(self, prompts: Sequence[Prompt], keys: Sequence[SampleKey]) -> Piece:
+        return self.join(list(self._draw(prompts, keys, self.evaluation_sampler)))
+
+    def _draw(self, prompts: Sequence[Prompt], keys: Sequence[SampleKey], sampling: TokenSampling) -> Iterator[Piece]:
+        prompt_ids = self.model.encode(prompts)
+        for rows in tiles(len(keys), sampling.tile):
+            of = slice(int(rows[0]), int(rows[-1]) + 1)
+            samples = draw_completions(self.model, prompt_ids[of], sampling, keys[of])
+            yield Piece(samples=samples, outputs=[self.model.decode(ids) for ids in samples.rows()])
+
+    def join(self, pieces: Sequence[Piece]) -> Piece:
+        samples = Completions.cat([piece.samples for piece in pieces if isinstance(piece.samples, Completions)])
+        return Piece(samples=samples, outputs=[text for piece in pieces for text in piece.outputs])
+
+
+def make_drawer(
+    model: FlowModel | TokenModel,
+    sampler: Sampler | TokenSampling,
+    evaluation_sampler: EvaluationSampler | TokenSampling,
+    density: str = "exact",
+) -> Drawer:
+    if isinstance(sampler, TokenSampling) and isinstance(evaluation_sampler, TokenSampling):
+        return TokenDrawer(model=model, sampler=sampler, evaluation_sampler=evaluation_sampler)  # type: ignore[arg-type]
+    assert isinstance(sampler, Sampler) and isinstance(evaluation_sampler, EvaluationSampler), (
+        "the recipe has checked this"
+    )
+    return FlowDrawer(
+        model=model,  # type: ignore[arg-type]
+        encoder=PromptEncoder(model),  # type: ignore[arg-type]
+        sampler=sampler,
+        evaluation_sampler=evaluation_sampler,
+        density=density,
+    )
