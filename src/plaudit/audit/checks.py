@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ class Patient:
             return read_batch(self.setup, 0)
         count = len(self.keys)
         true = torch.ones(count, dtype=torch.bool)
-        scored = self.setup.rewards(self.prompts, self.piece.outputs, group=self.group)
+        scored = self.setup.rewards(self.prompts, self.piece.outputs, group=self.group, completion_ids=self.piece.ids)
         return Batch(
             samples=self.piece.samples,
             prompts=tuple(self.prompts),
@@ -72,6 +72,11 @@ class Patient:
             valid=true,
             informative=true,
         )
+
+    def totals(self, prompts: Sequence[Prompt] | None = None, order: Tensor | None = None) -> Tensor:
+        """Totals of the outputs, or of some in another order, under their prompts or others."""
+        piece = self.piece if order is None else self.piece.select(order)
+        return self.setup.rewards(prompts or self.prompts, piece.outputs, completion_ids=piece.ids).total
 
 
 def within(name: str, value: float, limit: float, remedy: str) -> Check:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,11 +108,9 @@ def batch_size(patient: Patient) -> Check:
 
 def permutation(patient: Patient) -> Check:
     """Scores follow their prompts, and mismatched pairs score lower on average."""
-    setup = patient.setup
-    outputs = patient.piece.outputs
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(outputs)))  # no shift: an off-by-one follows it
-    straight = setup.rewards(patient.prompts, outputs).total
-    moved = setup.rewards([patient.prompts[i] for i in order.tolist()], _picked(outputs, order.tolist())).total
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(patient.piece)))  # an off-by-one follows a shift
+    straight = patient.totals()
+    moved = patient.totals([patient.prompts[i] for i in order.tolist()], order)
     deviation = _largest_difference(straight[order], moved)
     return within("permuting the batch permutes the rewards", deviation, 1e-6, "a reward reads another item's prompt")
 
@@ -125,14 +123,12 @@ def _largest_difference(first: Tensor, second: Tensor) -> float:
 
 def mismatch(patient: Patient) -> Check:
     name = "mismatched prompts score lower"
-    setup = patient.setup
     distinct = len({prompt.id for prompt in patient.prompts})
     if distinct < 2:
         return not_applicable(name, "one prompt only")
-    outputs = patient.piece.outputs
-    straight = setup.rewards(patient.prompts, outputs).total.nanmean().item()
-    wrong = [patient.prompts[(i + 4) % len(outputs)] for i in range(len(outputs))]
-    crossed = setup.rewards(wrong, outputs).total.nanmean().item()
+    straight = patient.totals().nanmean().item()
+    count = len(patient.prompts)
+    crossed = patient.totals([patient.prompts[(i + 4) % count] for i in range(count)]).nanmean().item()
     if straight == crossed:
         return not_applicable(
             name, f"both {straight:.3f}: the reward does not read the prompt, or the model solves none"
@@ -147,8 +143,7 @@ def mismatch(patient: Patient) -> Check:
 
 
 def reward_is_deterministic(patient: Patient) -> Check:
-    outputs = patient.piece.outputs
-    first, second = (patient.setup.rewards(patient.prompts, outputs).total for _ in range(2))
+    first, second = patient.totals(), patient.totals()
     deviation = _largest_difference(first, second)
     return within(
         "scoring twice gives the same scores", deviation, 1e-6, "the reward is random: average it or fix its seed"
@@ -186,10 +181,6 @@ def lora_zero(patient: Patient) -> Check:
     products = [p for key, p in patient.setup.policy.trainable.items() if "lora_B" in key]
     size = max(p.detach().abs().max().item() for p in products) if products else float("inf")
     return within(name, size, 0.0, "adapters are not at their initial zero; load none before training")
-
-
-def _picked(outputs: Any, order: Sequence[int]) -> Any:
-    return outputs[order] if isinstance(outputs, Tensor) else [outputs[i] for i in order]
 
 
 Checks = tuple[Callable[[Patient], Check], ...]

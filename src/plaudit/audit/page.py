@@ -92,6 +92,7 @@ ul.plain { margin: 0; padding-left: 18px; }
 .wide { max-width: 860px; margin: 0 auto 16px; }
 .wide .chart { min-width: 580px; }
 .scroll { overflow-x: auto; overflow-wrap: normal; }
+.text { max-width: 46ch; white-space: pre-wrap; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-size: .89rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 7px 16px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left; }
 th { font-weight: 600; color: var(--muted); font-size: .8rem; vertical-align: bottom; }

@@ -79,7 +79,7 @@ class Curve:
 
 def panels(run: RunRecord) -> list[Panel]:
     """Every chart this run has data for."""
-    made = (make(run) for make in _PANELS.values())
+    made = (make(run) for make in (_PANELS | _OF_TEXTS).values())
     return [panel for panel in made if panel is not None]
 
 
@@ -272,11 +272,41 @@ def _diversity_panel(run: RunRecord) -> Panel | None:
         return None
     start, end = _ends(diversity)
     kept = f": {100 * end / start:.0f} % of the start is left" if start > 0 else ""
+    label = "share of a group's pairs that differ" if run.texts else "mean pairwise pixel distance"
     return Panel(
         name="diversity",
         title=f"Diversity within groups{kept}",
-        draw=_lines({"diversity": diversity}, "mean pairwise pixel distance", from_zero=True),
+        draw=_lines({"diversity": diversity}, label, from_zero=True),
     )
+
+
+def _length_panel(run: RunRecord) -> Panel | None:
+    length = run.series("completions/mean_length")
+    if not len(length):
+        return None
+    start, end = _ends(length)
+    title = f"Mean length goes from {number(start, 3)} to {number(end, 3)} tokens"
+    return Panel(name="length", title=title, draw=_lines({"length": length}, "tokens of a completion", from_zero=True))
+
+
+def _entropy_panel(run: RunRecord) -> Panel | None:
+    entropy = run.series("entropy")
+    if not len(entropy):
+        return None
+    title = f"Entropy ends at {number(entropy.values[-1], 3)} nats a token"
+    return Panel(name="entropy", title=title, draw=_lines({"entropy": entropy}, "nats a token", from_zero=True))
+
+
+def _pairs_panel(run: RunRecord) -> Panel | None:
+    """A chosen answer whose log-probability falls is the sign of over-optimisation that DPO hides."""
+    lines = {key: run.series(f"logps/{key}") for key in ("chosen", "rejected")}
+    if not len(lines["chosen"]):
+        return None
+    start, end = _ends(lines["chosen"])
+    title = (
+        f"Log-probability of the chosen answers {'falls' if end < start else 'rises'} by {number(abs(end - start), 3)}"
+    )
+    return Panel(name="pairs", title=title, draw=_lines(lines, "log-probability of an answer"))
 
 
 _PANELS: dict[str, Callable[[RunRecord], Panel | None]] = {
@@ -288,6 +318,11 @@ _PANELS: dict[str, Callable[[RunRecord], Panel | None]] = {
     "ratio deviation": _ratio_panel,
     "KL": _kl_panel,
     "diversity": _diversity_panel,
+}
+_OF_TEXTS: dict[str, Callable[[RunRecord], Panel | None]] = {
+    "length": _length_panel,
+    "entropy": _entropy_panel,
+    "pairs": _pairs_panel,
 }
 
 

@@ -20,6 +20,7 @@ from plaudit.audit.measures import (
 )
 from plaudit.audit.page import Content, Html, document, element, folded, join, paragraphs, section, table, themed_chart
 from plaudit.audit.runs import Check, RunRecord, read_run
+from plaudit.audit.texts import texts
 from plaudit.audit.verdict import judge
 from plaudit.storage import write_text
 
@@ -40,7 +41,7 @@ def render(run: RunRecord) -> str:
         _top(run),
         _headline(run),
         _verdict(run),
-        gallery(run),
+        texts(run) if run.texts else gallery(run),
         _curves(run),
         _categories(run),
         *(_other_split(run, split) for split in run.splits() if split != run.main_split),

@@ -98,6 +98,17 @@ class SamplePrompts(_Lenient):
     after: list[bool | None] = []
 
 
+class TextRow(_Lenient):
+    """One row of samples/before.json and its like: a text and what was said of it."""
+
+    prompt: str
+    output: str
+    truth: float | None = None
+    rewards: dict[str, float | None] = {}
+    notes: dict[str, str] = {}
+    extra: dict[str, Any] = {}
+
+
 class ScoredItems(_Lenient):
     """The scores behind one evaluation: three lists of one length."""
 
@@ -158,6 +169,7 @@ class RunRecord:
     samples: SamplePrompts | None
     items: dict[str, ScoredItems]
     pictures: dict[str, bytes]
+    texts: dict[str, tuple[TextRow, ...]]
     notes: tuple[str, ...]
 
     def splits(self) -> list[str]:
@@ -232,6 +244,7 @@ def read_run(folder: Path) -> RunRecord:
     metrics, timing = reader.rows("metrics.jsonl"), reader.rows("timing.jsonl")
     evaluations = reader.evaluations()
     checks = reader.document("checks.json")
+    texts = reader.texts()
     return RunRecord(
         folder=folder,
         recipe=recipe,
@@ -241,9 +254,10 @@ def read_run(folder: Path) -> RunRecord:
         evaluations=evaluations,
         checks=None if checks is None else tuple(_checks(checks, folder / "checks.json")),
         summary=reader.model("summary.json", Summary),
-        samples=reader.model("samples/prompts.json", SamplePrompts),
+        samples=None if texts else reader.model("samples/prompts.json", SamplePrompts),
         items=reader.items(evaluations),
-        pictures=reader.pictures(),
+        pictures={} if texts else reader.pictures(),
+        texts=texts,
         notes=tuple(reader.notes),
     )
 
@@ -306,6 +320,19 @@ class _Reader:
         names = dict.fromkeys(row.items for row in evaluations if row.items)
         found = {name: self.model(name, ScoredItems) for name in names}
         return {name: items for name, items in found.items() if items is not None}
+
+    def texts(self) -> dict[str, tuple[TextRow, ...]]:
+        """The tables of texts by name: `before`, `after` and `step_000040`; none in a run that makes pictures."""
+        folder = self.folder / "samples"
+        paths = [folder / f"{BEFORE}.json", *sorted(folder.glob("step_*.json")), folder / f"{AFTER}.json"]
+        if not any(path.is_file() for path in paths):
+            return {}
+        found = {path.stem: self.document(str(path.relative_to(self.folder))) for path in paths}
+        return {
+            name: tuple(_parse(TextRow, row, f"{folder / name}.json, row {n}") for n, row in enumerate(rows, start=1))
+            for name, rows in found.items()
+            if isinstance(rows, list)
+        }
 
     def pictures(self) -> dict[str, bytes]:
         """The PNG grids by name: `before`, `after` and `step_000040`, as far as they can be decoded."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,8 @@ from plaudit.data.tasks import reasoning_gym_prompts
 from plaudit.errors import DataError
 from plaudit.lab.scenes import grammar
 from plaudit.lab.sums import grammar as sums
+from plaudit.lab.sums.check import read_facts
+from plaudit.lab.sums.traces import sample_trace
 from plaudit.recipe.schema import FilePrompts, Prompts, PuzzlePrompts, ScenesPrompts, SumsPrompts
 
 
@@ -45,13 +47,41 @@ class ScenesSource:
 
 @dataclass(frozen=True, kw_only=True)
 class SumsSource:
+    """Fresh problems at every step, or passes over a fixed set of them."""
+
+    config: SumsPrompts
     categories: Sequence[str]
 
     def batch(self, step: int, count: int, seed: int) -> list[Prompt]:
-        return sums.sample_prompts("train", count, np.random.default_rng([seed, step, 1]), self.categories)
+        if self.config.problems is None:
+            drawn = sums.sample_prompts("train", count, np.random.default_rng([seed, step, 1]), self.categories)
+        else:
+            drawn = FileSource(train=self._fixed(self.config.problems), heldout=()).batch(step, count, seed)
+        return [self._answered(prompt) for prompt in drawn]
 
     def evaluation(self, count: int) -> dict[str, list[Prompt]]:
         return {"heldout": sums.evaluation_prompts("heldout", count, self.categories)}
+
+    def _fixed(self, count: int) -> list[Prompt]:
+        return sums.evaluation_prompts("train", count, self.categories)
+
+    def _answered(self, prompt: Prompt) -> Prompt:
+        """The same solutions whenever a problem comes up."""
+        if self.config.answers == "none":
+            return prompt
+        rng = np.random.default_rng([int(prompt.id[:8], 16), 5])
+        if self.config.answers == "demonstrations":
+            return replace(prompt, inputs={"completion": sample_trace(prompt, rng).text})
+        right, wrong = (_trace(prompt, rng, correct) for correct in (True, False))
+        chosen, rejected = (wrong, right) if rng.random() < self.config.noise else (right, wrong)
+        return replace(prompt, inputs={"chosen": chosen, "rejected": rejected})
+
+
+def _trace(prompt: Prompt, rng: np.random.Generator, correct: bool) -> str:
+    """A solution as pretraining has them, drawn until it is right, or wrong."""
+    while read_facts(text := sample_trace(prompt, rng).text, prompt.facts).correct is not correct:
+        pass
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +174,7 @@ def load_prompts(config: Prompts) -> PromptSource:
         case ScenesPrompts():
             return ScenesSource(categories=config.categories)
         case SumsPrompts():
-            return SumsSource(categories=_known_sums(config.categories))
+            return SumsSource(config=config, categories=_known_sums(config.categories))
         case PuzzlePrompts():
             instruction = {} if config.instruction is None else {"instruction": config.instruction}
             train, heldout = (

@@ -106,10 +106,15 @@ class ScenesPrompts(Strict):
 
 
 class SumsPrompts(Strict):
-    """Problems of the lab world `sums`; no categories means all of them."""
+    """Problems of the lab world `sums`; no categories means all of them. `problems` keeps training to so many fixed ones.
+    `answers` brings solutions to learn from: pairs of a right and a wrong one, a share `noise` of them swapped, or
+    demonstrations as the model was pretrained on."""
 
     type: Literal["sums"]
     categories: tuple[str, ...] | None = Field(default=None, min_length=1)
+    problems: Positive | None = None
+    answers: Literal["none", "pairs", "demonstrations"] = "none"
+    noise: Fraction = 0.0
 
 
 class PuzzlePrompts(Strict):

@@ -67,11 +67,17 @@ class Suite:
     scales: dict[str, Scale] = field(default_factory=dict)
 
     def __call__(
-        self, prompts: Sequence[Prompt], outputs: Outputs, *, group: Tensor | None = None, step: int = 0
+        self,
+        prompts: Sequence[Prompt],
+        outputs: Outputs,
+        *,
+        group: Tensor | None = None,
+        step: int = 0,
+        completion_ids: Sequence[Sequence[int]] | None = None,
     ) -> ScoredBatch:
         """Scores of a batch; nothing that the rewards remember is changed."""
         with self.unchanged():
-            return self.score(make_request(prompts, outputs, group, step), learn=False)
+            return self.score(make_request(prompts, outputs, group, step, completion_ids=completion_ids), learn=False)
 
     def score(self, request: Request, *, learn: bool) -> ScoredBatch:
         """With `learn`, rewards and operators with a memory remember this batch."""
@@ -102,11 +108,16 @@ class Suite:
         """Rewards whose scale has to be measured on outputs first."""
         return [r for r in self.rewards if r.config and needs_outputs(r.config) and r.name not in self.scales]
 
-    def calibrate(self, prompts: Sequence[Prompt], outputs: Outputs) -> None:
+    def calibrate(
+        self,
+        prompts: Sequence[Prompt],
+        outputs: Outputs,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         """Measure the scales that are still missing."""
         with self.unchanged():
             for reward in self.uncalibrated:
-                self.fit_scale(reward, reward(prompts, outputs))
+                self.fit_scale(reward, reward(prompts, outputs, completion_ids=completion_ids))
 
     def take_known_scales(self) -> None:
         """Those whose numbers stand in the recipe or on the card."""
@@ -151,6 +162,15 @@ class Suite:
             yield
         if self.formula is not None:
             self.formula.load_state(before)
+
+    def take_extra(self, count: int) -> dict[str, list[Any]]:
+        """Columns that rewards have added to the table of the last batch, of `count` outputs; those of other lengths belong
+        to a part of it and are left out."""
+        found: dict[str, list[Any]] = {}
+        for reward in self.rewards:
+            found |= {name: values for name, values in reward.caller.meter.extra.items() if len(values) == count}
+            reward.caller.meter.extra = {}
+        return found
 
     # --- overlap -----------------------------------------------------------------------------------------------------
 

@@ -58,9 +58,17 @@ class Piece:
 
     samples: Samples
     outputs: Outputs
+    ids: Sequence[Sequence[int]] | None = None  # of completions
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def select(self, rows: Tensor) -> Piece:
+        def picked(values: Outputs) -> Outputs:
+            return values[rows] if isinstance(values, Tensor) else [values[i] for i in rows.tolist()]
+
+        ids = None if self.ids is None else picked(self.ids)
+        return Piece(samples=self.samples.select(rows), outputs=picked(self.outputs), ids=ids)
 
 
 class Drawer(Protocol):

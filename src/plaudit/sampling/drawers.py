@@ -85,11 +85,15 @@ class TokenDrawer:
         for rows in tiles(len(keys), sampling.tile):
             of = slice(int(rows[0]), int(rows[-1]) + 1)
             samples = draw_completions(self.model, prompt_ids[of], sampling, keys[of])
-            yield Piece(samples=samples, outputs=[self.model.decode(ids) for ids in samples.rows()])
+            yield self._piece(samples)
 
     def join(self, pieces: Sequence[Piece]) -> Piece:
         samples = Completions.cat([piece.samples for piece in pieces if isinstance(piece.samples, Completions)])
-        return Piece(samples=samples, outputs=[text for piece in pieces for text in piece.outputs])
+        return self._piece(samples)
+
+    def _piece(self, samples: Completions) -> Piece:
+        rows = samples.rows()
+        return Piece(samples=samples, outputs=[self.model.decode(ids) for ids in rows], ids=rows)
 
 
 def make_drawer(

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
-from plaudit.models.tokens import Ids
 from plaudit.objectives.batch import Batch
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.call import make_request
 from plaudit.rewards.suite import ScoredBatch, enforce_missing, join_scored
 from plaudit.sampling.base import Outputs, Piece
 from plaudit.sampling.noise import SampleKey
-from plaudit.sampling.tokens import Completions
 from plaudit.shaping.advantages import Advantages, group_advantage
 from plaudit.shaping.mix import mixed_advantage
 
@@ -116,10 +114,10 @@ def draw_scored(setup: Setup, prompts: Sequence[Prompt], step: int, seen: Counte
                 of = slice(drawn, drawn + len(piece))
                 pieces.append(piece)
                 drawn += len(piece)
-                pending.add(make_request(members[of], piece.outputs, group[of], step, columns, _ids(piece)))
+                pending.add(make_request(members[of], piece.outputs, group[of], step, columns, piece.ids))
         joined = setup.drawer.join(pieces)
         sampled = time.perf_counter()
-        request = make_request(members, joined.outputs, group, step, completion_ids=_ids(joined))
+        request = make_request(members, joined.outputs, group, step, completion_ids=joined.ids)
         scored = pending.finish(request, learn=True)
     return Drawn(
         prompts=members,
@@ -131,17 +129,13 @@ def draw_scored(setup: Setup, prompts: Sequence[Prompt], step: int, seen: Counte
     )
 
 
-def _ids(piece: Piece) -> list[Ids] | None:
-    return piece.samples.rows() if isinstance(piece.samples, Completions) else None
-
-
 def _groups(drawn: Drawn, size: int) -> Iterator[Drawn]:
     for rows in torch.arange(len(drawn.prompts)).split(size):
         of = slice(int(rows[0]), int(rows[-1]) + 1)
         yield Drawn(
             prompts=drawn.prompts[of],
             keys=drawn.keys[of],
-            piece=Piece(samples=drawn.piece.samples.select(rows), outputs=drawn.piece.outputs[of]),
+            piece=drawn.piece.select(rows),
             scored=join_scored([drawn.scored], rows),
             seconds_sampling=0.0,
             seconds_scoring=0.0,

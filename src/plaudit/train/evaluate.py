@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,12 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
     measured = {}
     for split, prompts in setup.prompts.evaluation(count).items():
         with setup.policy.using(setup.result):
-            outputs = generate(setup.drawer, prompts, EVALUATION_SEED).outputs
+            piece = generate(setup.drawer, prompts, EVALUATION_SEED)
             with setup.truth.unchanged():
-                truth = np.array([score.value for score in setup.truth(prompts, outputs)])
-            training = setup.rewards(prompts, outputs)
+                judged = setup.truth(prompts, piece.outputs, completion_ids=piece.ids)
+            truth = np.array([score.value for score in judged])
+            training = setup.rewards(prompts, piece.outputs, completion_ids=piece.ids)
+            extra = setup.rewards.take_extra(len(prompts))
         interval = mean_interval(truth)
         items = f"evaluations/{label}_{step:06d}_{split}.json"
         categories = [str(prompt.facts.get("category", "all")) for prompt in prompts]
@@ -63,10 +65,12 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
             "rewards": {name: values.nanmean().item() for name, values in training.parts.items()},
             "items": items,
         }
+        if piece.ids is not None:
+            entry["length"] = float(np.mean([len(ids) for ids in piece.ids]))
         folder.append("evaluations.jsonl", entry)
         measured[split] = Measured(split=split, interval=interval, ids=ids, scores=truth)
         if len(measured) == 1:
-            _preview(folder, outputs, prompts, truth, training, step, label)
+            _preview(folder, piece.outputs, _rows(prompts, truth, training, extra), truth, step, label)
     return measured
 
 
@@ -76,7 +80,8 @@ def calibrate(setup: Setup) -> int:
         return 0
     heldout = next(iter(setup.prompts.evaluation(count := setup.recipe.calibration_outputs).values()))
     prompts = list(itertools.islice(itertools.cycle(heldout), count))  # other noise for a prompt that comes again
-    setup.rewards.calibrate(prompts, generate(setup.drawer, prompts, CALIBRATION_SEED).outputs)
+    piece = generate(setup.drawer, prompts, CALIBRATION_SEED)
+    setup.rewards.calibrate(prompts, piece.outputs, piece.ids)
     return len(prompts)
 
 
@@ -89,37 +94,35 @@ def _by_category(categories: list[str], scores: np.ndarray) -> dict[str, dict[st
 
 
 def _preview(
-    folder: RunFolder,
-    outputs: Outputs,
-    prompts: list[Prompt],
-    truth: np.ndarray,
-    scored: ScoredBatch,
-    step: int,
-    label: str,
+    folder: RunFolder, outputs: Outputs, rows: list[dict[str, Any]], truth: np.ndarray, step: int, label: str
 ) -> None:
     """A grid of pictures, or a table of texts with what every reward said of them."""
     name = f"step_{step:06d}" if label == "step" else label
     if not isinstance(outputs, Tensor):
-        folder.write_json(f"samples/{name}.json", _table(outputs, prompts, truth, scored))
+        table = [row | {"output": text} for row, text in zip(rows, outputs, strict=False)]
+        folder.write_json(f"samples/{name}.json", table)
         return
     save_grid(outputs[:PREVIEWS], folder.samples / f"{name}.png")
     if label == "step":
         return
     path = folder.samples / "prompts.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known |= {"prompts": [prompt.text for prompt in prompts[:PREVIEWS]], "columns": 6}
+    known |= {"prompts": [row["prompt"] for row in rows], "columns": 6}
     known[label] = [bool(score == 1.0) if np.isfinite(score) else None for score in truth[:PREVIEWS]]
     folder.write_json("samples/prompts.json", known)
 
 
-def _table(texts: Sequence[str], prompts: list[Prompt], truth: np.ndarray, scored: ScoredBatch) -> list[dict[str, Any]]:
+def _rows(
+    prompts: Sequence[Prompt], truth: np.ndarray, scored: ScoredBatch, extra: Mapping[str, Sequence[Any]]
+) -> list[dict[str, Any]]:
+    """What was said of the first outputs. `extra` are columns that rewards added."""
     return [
         {
-            "prompt": prompts[i].text,
-            "output": text,
+            "prompt": prompt.text,
             "truth": truth[i],
             "rewards": {name: values[i].item() for name, values in scored.parts.items()},
             "notes": {name: scores[i].note for name, scores in scored.scores.items() if scores[i].note},
+            "extra": {name: values[i] for name, values in extra.items()},
         }
-        for i, text in enumerate(texts[:PREVIEWS])
+        for i, prompt in enumerate(prompts[:PREVIEWS])
     ]

@@ -76,11 +76,12 @@ class Policy:
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[None]:
         """Run with a snapshot's weights; the current ones are back afterwards, whatever happens."""
-        if self.active != "current":
-            raise RuntimeError(f"{name!r} inside snapshot {self.active!r}")
-        if name == "current":
+        before = self.active
+        if name == before:
             yield
             return
+        if name == "current":
+            raise RuntimeError(f"the current weights inside snapshot {before!r}")
         own = {key: parameter.data for key, parameter in self.trainable.items()}
         self.active = name
         try:
@@ -90,4 +91,4 @@ class Policy:
         finally:
             for key, parameter in self.trainable.items():
                 parameter.data = own[key]
-            self.active = "current"
+            self.active = before
