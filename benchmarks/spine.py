@@ -28,11 +28,12 @@ import torch
 from plaudit.lab.scenes.check import check
 from plaudit.lab.scenes.grammar import sample_prompts
 from plaudit.lab.scenes.render import rasterise, sample_scenes
+from plaudit.models.conditioning import PromptEncoder
 from plaudit.recipe.load import load
 from plaudit.recipe.schema import Recipe
 from plaudit.sampling.rollout import Trace, replay, replay_log_prob
 from plaudit.train.checkpoint import Progress
-from plaudit.train.collect import PromptEncoder, collect
+from plaudit.train.collect import collect
 from plaudit.train.loop import _step
 from plaudit.train.setup import Setup, prepare
 
@@ -51,7 +52,7 @@ def bare_step(setup: Setup) -> Callable[[], None]:
     recipe, network = setup.recipe, setup.policy.model.network
     train, sampler, shape = recipe.train, recipe.sampler, setup.policy.model.latent_shape
     samples = train.prompts_per_step * train.samples_per_prompt
-    ids = setup.encoder(setup.prompts.batch(0, 1, 0), 1.0).condition.tensors["ids"]
+    ids = setup.drawer.encoder(setup.prompts.batch(0, 1, 0), 1.0).condition.tensors["ids"]
     grpo = recipe.objective.type == "grpo"
     rows_per_sample = sampler.window.size or sampler.steps - 1 if grpo else recipe.objective.times_per_sample
     snapshots = len(setup.objective.snapshots)
@@ -102,16 +103,12 @@ def ratio(first: Callable[[], None], second: Callable[[], None], repeats: int) -
 
 def replay_ratio(repeats: int) -> dict[str, float]:
     setup = prepare(bench_recipe("slots", "grpo"))
-    prompts = setup.prompts.batch(0, 12, 0)
-    rollout = collect(
-        setup.recipe, setup.policy, setup.encoder, setup.objective, setup.rewards, prompts, step=0, version=0
-    )
-    batch, model = rollout.batch, setup.policy.model
-    trace = batch.trace
+    batch, model = collect(setup, step=0, version=0).batch, setup.policy.model
+    conditioning, trace = batch.flow.conditioning, batch.flow.trace
     assert trace is not None
 
     def backward(part: Trace) -> None:
-        replay_log_prob(part, replay(model, batch.conditioning, part), "exact").sum().backward()
+        replay_log_prob(part, replay(model, conditioning, part), "exact").sum().backward()
 
     def one_by_one() -> None:
         for d in range(trace.levels.shape[1]):

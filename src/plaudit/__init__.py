@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from plaudit.recipe.schema import Recipe
     from plaudit.rewards.base import Score
     from plaudit.rewards.scoring import score
+    from plaudit.search.api import search
     from plaudit.train.loop import align
 
 __version__ = "0.1.0"
-__all__ = ["Prompt", "Recipe", "Score", "__version__", "align", "load", "score"]
+__all__ = ["Prompt", "Recipe", "Score", "__version__", "align", "load", "score", "search"]
 
 HOMES = {
     "align": "plaudit.train.loop",
     "load": "plaudit.recipe.load",
     "score": "plaudit.rewards.scoring",
+    "search": "plaudit.search",  # the package itself is what is called
     "Recipe": "plaudit.recipe.schema",
     "Prompt": "plaudit.data.prompt",
     "Score": "plaudit.rewards.base",
@@ -29,7 +31,8 @@ HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module 'plaudit' has no attribute {name!r}; it has {', '.join(sorted(HOMES))}")
-    value = getattr(importlib.import_module(HOMES[name]), name)
+    home = importlib.import_module(HOMES[name])
+    value = home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from plaudit.cli import align, compare, doctor, lab, recipe, report, rewards, sample, score, serve, systems
+from plaudit.cli import align, compare, doctor, lab, recipe, report, rewards, sample, score, search, serve, systems
 from plaudit.cli.command import CheckCommand, PlauditCommand, RecipeCommand
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("align", cls=RecipeCommand)(align.run)
 app.command("score", cls=PlauditCommand)(score.run)
+app.command("search", cls=PlauditCommand)(search.run)
 app.command("serve", cls=PlauditCommand)(serve.run)
 app.command("sample", cls=RecipeCommand)(sample.run)
 app.command("doctor", cls=RecipeCommand)(doctor.run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,11 +15,22 @@ if TYPE_CHECKING:
     from plaudit.recipe.schema import Recipe
 
 
+VERIFIERS = (
+    "scene_proxy",
+    "caption_likelihood",
+)  # of the lab's pictures: a cheap one with a flaw, and an expensive one
+
+
 def run(
     context: typer.Context,
     contestants: Annotated[
-        list[str], typer.Argument(metavar="RECIPE", help="One contestant each; `a.yaml+b.yaml` lays b over a.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="One contestant each; `a.yaml+b.yaml` lays b over a. With --suite search: methods, `beam[lookahead=2]`.",
+            show_default=False,
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of the repeated runs, with commas.")] = "0,1,2",
     minutes: Annotated[float | None, typer.Option(help="Training minutes of each run.", show_default=False)] = None,
     network_calls: Annotated[
@@ -27,8 +38,28 @@ def run(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs and the comparison.")] = Path("runs/compare"),
     plain: Annotated[bool, typer.Option("--plain", help="One line a step instead of a progress bar.")] = False,
+    suite: Annotated[
+        str | None, typer.Option(help="`search`: methods of search instead of recipes.", show_default=False)
+    ] = None,
+    model: Annotated[str, typer.Option(help="With --suite search: what is searched.")] = "lab/slots",
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --suite search: a verifier, may be repeated.", show_default="a cheap and an expensive one"
+        ),
+    ] = None,
+    truth: Annotated[str, typer.Option(help="With --suite search: what is true.")] = "scene_exact",
+    budgets: Annotated[
+        str, typer.Option(help="With --suite search: budgets per prompt, with commas.")
+    ] = "40nfe,80nfe,160nfe",
+    count: Annotated[int, typer.Option(min=1, help="With --suite search: held-out prompts.")] = 48,
 ) -> None:
-    """Run recipes against each other at equal cost."""
+    """Run recipes, or methods of search, against each other at equal cost."""
+    if suite is not None:
+        _compare_search(suite, contestants, model, reward, truth, budgets, parse_seeds(seeds), count, out)
+        return
+    if not contestants:
+        raise RecipeError("compare: name the recipes, for example `plaudit compare slots-nft slots-grpo --minutes 3`")
     if minutes is not None and network_calls is not None:
         raise RecipeError("--minutes and --network-calls are two measures of equal cost; give one of the two")
     recipes = load_contestants(contestants, context.meta[OVERRIDES])
@@ -42,6 +73,48 @@ def run(
     finally:
         display.end()
     typer.echo(f"report: {path}")
+
+
+def _compare_search(
+    suite: str,
+    contestants: Sequence[str] | None,
+    model: str,
+    rewards: Sequence[str] | None,
+    truth: str,
+    budgets: str,
+    seeds: Sequence[int],
+    count: int,
+    out: Path,
+) -> None:
+    if suite != "search":
+        raise RecipeError(f"--suite is {suite!r}; allowed: search")
+    from plaudit.search.comparing import compare_search, default_methods
+
+    methods = dict(_method(text) for text in contestants or default_methods(model))
+    path = compare_search(
+        model=model,
+        verifiers=rewards or VERIFIERS,
+        truth=truth,
+        methods=methods,
+        budgets=[budget.strip() for budget in budgets.split(",")],
+        seeds=seeds,
+        count=count,
+        out=out,
+        say=typer.echo,
+    )
+    typer.echo((out / "comparison.md").read_text(encoding="utf-8"))
+    typer.echo(f"report: {path}")
+
+
+def _method(text: str) -> tuple[str, dict[str, Any]]:
+    """`beam` or `beam[lookahead=2,children=4]`."""
+    from plaudit.recipe.text import parse
+
+    name, bracket, rest = text.partition("[")
+    if bracket and not rest.endswith("]"):
+        raise RecipeError(f"compare: {text!r}; write options as `{name}[key=value,...]`")
+    pairs = [pair.partition("=") for pair in rest.removesuffix("]").split(",") if pair]
+    return name, {key.strip(): parse(value, text) for key, _, value in pairs}
 
 
 def load_contestants(contestants: Sequence[str], overrides: Sequence[str]) -> dict[str, Recipe]:

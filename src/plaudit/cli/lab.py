@@ -16,11 +16,13 @@ app = typer.Typer(help="The embedded lab.", no_args_is_help=True, rich_markup_mo
 class LabNetwork(StrEnum):
     SLOTS = "slots"
     PIXELS = "pixels"
+    SLOTS_TURBO = "slots-turbo"
     PROXY = "proxy"
     CAPTIONER = "captioner"
     ENCODER = "encoder"
     DIRECTION = "direction"
     PICTURE_ENCODER = "picture-encoder"
+    SUMS = "sums"
 
 
 @app.callback()
@@ -73,6 +75,14 @@ def _built(name: LabNetwork, out: Path, *, steps: int | None, seed: int, install
 
             assert data is not None
             return build_picture_encoder(out, data, steps=steps, seed=seed, install=install)
+        case LabNetwork.SUMS:
+            from plaudit.lab.build_language import build_language
+
+            return build_language(out, steps=steps, seed=seed, install=install)
+        case LabNetwork.SLOTS_TURBO:
+            from plaudit.lab.distil import build_turbo
+
+            return build_turbo(out, steps=steps, seed=seed, install=install)
         case LabNetwork.SLOTS | LabNetwork.PIXELS:
             from plaudit.lab.build import build
 

@@ -332,6 +332,14 @@ class LikelihoodConfig(Strict):
     direct: Annotated[float, Field(ge=0)] = 1.0  # weight of the reward's own gradient
     kl: KlConfig = KlConfig()
 
+    @model_validator(mode="after")
+    def _kl_in_loss(self) -> LikelihoodConfig:
+        if self.kl.place != "loss":
+            raise ValueError(
+                "objective.kl.place: reward with objective likelihood, which adds it to the loss; use loss"
+            )
+        return self
+
 
 class DpoConfig(Strict):
     """DPO on pairs `chosen` and `rejected`. `sft_weight` adds the likelihood of the chosen answer (RPO: eta beta on the sum)."""
@@ -481,6 +489,7 @@ class Recipe(Strict):
             raise ValueError("train.samples_per_prompt: 1 sample has no group to be compared with; use at least 2")
         if isinstance(self.sampler, Sampler):
             _check_steps(self.sampler, self.objective)
+        _check_updates(self.train, self.objective)
         return self
 
     @model_validator(mode="after")
@@ -531,6 +540,18 @@ def _check_exact(sampler: TokenSampling) -> None:
         raise ValueError(
             f"sampler: temperature {sampler.temperature:g}, top_k {sampler.top_k}, top_p {sampler.top_p:g}; training needs every "
             "token possible: temperature above 0, top_k null, top_p 1 (evaluate.sampler may have others)"
+        )
+
+
+def _check_updates(train: Train, objective: Objective) -> None:
+    """What is learned from row by row, or in whole groups, has no more pieces than there are prompts."""
+    rows, updates = train.prompts_per_step, train.updates_per_step
+    groups = isinstance(objective, DrpoConfig) or (isinstance(objective, SftConfig) and objective.keep == "best")
+    if (learns_from_data(objective) and rows % updates) or (groups and updates > rows):
+        allowed = "a divisor of" if learns_from_data(objective) else "at most"
+        raise ValueError(
+            f"train.updates_per_step: {updates} for objective {objective.type}, which learns from train.prompts_per_step "
+            f"{rows} {'groups' if groups else 'rows'}; use {allowed} {rows}"
         )
 
 

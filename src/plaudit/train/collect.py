@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.objectives.batch import Batch
-from plaudit.recipe.schema import Recipe
+from plaudit.recipe.schema import GrpoConfig, Recipe
 from plaudit.rewards.call import make_request
 from plaudit.rewards.suite import ScoredBatch, enforce_missing, join_scored
 from plaudit.sampling.base import Outputs, Piece
@@ -89,7 +89,8 @@ def collect(setup: Setup, *, step: int, version: int) -> Rollout:
         wanted = train.prompts_per_step - len(kept)
         if wanted == 0:
             break
-        rounds.append(draw_scored(setup, step_prompts(setup, step, turn)[:wanted], step, seen))
+        drawn = draw_scored(setup, step_prompts(setup, step, turn)[:wanted], step, seen)
+        rounds.append(_checked(drawn, rounds, setup.recipe))
         for group in _groups(rounds[-1], train.samples_per_prompt):
             (kept if _has_contrast(group.scored.total) else equal).append(group)
     if train.refill == 0:
@@ -123,10 +124,17 @@ def draw_scored(setup: Setup, prompts: Sequence[Prompt], step: int, seen: Counte
         prompts=members,
         keys=keys,
         piece=joined,
-        scored=enforce_missing(scored, recipe.missing),
+        scored=scored,
         seconds_sampling=sampled - started,
         seconds_scoring=time.perf_counter() - sampled,
     )
+
+
+def _checked(drawn: Drawn, before: Sequence[Drawn], recipe: Recipe) -> Drawn:
+    """Missing scores are limited over the rounds together: one of few would break any limit."""
+    together = enforce_missing(join_scored([*(each.scored for each in before), drawn.scored]), recipe.missing)
+    own = torch.arange(len(together.total))[-len(drawn.prompts) :]
+    return replace(drawn, scored=join_scored([together], own))
 
 
 def _groups(drawn: Drawn, size: int) -> Iterator[Drawn]:
@@ -186,7 +194,9 @@ def shape(recipe: Recipe, scored: ScoredBatch, group: Tensor, penalty: Tensor | 
         return group_advantage(score, group, std=shaping.std, floor=shaping.floor, clip=shaping.clip)
     weights = {name: recipe.rewards[name].weight for name in scored.parts}
     if penalty is not None:
-        scored, weights = scored.with_part("kl", -penalty), weights | {"kl": 1.0}
+        assert isinstance(recipe.objective, GrpoConfig)
+        weight = recipe.objective.kl.weight  # which dividing by the deviation would take out of the penalty
+        scored, weights = scored.with_part("kl", -penalty / weight), weights | {"kl": weight}
     return mixed_advantage(scored.parts, weights, group, std=shaping.std, floor=shaping.floor)
 
 

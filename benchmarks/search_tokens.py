@@ -1,0 +1,428 @@
+"""Search of token models: `python benchmarks/search_tokens.py [--parts bigram lister sums smollm2] [--seeds 0 1 2]`.
+
+bigram: SMC decoding (S094) on a language of two words whose every text can be written down: how far the law of what a search
+    returns is from model probability times exp(3 reward), by network calls, beside best-of-N, whose law is exact.
+lister: SDR's best-of-8 without a reference (S079). A small network, trained here, lists the objects of a scene in any order;
+    some of its texts are careless, and then omit, invent or garble. Score: how near every item is to a bank of items of
+    training texts. Truth: F1 of the set. Best-of-8, the same with the worst dropped on the way, and best-of-4.
+sums: SMC decoding on lab/sums with a verifier of beginnings, the share of steps that hold; best-of-N gets as many network
+    calls on every prompt. Truth: the right answer.
+smollm2: S094's lexical constraint (the share of four given words that a text has) on SmolLM2-135M, as in `sums`. Needs
+    `benchmarks/smollm2.py`; minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the bigram is that of the tests
+
+from tests.reference.bigram import Bigram, every_text, tilted, total_variation
+
+from plaudit.data.prompt import Prompt
+from plaudit.lab.language import KeyValues, LanguageNetwork, Shape, initialise
+from plaudit.lab.scenes.grammar import COLORS, COUNT_WORDS, SHAPES, noun
+from plaudit.lab.sums.check import read_facts
+from plaudit.lab.sums.grammar import evaluation_prompts
+from plaudit.models.lab_tokens import LabTokenModel
+from plaudit.recipe.schema import TokenSampling
+from plaudit.rewards.call import Caller
+from plaudit.rewards.encoders.sets import BankSimilarity
+from plaudit.rewards.load import Reward
+from plaudit.rewards.suite import Suite, make_suite
+from plaudit.sampling.tokens import causal
+from plaudit.search import smc
+from plaudit.search.best_of_n import BestOfN
+from plaudit.search.budget import Budget
+from plaudit.search.results import SearchResult
+from plaudit.search.run import run_search
+from plaudit.search.streaming import Streaming
+from plaudit.search.token_smc import TokenSmc
+from plaudit.search.tokens import TokenTask
+
+NO_LIMIT = Budget(network_calls=10**9)
+VARIANTS = {
+    "no moves": {"moves": 0},
+    "moves, exact": {"moves": 2, "movers": "all", "below": None},
+    "moves, as published": {"moves": 2},
+}
+
+
+def suite_of(function: Callable, name: str) -> Suite:
+    return make_suite([Reward(name=name, caller=Caller(name, function))])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and, of several seeds, the standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{statistics.fmean(values):.3f} ± {deviation:.3f}"
+
+
+def heading(*columns: str) -> None:
+    print("\n| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
+
+
+def row(*cells: object) -> None:
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+# --- a language that can be written down -----------------------------------------------------------------------------
+
+LONGEST, ALPHA, SEARCHES = 5, 3.0, 200
+
+
+def turns(text: str) -> float:
+    return sum(a != b for a, b in itertools.pairwise(text)) / 2 - 0.1 * text.count("a")
+
+
+def best_of_n_law(model: Bigram, n: int) -> dict[tuple[int, ...], float]:
+    """The best of n independent texts; of equally good ones the first."""
+    texts, mass = every_text(model.table, LONGEST), Counter[float]()
+    for words, p in texts.items():
+        mass[round(turns(model.decode(words)), 9)] += p
+    below, chance = 0.0, {}
+    for level in sorted(mass):
+        chance[level] = ((below + mass[level]) ** n - below**n) / mass[level]
+        below += mass[level]
+    return {words: p * chance[round(turns(model.decode(words)), 9)] for words, p in texts.items()}
+
+
+def compare_bigram(seeds: Sequence[int]) -> None:
+    exact_model = Bigram()
+    texts = every_text(exact_model.table, LONGEST)
+    target = tilted(texts, lambda words: math.exp(ALPHA * turns(exact_model.decode(words))))
+    goal = sum(p * turns(exact_model.decode(words)) for words, p in target.items())
+    each = sum(p * len(words) for words, p in texts.items())
+    print(f"\nbigram: {SEARCHES} searches a seed, {len(texts)} texts; the target's mean reward is {goal:.3f}")
+    heading(
+        "method", "N", "calls", "TV of what it returns", "its mean reward", "best-of-N at these calls: TV", "reward"
+    )
+    for name, options in VARIANTS.items():
+        for N in (4, 16, 64, 256):
+            found = [bigram_search(TokenSmc(particles=N, alpha=ALPHA, blocks=5, **options), seed) for seed in seeds]
+            calls = statistics.fmean(one[1] for one in found)
+            peer = best_of_n_law(exact_model, max(round(calls / each), 1))
+            row(
+                name,
+                N,
+                f"{calls:.0f}",
+                spread([total_variation(law, target) for law, _ in found]),
+                spread([sum(p * turns(exact_model.decode(words)) for words, p in law.items()) for law, _ in found]),
+                f"{total_variation(peer, target):.3f}",
+                f"{sum(p * turns(exact_model.decode(words)) for words, p in peer.items()):.3f}",
+            )
+
+
+def bigram_search(method: TokenSmc, seed: int) -> tuple[dict[tuple[int, ...], float], float]:
+    """The law of a particle drawn by its weight, over many searches, and the network calls of one."""
+    asked = [Prompt(id=str(i), text="p") for i in range(SEARCHES)]
+    sampling = TokenSampling(type="tokens", max_new_tokens=LONGEST, tile=100_000)
+    judge = suite_of(lambda prompts, outputs: [turns(text) for text in outputs], "turns")
+    task = TokenTask(Bigram(), asked, judge, NO_LIMIT, sampling=sampling, seed=seed)
+    *_, (particles, _) = method.stages(task)
+    law: Counter = Counter()
+    weight = smc.normalised(particles.log_weight).flatten() / SEARCHES
+    rows = particles.rows
+    for ids, n, w in zip(rows.ids.tolist(), rows.length.tolist(), weight.tolist(), strict=True):
+        law[tuple(ids[:n])] += w
+    return dict(law), task.ledger.total.network_calls / SEARCHES
+
+
+# --- lists of objects ------------------------------------------------------------------------------------------------
+
+ITEMS = tuple(noun(count, pair) for count in COUNT_WORDS for pair in itertools.product(COLORS, SHAPES))
+WORDS = ("<pad>", "<end>", ";", ":", *sorted({word for item in ITEMS for word in item.split()}))
+CARELESS = 0.4  # of the texts; the chances below are those of an object, careful and careless
+OMIT, INVENT, GARBLE = (0.03, 0.20), (0.02, 0.15), (0.02, 0.30)
+LIST_STEPS, LIST_BATCH, LIST_LENGTH = 900, 48, 40
+
+
+class Lister:
+    """A word is a token; ` ;` ends an item."""
+
+    pad_id, end_ids, packs, lora_targets = 0, frozenset({1}), True, ()
+
+    def __init__(self, seed: int) -> None:
+        shape = Shape(vocabulary=len(WORDS), width=96, inner=192, layers=3, heads=4)
+        self.network = initialise(LanguageNetwork(shape), torch.Generator().manual_seed(seed))
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+        return [self.ids(prompt.text) for prompt in prompts]
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        return tuple(WORDS.index(word) for word in text.split())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(WORDS[i] for i in ids if i > 1)
+
+    def new_cache(self) -> KeyValues:
+        return KeyValues()
+
+    def logits(self, ids, positions, visible, *, cache=None, keep=None) -> Tensor:
+        return self.network(ids, positions, visible, cache, keep)
+
+
+def scene(rng: np.random.Generator) -> list[str]:
+    return [ITEMS[i] for i in rng.permutation(len(ITEMS))[: rng.integers(6, 9)]]
+
+
+def listing(objects: Sequence[str], rng: np.random.Generator) -> str:
+    """A text as the network learns it: in any order, careful or careless throughout."""
+    careless = int(rng.random() < CARELESS)
+    items = []
+    for i in rng.permutation(len(objects)):
+        omit, invent, garble = rng.random(3) < [OMIT[careless], INVENT[careless], GARBLE[careless]]
+        words = str(rng.choice(ITEMS) if invent else objects[i]).split()
+        items += [] if omit else [" ".join(rng.permutation(words) if garble else words)]
+    return " ".join(f"{item} ;" for item in items)
+
+
+def train_lister(seed: int) -> Lister:
+    model, rng = Lister(seed), np.random.default_rng([seed, 1])
+    optimizer = torch.optim.AdamW(model.network.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / 50, 1.0) * (1 - step / LIST_STEPS)
+    )
+    for _ in range(LIST_STEPS):
+        rows = []
+        for _ in range(LIST_BATCH):
+            objects = scene(rng)
+            prompt = model.ids(prompt_text(objects))
+            rows.append((len(prompt), (*prompt, *model.ids(listing(objects, rng)), 1)))
+        width = max(len(ids) for _, ids in rows)
+        ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for _, ids in rows])
+        column = torch.arange(width)
+        valid = column < torch.tensor([len(ids) for _, ids in rows])[:, None]
+        learned = valid & (column >= torch.tensor([begin for begin, _ in rows])[:, None])
+        logits = model.network(ids, column.expand_as(ids), causal(valid))[:, :-1]
+        loss = cross_entropy(logits[learned[:, 1:]], ids[:, 1:][learned[:, 1:]])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
+        optimizer.step()
+        rate.step()
+    model.network.eval()
+    return model
+
+
+def prompt_text(objects: Sequence[str]) -> str:
+    return " ; ".join(objects) + " :"
+
+
+def set_f1(text: str, objects: Sequence[str]) -> float:
+    listed = {piece.strip() for piece in text.split(";") if piece.strip()}
+    right = len(listed & set(objects))
+    return 2 * right / (len(listed) + len(set(objects)))
+
+
+def compare_lister(seeds: Sequence[int], count: int = 150) -> None:
+    methods = {
+        "random": BestOfN(candidates=1),
+        "best-of-8": BestOfN(candidates=8),
+        "best-of-8, streaming": Streaming(candidates=8),
+        "best-of-4": BestOfN(candidates=4),
+    }
+    table: dict[str, list[tuple[float, float, float]]] = {name: [] for name in methods}
+    for seed in seeds:
+        started = time.perf_counter()
+        model, rng = train_lister(seed), np.random.default_rng([seed, 2])
+        seconds = time.perf_counter() - started
+        bank = [item for _ in range(60) for item in scene(rng)]  # of training texts without mistakes
+        judge = suite_of(BankSimilarity(bank, encoder="lab"), "bank")
+        scenes = [scene(rng) for _ in range(count)]
+        asked = [Prompt(id=str(i), text=prompt_text(objects)) for i, objects in enumerate(scenes)]
+        for name, method in methods.items():
+            sampling = TokenSampling(type="tokens", max_new_tokens=LIST_LENGTH)
+            task = TokenTask(model, asked, judge, NO_LIMIT, sampling=sampling, seed=seed)
+            result = run_search(task, method)
+            f1 = [set_f1(text, objects) for text, objects in zip(result.outputs, scenes, strict=True)]
+            calls = task.ledger.total.network_calls / count
+            table[name].append((float(result.scores.mean()), statistics.fmean(f1), calls))
+        print(f"lister: seed {seed} trained in {seconds:.0f} s", file=sys.stderr)
+    print(f"\nlister: {count} scenes a seed")
+    heading("method", "bank score", "set F1", "network calls", "of best-of-8's")
+    for name, rows in table.items():
+        score, f1, calls = zip(*rows, strict=True)
+        share = [own[2] / full[2] for own, full in zip(rows, table["best-of-8"], strict=True)]
+        row(name, spread(score), spread(f1), f"{statistics.fmean(calls):.0f}", spread(share))
+
+
+# --- the same calls for SMC and best-of-N ----------------------------------------------------------------------------
+
+
+def best_with_calls(result: SearchResult, task: TokenTask, calls: Sequence[int]) -> list[str]:
+    """The best plain text of every prompt among as many as these network calls pay for."""
+    chosen = []
+    for p, limit in enumerate(calls):
+        own = sorted((kept for q, kept in result.kept if q == p), key=lambda kept: kept.candidate)
+        spent, best = 0, own[0]
+        for kept in own:
+            spent += len(
+                task.model.encode_completion(kept.output)
+            )  # one with an end; a cut one is as long as the limit
+            if spent > limit:
+                break
+            better = not math.isnan(kept.score) and (math.isnan(best.score) or kept.score > best.score)
+            best = kept if better else best
+        else:
+            raise SystemExit(f"prompt {p}: {len(own)} candidates cost {spent} calls, fewer than {limit}; draw more")
+        chosen.append(best.output)
+    return chosen
+
+
+Truth = Callable[[str, Prompt], float]
+
+
+def compare_methods(
+    make: Callable[[int], TokenTask], truth: Truth, methods: dict[str, TokenSmc], pool: int, seeds: Sequence[int]
+) -> None:
+    heading(
+        "method", "network calls", "reward calls", "truth", "reward", "best-of-N, same calls: truth", "reward", "plain"
+    )
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in methods}
+    for seed in seeds:
+        plain_task = make(seed)
+        drawn = run_search(plain_task, BestOfN(candidates=pool), keep_all=True)
+        known = {kept.output: kept.score for _, kept in drawn.kept}
+        for name, method in methods.items():
+            task = make(seed)
+            best = one_pass(task, method)
+            calls = task.ledger.counts["network_calls"].tolist()
+            peer = best_with_calls(drawn, plain_task, calls)
+            plain = [kept.output for kept in drawn.plain if kept is not None]
+            texts = (best, peer, plain)
+            values = [statistics.fmean(map(truth, own, task.prompts)) for own in texts]
+            scores = [np.nanmean(task.score(own, torch.arange(len(own)))) for own in (best, peer)]
+            spent = task.ledger.total.reward_calls - 2 * len(task.prompts)
+            P = len(task.prompts)
+            found[name].append((sum(calls) / P, spent / P, values[0], scores[0], values[1], scores[1], values[2]))
+        del known
+    for name, rows in found.items():
+        columns = list(zip(*rows, strict=True))
+        row(
+            name,
+            f"{statistics.fmean(columns[0]):.0f}",
+            f"{statistics.fmean(columns[1]):.0f}",
+            *map(spread, columns[2:]),
+        )
+
+
+def one_pass(task: TokenTask, method: TokenSmc) -> list[str]:
+    """The best text of every prompt: the plain sample, or what one pass of the particles finished."""
+    best: dict[int, tuple[float, str]] = {}
+    for found in (task.plain(), *method.one_pass(task)):
+        for p, text, score in zip(found.prompt.tolist(), found.outputs, found.score.tolist(), strict=True):
+            value = -math.inf if math.isnan(score) else score
+            if p not in best or value > best[p][0]:
+                best[p] = (value, text)
+    return [best[p][1] for p in range(len(task.prompts))]
+
+
+# --- sums ------------------------------------------------------------------------------------------------------------
+
+
+def share_of_right_steps(prompts: Sequence[str], outputs: Sequence[str], facts: Sequence[dict]) -> list[float]:
+    """A verifier of beginnings: of the steps that have been written to their ends, those that hold. NaN without any."""
+    return [right_steps(text, own) for text, own in zip(outputs, facts, strict=True)]
+
+
+def right_steps(text: str, facts: dict) -> float:
+    ends = max(text.rfind(mark) for mark in ";:?#")
+    steps = read_facts(text[: ends + 1], facts).steps if ends >= 0 else ()
+    return statistics.fmean(step.holds for step in steps) if steps else math.nan
+
+
+def compare_sums(seeds: Sequence[int], count: int = 96) -> None:
+    model, asked = LabTokenModel(), evaluation_prompts("heldout", count)
+    sampling = TokenSampling(type="tokens", max_new_tokens=96, tile=256)
+
+    def make(seed: int) -> TokenTask:
+        judge = suite_of(share_of_right_steps, "steps")
+        return TokenTask(model, asked, judge, NO_LIMIT, sampling=sampling, seed=seed)
+
+    common = {"boundary": "[;:?#]", "blocks": 10}
+    methods = {
+        f"{N} particles, {name}": TokenSmc(particles=N, **common, **options)
+        for N in (4, 16)
+        for name, options in VARIANTS.items()
+    }
+    methods["16 particles, alpha 12, as published"] = TokenSmc(particles=16, alpha=12.0, **common)
+    methods["16 particles, 4 blocks of 24 tokens, as published"] = TokenSmc(particles=16)
+    print(f"\nsums: {count} problems a seed, one pass")
+    compare_methods(make, lambda text, prompt: float(read_facts(text, prompt.facts).correct), methods, 72, seeds)
+
+
+# --- SmolLM2 ---------------------------------------------------------------------------------------------------------
+
+CONSTRAINTS = (
+    ("river", "lantern", "bridge", "snow"),
+    ("doctor", "violin", "market", "storm"),
+    ("kitchen", "mirror", "winter", "train"),
+    ("forest", "letter", "candle", "horse"),
+)
+
+
+def has_words(prompts: Sequence[str], outputs: Sequence[str], facts: Sequence[dict]) -> list[float]:
+    return [
+        statistics.fmean(word in text.lower() for word in own["words"])
+        for text, own in zip(outputs, facts, strict=True)
+    ]
+
+
+def compare_smollm2(seeds: Sequence[int], particles: int = 8, tokens: int = 48) -> None:
+    from smollm2 import ensure
+
+    from plaudit.models.causal import CausalTokenModel
+    from plaudit.recipe.schema import TransformersModel
+
+    model = CausalTokenModel.from_config(TransformersModel(type="transformers", path=str(ensure()), lora=None))
+    asked = [
+        Prompt(
+            id="-".join(words),
+            text=f"Write a very short story with a {words[0]} and a {words[1]}.",
+            facts={"words": words},
+        )
+        for words in CONSTRAINTS
+    ]
+    sampling = TokenSampling(type="tokens", max_new_tokens=tokens, tile=64)
+
+    def make(seed: int) -> TokenTask:
+        return TokenTask(model, asked, suite_of(has_words, "words"), NO_LIMIT, sampling=sampling, seed=seed)
+
+    methods = {name: TokenSmc(particles=particles, alpha=8.0, **options) for name, options in VARIANTS.items()}
+    print(f"\nsmollm2: {len(asked)} prompts a seed, {particles} particles of {tokens} tokens, one pass")
+    compare_methods(
+        make, lambda text, prompt: has_words([""], [text], [dict(prompt.facts)])[0], methods, 4 * particles, seeds
+    )
+
+
+def main() -> None:
+    parts = {"bigram": compare_bigram, "lister": compare_lister, "sums": compare_sums, "smollm2": compare_smollm2}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=parts, default=["bigram", "lister", "sums"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for part in options.parts:
+        started = time.perf_counter()
+        with torch.set_grad_enabled(part == "lister"):
+            parts[part](options.seeds)
+        print(f"{part}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""`plaudit search`: better outputs without training, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plaudit.cli.command import INTERRUPTED, aligned
+from plaudit.cli.score import _named, _read
+
+if TYPE_CHECKING:
+    from plaudit.rewards.suite import Suite
+    from plaudit.search.results import SearchResult
+    from plaudit.search.setup import Origin
+
+
+def run(
+    model: Annotated[
+        str, typer.Option(help="lab/slots, lab/pixels, a run folder or checkpoint, or a recipe.")
+    ] = "lab/slots",
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A reward of the recipe (`match`), a built-in name, `package.module:thing` or YAML, each with NAME= before it "
+            "if you like; may be repeated. Default: the recipe's rewards.",
+            show_default=False,
+        ),
+    ] = None,
+    rewards: Annotated[
+        Path | None, typer.Option(help="A YAML file with `rewards:` and `combine:`.", show_default=False)
+    ] = None,
+    combine: Annotated[
+        str | None, typer.Option(help="A formula over the rewards, 'a * clip(b, 0, 1)'.", show_default=False)
+    ] = None,
+    method: Annotated[str, typer.Option(help="none, best_of_n, ... or `package.module:Class`.")] = "best_of_n",
+    budget: Annotated[
+        str, typer.Option(help="Per prompt: 200nfe (network calls), 64rewards, 30s; several with commas between.")
+    ] = "200nfe",
+    option: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE of the method, may be repeated.", show_default=False)
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A text, may be repeated.", show_default=False)] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A file of prompts, text or JSONL. Default: held-out prompts.", show_default=False),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many prompts of the file or of the held-out ones.")] = 12,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampling steps. Default: the recipe's.", show_default=False)
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Default: the recipe's.", show_default=False)] = None,
+    kernel: Annotated[
+        str | None,
+        typer.Option(help="Of stochastic steps: flow_sde, constant_eta, cps or ddim_eta.", show_default=False),
+    ] = None,
+    level: Annotated[
+        float | None, typer.Option(min=0, help="Noise level of stochastic steps.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    tile: Annotated[int | None, typer.Option(min=1, help="Samples in one network call.", show_default=False)] = None,
+    truth: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A reward that judges plain and best outputs afterwards, outside of the budget; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("runs/search"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier search in that folder.")] = False,
+    keep_all: Annotated[bool, typer.Option("--keep-all", help="Write every candidate's output.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a progress bar.")] = False,
+) -> None:
+    """Search for better outputs of a model, without training it."""
+    from plaudit.errors import RecipeError
+    from plaudit.search.api import search_origin
+    from plaudit.search.budget import Budget
+    from plaudit.search.display import showing
+    from plaudit.search.options import read_options
+    from plaudit.search.setup import find_origin, find_prompts
+
+    if prompt and prompts:
+        raise RecipeError("--prompt gives texts and --prompts a file of them; give one of the two")
+    limits, options, origin = Budget.parse(budget), read_options(option or []), find_origin(model)
+    suite = suite_of(origin, reward or [], rewards, combine)
+    choices = {"steps": steps, "guidance": guidance, "kernel": kernel, "level": level, "tile": tile}
+    with showing(plain) as watch:
+        result = search_origin(
+            origin,
+            suite,
+            budget=limits,
+            method=method,
+            options=options,
+            prompts=find_prompts(origin.recipe, prompt or prompts, count),
+            truth=truth or [],
+            seed=seed,
+            out=out,
+            overwrite=overwrite,
+            keep_all=keep_all,
+            watch=watch,
+            sampler=choices,
+        )
+    typer.echo("\n".join(report(result)))
+    typer.echo(f"wrote {out}")
+    if result.stopped == "interrupted":
+        raise typer.Exit(INTERRUPTED)
+
+
+def suite_of(origin: Origin, named: Sequence[str], file: Path | None, combine: str | None) -> Suite:
+    """Rewards of the command line and of a file of them; else those of the model's recipe."""
+    from plaudit.errors import RecipeError
+    from plaudit.search.setup import find_suite
+
+    document = _read(file) if file is not None else {}
+    given: dict[str, Any] = dict(document.get("rewards", {}))
+    for name, value in map(_named, named):
+        if name in given:
+            raise RecipeError(f"--reward: {name!r} is named twice; tell them apart, for example --reward second={name}")
+        given[name] = value
+    return find_suite(origin, given or None, combine if combine is not None else document.get("combine"))
+
+
+def report(result: SearchResult) -> list[str]:
+    """The scores before and after, and what was spent."""
+    from plaudit.search.results import mean_of
+
+    names = result.about.get("rewards") or []
+    label = names[0] if len(names) == 1 else "total"
+    rows = [(label, result.plain_scores, result.scores)]
+    rows += [(f"truth {name}", scores.plain, scores.best) for name, scores in result.truth.items()]
+    cells = [(name, *(_shown(mean_of(scores)) for scores in (plain, best))) for name, plain, best in rows]
+    total, seconds = result.ledger.total, result.ledger.total_seconds()
+    spent = [
+        (
+            kind.replace("_", " "),
+            str(getattr(total, kind)),
+            f"{getattr(total, kind) / len(result.prompts):.4g}",
+            f"{s:.2f}",
+        )
+        for kind, s in seconds.items()
+    ]
+    how = {"finished": "", "time": "; the time was up", "interrupted": "; stopped by the user"}[result.stopped]
+    return [
+        f"{result.method}: {len(result.candidates)} candidates for {len(result.prompts)} prompts, budget {result.budget} per "
+        f"prompt, {result.seconds:.1f} s{how}",
+        "",
+        *aligned(("mean", "plain", "best"), cells),
+        "",
+        *aligned(("spent", "in all", "per prompt", "seconds"), spent),
+        "",
+    ]
+
+
+def _shown(value: float) -> str:
+    return "-" if value != value else f"{value:.4f}"

@@ -1,0 +1,183 @@
+"""Fine-tune the proxy on previews: `plaudit lab build previews-pixels` (TTSnap's self-distillation, S090).
+
+For trajectories of the generator, R(preview at step s, caption, t_s) learns to be the frozen proxy's R(final picture): mean
+squared error, from nearly clean previews to noisy ones, a new AdamW for every step of this curriculum with its rate falling
+linearly to half. Departures: one network for all steps (see `plaudit.search.previews`), which is why half of every batch
+repeats steps that were learnt before; the rate fits a small network.
+
+Shape legend: N trajectories, S previews of each, B batch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from plaudit.data.prompt import Prompt
+from plaudit.lab.build import WEIGHTS
+from plaudit.lab.scenes.grammar import evaluation_prompts, sample_prompts, tokenise
+from plaudit.models.conditioning import PromptEncoder
+from plaudit.models.flow import FlowModel, clean_prediction
+from plaudit.models.lab import LabFlowModel
+from plaudit.rewards.learned.scene_proxy import SceneProxy
+from plaudit.sampling.kernels import transition
+from plaudit.sampling.noise import SampleKey, gaussian
+from plaudit.search.previews import UNCHANGED, PreviewNetwork, from_proxy
+from plaudit.search.simulate import RewardTensor, rank_correlation
+
+TRAINING_STEP, MEASURE_STEP = -90, -91  # step numbers of the keys, which no search and no run draws with
+SEEDS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewPlan:
+    """One stage for every step but the first, which shows nothing, and those that are left to the unchanged proxy."""
+
+    sampling_steps: int = 10
+    trajectories: int = 3_000
+    steps_per_stage: int = 150
+    batch: int = 100
+    rate: float = 1e-3
+    clip: float = 5.0
+    measured: int = 60  # held-out captions, of SEEDS trajectories each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Previews:
+    """Previews `[N, S, 3, H, W]` in 8 bits at times `[S]`, from noisy to clean, with captions and what they are to score."""
+
+    pictures: Tensor
+    times: Tensor
+    ids: Tensor
+    target: Tensor
+
+    def batch(self, rows: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The network's inputs."""
+        return self.pictures[rows, steps].float() / 255, self.ids[rows], self.times[steps]
+
+
+@torch.no_grad()
+def draw_previews(
+    model: FlowModel, prompts: list[Prompt], steps: int, step: int, seed: int, chunk: int = 100
+) -> Previews:
+    """One trajectory per prompt; a prompt that comes again counts its trajectories."""
+    times, teacher = model.schedule(steps, None), SceneProxy()
+    keys = _keys(prompts, step, seed)
+    pictures, targets = [], []
+    for start in range(0, len(prompts), chunk):
+        asked, own = prompts[start : start + chunk], keys[start : start + chunk]
+        condition = PromptEncoder(model)(asked, 1.0).condition
+        x, shown = gaussian(own, "initial", model.latent_shape), []
+        for k in range(steps):
+            t, t_next = times[k].expand(len(x)), times[k + 1].expand(len(x))
+            v = model.velocity(x, t, condition)
+            if shows_something(times[k]):
+                shown.append(_bytes(model.decode(clean_prediction(x, v, t))))
+            x = transition("ode", x, v, t, t_next, torch.zeros_like(t)).mean
+        pictures.append(torch.stack(shown, dim=1))
+        targets.append(teacher([prompt.text for prompt in asked], model.decode(x)))
+    return Previews(
+        pictures=torch.cat(pictures),
+        times=times[:-1][shows_something(times[:-1])],
+        ids=torch.from_numpy(tokenise([prompt.text for prompt in prompts])),
+        target=torch.cat(targets).float(),
+    )
+
+
+def shows_something(t: Tensor) -> Tensor:
+    """Whether the preview at this time is neither noise nor left to the unchanged proxy."""
+    return (t > UNCHANGED) & (t < 1)
+
+
+def _keys(prompts: list[Prompt], step: int, seed: int) -> list[SampleKey]:
+    seen: dict[str, int] = {}
+    keys = []
+    for prompt in prompts:
+        seen[prompt.id] = seen.get(prompt.id, -1) + 1
+        keys.append(SampleKey(seed=seed, step=step, prompt=prompt.id, index=seen[prompt.id]))
+    return keys
+
+
+def _bytes(pictures: Tensor) -> Tensor:
+    return (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def train(network: PreviewNetwork, data: Previews, plan: PreviewPlan, rng: np.random.Generator) -> list[float]:
+    """The curriculum; the mean loss of each stage's own half."""
+    N, S = data.pictures.shape[:2]
+    losses = []
+    for newest in reversed(range(S)):
+        optimizer = torch.optim.AdamW(network.parameters(), lr=plan.rate)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, total_iters=plan.steps_per_stage)
+        total = 0.0
+        for _ in range(plan.steps_per_stage):
+            rows = torch.from_numpy(rng.integers(N, size=plan.batch))
+            steps = torch.from_numpy(rng.integers(newest, S, size=plan.batch))
+            steps[: plan.batch // 2] = newest
+            squared = (torch.sigmoid(network(*data.batch(rows, steps))) - data.target[rows]).square()
+            optimizer.zero_grad(set_to_none=True)
+            squared.mean().backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
+            optimizer.step()
+            schedule.step()
+            total += squared[: plan.batch // 2].mean().item()
+        losses.append(total / plan.steps_per_stage)
+    return losses
+
+
+@torch.no_grad()
+def predicted(network: PreviewNetwork, data: Previews) -> Tensor:
+    """Scores `[N, S]` of all previews."""
+    N, S = data.pictures.shape[:2]
+    every = torch.arange(N)
+    columns = [torch.sigmoid(network(*data.batch(every, torch.full((N,), s)))) for s in range(S)]
+    return torch.stack(columns, dim=1).double()
+
+
+def measure(networks: dict[str, PreviewNetwork], data: Previews, seeds: int) -> dict[str, list[float]]:
+    """Per step the mean over prompts of Spearman's correlation of the preview's score with the final picture's. Rows are
+    `seeds` trajectories of each prompt after each other."""
+    final = data.target.double().unflatten(0, (-1, seeds))
+    found: dict[str, list[float]] = {"t": [round(t, 4) for t in data.times.tolist()]}
+    for name, network in networks.items():
+        tensor = RewardTensor(steps=predicted(network, data).unflatten(0, (-1, seeds)), final=final)
+        found[name] = [round(value, 4) for value in rank_correlation(tensor).tolist()]
+    return found
+
+
+def build_previews(
+    name: str,
+    out: Path,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    install: bool = False,
+    plan: PreviewPlan | None = None,
+) -> Path:
+    """Draw, train, measure on held-out captions, and write the weights with what was measured beside them. `steps` are
+    those of each stage."""
+    chosen = plan or PreviewPlan()
+    if steps is not None:
+        chosen = replace(chosen, steps_per_stage=steps)
+    torch.manual_seed(seed)
+    model, rng = LabFlowModel(name), np.random.default_rng([seed, 90])
+    data = draw_previews(
+        model, sample_prompts("train", chosen.trajectories, rng), chosen.sampling_steps, TRAINING_STEP, seed
+    )
+    network = from_proxy().train()
+    losses = train(network, data, chosen, rng)
+    heldout = [prompt for prompt in evaluation_prompts("heldout", chosen.measured) for _ in range(SEEDS)]
+    trial = draw_previews(model, heldout, chosen.sampling_steps, MEASURE_STEP, seed)
+    measured = measure({"before": from_proxy(), "after": network.eval()}, trial, SEEDS) | {"loss": losses}
+    print(json.dumps(measured))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"previews-{name}.json").write_text(json.dumps(measured), encoding="utf-8")
+    path = (WEIGHTS if install else out) / f"previews-{name}.safetensors"
+    save_file({key: value.half().contiguous() for key, value in network.state_dict().items()}, path)
+    return path

@@ -1,0 +1,264 @@
+"""Distil `slots` into a generator that needs one or two network calls: `plaudit lab build slots-turbo`.
+
+Two stages. *Regression* on pairs of a noise e and the teacher's endpoint x_0, the second round of rectified flow (arXiv
+2209.03003): velocity e - x_0 at the two times that two steps visit. *Matching* of distributions (DMD, arXiv 2311.18828): a
+critic learns the flow of the student's own samples, and they move to where the guided teacher's clean prediction differs
+from the critic's; the regression stays on, as there.
+
+Departures from DMD: both stages hold the two times, the second one at states that the student itself reaches; flow
+networks in place of epsilon ones; L2 on latents in place of LPIPS on pictures.
+
+Shape legend: B samples, * latent dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from plaudit import storage
+from plaudit.data.prompt import Prompt
+from plaudit.errors import RunError
+from plaudit.lab.build import BuildPlan, _export, _restore, _save, make_optimizers, rate
+from plaudit.lab.scenes.check import check
+from plaudit.lab.scenes.grammar import evaluation_prompts, sample_prompts
+from plaudit.models.flow import EMPTY_PROMPT, Condition, Conditioning, clean_prediction, guided_velocity, per_sample
+from plaudit.models.lab import LabFlowModel
+from plaudit.sampling.noise import SampleKey, gaussian
+from plaudit.sampling.plan import deterministic_plan
+from plaudit.sampling.rollout import draw
+
+NAME = "slots-turbo"
+HALFWAY = 0.5  # the second time of two steps
+CHUNK = 64  # pairs that are drawn together
+SMALLEST_SCALE = 0.01  # of the matching gradient, in latent units
+LOG_EVERY, SAVE_EVERY = 250, 500
+EVALUATION_SEED, EVALUATION_STEP = 20_000_003, -1  # the noise of evaluations
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilPlan(BuildPlan):
+    """How the teacher is distilled: `regression_steps`, at most half of all, come before the matching begins."""
+
+    teacher_steps: int = 16
+    guidance: float = 1.5
+    num_pairs: int = 12_000
+    regression_steps: int = 1_500
+    regression_weight: float = 0.25  # while matching
+    matching_rate: float = 0.33  # learning rate of the student while matching, in units of `adam_lr`
+    halfway_share: float = 0.35  # of the samples
+
+
+PLAN = DistilPlan(
+    steps=2_900,
+    batch=64,
+    adam_lr=1e-3,
+    muon_lr=None,
+    time_mean=0.3,
+    time_std=1.3,
+    ema=0.995,
+    warmup=100,
+    decay_from=0.7,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Noises, where the teacher takes them `[N, *]`, and the captions."""
+
+    noise: Tensor
+    endpoint: Tensor
+    condition: Condition
+
+    def select(self, rows: Tensor) -> Pairs:
+        return Pairs(noise=self.noise[rows], endpoint=self.endpoint[rows], condition=self.condition.select(rows))
+
+
+def guided(model: LabFlowModel, condition: Condition, guidance: float) -> Conditioning:
+    return Conditioning(condition=condition, unconditional=model.encode([EMPTY_PROMPT]), guidance=guidance)
+
+
+def make_keys(prompts: Sequence[Prompt], seed: int, step: int) -> list[SampleKey]:
+    """Keys of a batch; a prompt that comes up again counts its samples."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for prompt in prompts:
+        keys.append(SampleKey(seed=seed, step=step, prompt=prompt.id, index=seen[prompt.id]))
+        seen[prompt.id] += 1
+    return keys
+
+
+def endpoints(model: LabFlowModel, conditioning: Conditioning, keys: Sequence[SampleKey], steps: int) -> Tensor:
+    """Clean latents `[B, *]` after so many Euler steps from the keys' initial noise."""
+    plan = deterministic_plan(model.schedule(steps, None), len(keys))
+    return draw(model, conditioning, plan, keys, tile=CHUNK).latents
+
+
+def draw_pairs(teacher: LabFlowModel, plan: DistilPlan, seed: int, chunk: int) -> Pairs:
+    """One chunk of pairs; a pure function of its arguments."""
+    prompts = sample_prompts("train", CHUNK, np.random.default_rng([seed, chunk, 11]))
+    keys, condition = make_keys(prompts, seed, chunk), teacher.encode(prompts)
+    return Pairs(
+        noise=gaussian(keys, "initial", teacher.latent_shape),
+        endpoint=endpoints(teacher, guided(teacher, condition, plan.guidance), keys, plan.teacher_steps),
+        condition=condition,
+    )
+
+
+def load_pairs(teacher: LabFlowModel, plan: DistilPlan, seed: int, count: int, folder: Path) -> Pairs:
+    """Pairs of `folder`, drawn into it when there are none."""
+    made = {"seed": seed, "teacher_steps": plan.teacher_steps, "guidance": plan.guidance, "count": count}
+    if not folder.exists():
+        parts = [draw_pairs(teacher, plan, seed, chunk) for chunk in range(-(-count // CHUNK))]
+        tensors = {
+            "noise": torch.cat([part.noise for part in parts])[:count],
+            "endpoint": torch.cat([part.endpoint for part in parts])[:count],
+            "ids": torch.cat([part.condition.tensors["ids"] for part in parts])[:count],
+        }
+        storage.write_snapshot(folder, tensors, made)
+    tensors, meta = storage.read_snapshot(folder)
+    if meta != made:
+        raise RunError(f"lab build {NAME}: {folder} holds pairs of {meta}; needed: {made}; give another --out")
+    return Pairs(
+        noise=tensors["noise"], endpoint=tensors["endpoint"], condition=Condition(tensors={"ids": tensors["ids"]})
+    )
+
+
+def regression_loss(student: LabFlowModel, pairs: Pairs, t: Tensor) -> Tensor:
+    """Mean of (v(x_t, t) - (e - x_0))^2 at x_t = (1 - t) x_0 + t e."""
+    spread = per_sample(t, pairs.noise)
+    x_t = (1 - spread) * pairs.endpoint + spread * pairs.noise
+    return (student.velocity(x_t, t, pairs.condition) - (pairs.noise - pairs.endpoint)).square().mean()
+
+
+def student_samples(student: LabFlowModel, noise: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    """Clean latents `[B, *]` from the noise where t = 1, elsewhere from the state that a first step reached."""
+    first, later = noise.clone(), t < 1
+    with torch.no_grad():
+        v = student.velocity(noise[later], torch.ones_like(t[later]), condition.select(later))
+        first[later] -= per_sample(1 - t[later], v) * v
+    return clean_prediction(first, student.velocity(first, t, condition), t)
+
+
+def matching_gradient(x0: Tensor, noise: Tensor, t: Tensor, teacher_v: Tensor, critic_v: Tensor) -> Tensor:
+    """Gradient `[B, *]` of the divergence between samples and teacher at x_t = (1 - t) x_0 + t e (DMD eq. 7 and 8).
+
+    The difference of the clean predictions, critic minus teacher, over the mean distance of the sample from the teacher's.
+    """
+    spread = per_sample(t, x0)
+    x_t = (1 - spread) * x0 + spread * noise
+    real = clean_prediction(x_t, teacher_v, t)
+    scale = (x0 - real).abs().flatten(1).mean(1).clamp(min=SMALLEST_SCALE)
+    return (clean_prediction(x_t, critic_v, t) - real) / per_sample(scale, x0)
+
+
+def times_of(share: float, rng: np.random.Generator, count: int) -> Tensor:
+    """`[count]` times, a share of them halfway and the others 1."""
+    return torch.from_numpy(np.where(rng.random(count) < share, HALFWAY, 1.0)).float()
+
+
+def regress(student: LabFlowModel, pairs: Pairs, plan: DistilPlan, rng: np.random.Generator) -> Tensor:
+    rows = torch.from_numpy(rng.integers(len(pairs.noise), size=plan.batch))
+    return regression_loss(student, pairs.select(rows), times_of(plan.halfway_share, rng, plan.batch))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """What one step of the second stage minimises: `student` by the student's weights, `critic` by the critic's."""
+
+    student: Tensor
+    critic: Tensor
+
+
+def match(
+    student: LabFlowModel, critic: LabFlowModel, teacher: LabFlowModel, plan: DistilPlan, seed: int, step: int
+) -> Matching:
+    """Losses on fresh captions and noise; a pure function of weights, seed and step."""
+    rng = np.random.default_rng([seed, step, 12])
+    prompts = sample_prompts("train", plan.batch, rng)
+    keys, condition = make_keys(prompts, seed, step), student.encode(prompts)
+    noise = gaussian(keys, "student", student.latent_shape)
+    x0 = student_samples(student, noise, times_of(plan.halfway_share, rng, plan.batch), condition)
+    again = gaussian(keys, "matching", student.latent_shape)
+    t = torch.sigmoid(torch.from_numpy(rng.normal(plan.time_mean, plan.time_std, plan.batch)).float()).clamp(0.02, 0.98)
+    spread = per_sample(t, noise)
+    x_t = ((1 - spread) * x0 + spread * again).detach()
+    critic_v = critic.velocity(x_t, t, condition)
+    with torch.no_grad():
+        teacher_v = guided_velocity(teacher, x_t, t, guided(teacher, condition, plan.guidance))
+        gradient = matching_gradient(x0, again, t, teacher_v, critic_v)
+    return Matching(student=(gradient * x0).mean(), critic=(critic_v - (again - x0.detach())).square().mean())
+
+
+def build_turbo(out: Path, *, steps: int | None = None, seed: int = 0, install: bool = False) -> Path:
+    """Distil into `out`, going on from its last checkpoint when there is one; measures, and returns the weights file."""
+    plan, steps = PLAN, steps or PLAN.steps
+    teacher, student, critic = (LabFlowModel("slots") for _ in range(3))
+    teacher.network.requires_grad_(False)
+    both = nn.ModuleDict({"student": student.network, "critic": critic.network})
+    average = {key: value.detach().clone() for key, value in student.network.state_dict().items()}
+    optimizers = {name: make_optimizers(network, plan)["adam"] for name, network in both.items()}
+    first = _restore(out, both, average, optimizers)
+    pairs = load_pairs(teacher, plan, seed, min(plan.num_pairs, steps * plan.batch), out / "pairs")
+    started, regression_steps = time.monotonic(), min(plan.regression_steps, steps // 2)
+    for step in range(first, steps):
+        matching = step >= regression_steps
+        stage_rate = plan.matching_rate if matching else 1.0
+        optimizers["student"].param_groups[0]["lr"] = plan.adam_lr * stage_rate * rate(plan, steps, step)
+        loss = regress(student, pairs, plan, np.random.default_rng([seed, step, 13]))
+        entry = {"step": step + 1, "steps": steps, "regression": loss.item()}
+        if matching:
+            losses = match(student, critic, teacher, plan, seed, step)
+            _update(critic.network, optimizers["critic"], losses.critic)
+            loss = plan.regression_weight * loss + losses.student
+            entry |= {"critic": losses.critic.item()}
+        _update(student.network, optimizers["student"], loss)
+        decay = min(plan.ema, (1 + step) / (10 + step))
+        for key, value in student.network.state_dict().items():
+            average[key].lerp_(value, 1 - decay)
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+            entry |= {"seconds": round(time.monotonic() - started, 1)} | _accuracies(average, count=120)
+            _log(out, entry)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            _save(out, step + 1, both, average, optimizers)
+    path = _export(out, NAME, average, install)
+    measured = {"teacher_exact_at_10_steps": accuracy(teacher, 10)} | _accuracies(average, count=600)
+    _log(out, measured)
+    return path
+
+
+def _update(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    if not loss.isfinite():
+        raise RunError(f"lab build {NAME}: the loss is {loss.item()}; start again from an older checkpoint")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+
+
+def _log(out: Path, entry: dict[str, float]) -> None:
+    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps(entry) + "\n")
+    print(json.dumps(entry), flush=True)
+
+
+def accuracy(model: LabFlowModel, steps: int, count: int = 600) -> float:
+    """Share of held-out captions drawn exactly (`scene_exact`), with the prompts and the noise of evaluations."""
+    prompts = evaluation_prompts("heldout", count)
+    keys = make_keys(prompts, EVALUATION_SEED, EVALUATION_STEP)
+    images = model.decode(endpoints(model, Conditioning(condition=model.encode(prompts)), keys, steps))
+    return sum(verdict.correct for verdict in check(images, prompts)) / count
+
+
+def _accuracies(average: dict[str, Tensor], count: int) -> dict[str, float]:
+    shown = LabFlowModel("slots")
+    shown.network.load_state_dict(average)
+    return {f"exact_at_{steps}_steps": accuracy(shown, steps, count) for steps in (1, 2, 4)}

@@ -1,0 +1,160 @@
+"""`plaudit.search(...)`: better outputs without training, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plaudit.data.prompt import Prompt
+from plaudit.errors import RecipeError
+from plaudit.models.flow import FlowModel
+from plaudit.models.tokens import TokenModel
+from plaudit.recipe.schema import TokenSampling
+from plaudit.rewards.load import Reward
+from plaudit.rewards.scoring import _reward_of
+from plaudit.search.base import Task
+from plaudit.search.budget import Budget
+from plaudit.search.folder import claim
+from plaudit.search.options import find_method
+from plaudit.search.results import SearchResult, Truth
+from plaudit.search.run import Watch, run_search
+from plaudit.search.setup import (
+    Origin,
+    build_origin,
+    find_origin,
+    find_prompts,
+    find_suite,
+    make_sampler,
+    make_task,
+    named_rewards,
+)
+from plaudit.search.token_setup import family_of, make_token_sampling, make_token_task, recipe_for, token_about
+from plaudit.search.track import Kept
+
+Rewards = Any  # a name, a function, several of them, or {name: either}
+
+
+def search(
+    model: str | FlowModel | TokenModel,
+    reward: Rewards = None,
+    *,
+    budget: str | Budget,
+    method: str = "best_of_n",
+    options: Mapping[str, Any] | None = None,
+    prompts: Sequence[str | Prompt] | str | Path | None = None,
+    count: int = 12,
+    combine: str | None = None,
+    truth: str | Sequence[str] = (),
+    seed: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    keep_all: bool = False,
+    watch: Watch = lambda share, tracker: None,
+    **sampler: Any,
+) -> SearchResult:
+    """Search for outputs with a higher reward, within `budget` per prompt (`"200nfe"`, `"64rewards"`, `"30s"`).
+
+    `model` is a model or its name: `lab/pixels`, `lab/sums`, a run folder, a recipe. `reward` is a name, a function, a list,
+    or a mapping of names to either; without one the result is plain sampling. `prompts` are texts, Prompts or a file;
+    default are `count` held-out ones. `method` and its `options` are those of `plaudit search`, as are `sampler`'s keywords:
+    steps, guidance, shift, solver, kernel, level, tile; of a token model max_new_tokens, temperature, top_k, top_p, stop,
+    tile. `truth` rewards measure plain and best outputs afterwards, outside of the budget. With `out`, everything is
+    written there, also after Ctrl-C.
+    """
+    origin = (
+        find_origin(model)
+        if isinstance(model, str)
+        else Origin(name=type(model).__name__, recipe=recipe_for(model, asked=prompts is not None))
+    )
+    named = named_rewards(reward)
+    suite = None if named is None else find_suite(origin, named, combine)
+    if suite is None and combine is not None:
+        raise RecipeError(f"combine: {combine!r} without a reward; name the rewards that it combines")
+    return search_origin(
+        origin,
+        suite,
+        model=None if isinstance(model, str) else model,
+        budget=Budget.parse(budget) if isinstance(budget, str) else budget,
+        method=method,
+        options=options or {},
+        prompts=find_prompts(origin.recipe, _as_path(prompts), count),
+        truth=[truth] if isinstance(truth, str) else truth,
+        seed=seed,
+        out=None if out is None else Path(out),
+        overwrite=overwrite,
+        keep_all=keep_all,
+        watch=watch,
+        sampler=sampler,
+    )
+
+
+def search_origin(
+    origin: Origin,
+    suite: Any,
+    *,
+    model: FlowModel | TokenModel | None = None,
+    budget: Budget,
+    method: str,
+    options: Mapping[str, Any],
+    prompts: Sequence[Prompt],
+    truth: Sequence[str],
+    seed: int,
+    out: Path | None,
+    overwrite: bool,
+    keep_all: bool,
+    watch: Watch,
+    sampler: Mapping[str, Any],
+) -> SearchResult:
+    """What the command line and `search` have in common. Whatever is wrong is said before the model is loaded."""
+    family = family_of(origin.recipe)
+    chosen = find_method(method, options, family)
+    drawing = make_sampler(sampler) if family == "flow" else make_token_sampling(origin.recipe, sampler)
+    judges = {name: _reward_of(name, name) for name in truth}
+    if out is not None:
+        claim(out, overwrite=overwrite)
+    built = model if model is not None else build_origin(origin)
+    task: Task
+    if isinstance(drawing, TokenSampling):
+        task = make_token_task(built, prompts, suite, budget, sampling=drawing, seed=seed)  # type: ignore[arg-type]
+        how = token_about(task)
+    else:
+        task = make_task(built, origin.recipe, prompts, suite, budget, sampler=drawing, seed=seed)  # type: ignore[arg-type]
+        how = {"times": task.times.tolist(), "guidance": task.conditioning.guidance, "solver": task.solver}
+        how |= {"kernel": task.kernel, "level": task.level, "tile": task.tile}
+    about = {
+        "model": origin.name,
+        "rewards": [] if suite is None else [one.name for one in suite.rewards],
+        "combine": None if suite is None else suite.formula.text,
+        "sampler": how,
+    }
+    result = run_search(task, chosen, name=method, keep_all=keep_all, watch=watch, about=about)
+    result = replace(result, truth={name: measure(judge, result) for name, judge in judges.items()})
+    if out is not None:
+        result.save(out)
+    return result
+
+
+def measure(judge: Reward, result: SearchResult) -> Truth:
+    """A reward's scores of the plain samples and of the best."""
+    return Truth(plain=_judged(judge, result, result.plain), best=_judged(judge, result, result.best))
+
+
+def _judged(judge: Reward, result: SearchResult, kept: Sequence[Kept | None]) -> torch.Tensor:
+    scores = torch.full((len(kept),), torch.nan, dtype=torch.float64)
+    there = [p for p, one in enumerate(kept) if one is not None]
+    if there:
+        outputs = [kept[p].output for p in there]  # type: ignore[union-attr]
+        stacked = torch.stack(outputs) if isinstance(outputs[0], torch.Tensor) else outputs
+        with judge.unchanged():
+            found = judge([result.prompts[p] for p in there], stacked)
+        scores[there] = torch.tensor([score.value for score in found], dtype=torch.float64)
+    return scores
+
+
+def _as_path(prompts: Sequence[str | Prompt] | str | Path | None) -> Sequence[str | Prompt] | Path | None:
+    """A single text names a file: one prompt is a list of one."""
+    return Path(prompts) if isinstance(prompts, str) else prompts

@@ -1,0 +1,81 @@
+"""The result of a search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plaudit.data.prompt import Prompt
+from plaudit.search.budget import Budget
+from plaudit.search.ledger import Ledger
+from plaudit.search.track import Candidate, Kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """Another reward's scores `[P]` of the plain samples and of the best, measured afterwards and outside of the budget:
+    where they part from the scores that were searched for, the reward is being hacked."""
+
+    plain: Tensor
+    best: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """Per prompt the best candidate, the plain sample and the worst, and what was spent. `stopped` is `finished`, `time`
+    or `interrupted`; after an interruption a prompt may have no candidate, which is None. `kept` holds all candidates
+    with the prompts' numbers if they were asked for."""
+
+    prompts: Sequence[Prompt]
+    method: str
+    options: Mapping[str, Any]
+    budget: Budget
+    seed: int
+    stopped: str
+    seconds: float
+    ledger: Ledger
+    candidates: Sequence[Candidate]
+    best: Sequence[Kept | None]
+    worst: Sequence[Kept | None]
+    plain: Sequence[Kept | None]
+    kept: Sequence[tuple[int, Kept]] = ()
+    truth: Mapping[str, Truth] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The best output of every prompt."""
+        return [None if kept is None else kept.output for kept in self.best]
+
+    @property
+    def scores(self) -> Tensor:
+        """Of the best, `[P]`."""
+        return scores_of(self.best)
+
+    @property
+    def plain_scores(self) -> Tensor:
+        """Of the plain samples, `[P]`."""
+        return scores_of(self.plain)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write everything: `search.json`, `candidates.jsonl`, `pairs.jsonl`, `best.jsonl`, `outputs/`, `grid.png`."""
+        from plaudit.search.folder import claim, write
+
+        path = Path(folder)
+        claim(path, overwrite=overwrite)
+        return write(self, path)
+
+
+def scores_of(kept: Sequence[Kept | None]) -> Tensor:
+    return torch.tensor([math.nan if one is None else one.score for one in kept], dtype=torch.float64)
+
+
+def mean_of(scores: Tensor) -> float:
+    """Over the scores that are there, NaN without any."""
+    return scores.nanmean().item()
