@@ -47,13 +47,13 @@ from plaudit.sampling.tokens import causal
 from plaudit.search import smc
 from plaudit.search.best_of_n import BestOfN
 from plaudit.search.budget import Budget
-from plaudit.search.results import SearchResult
 from plaudit.search.run import run_search
 from plaudit.search.streaming import Streaming
 from plaudit.search.token_smc import TokenSmc
 from plaudit.search.tokens import TokenTask
 
 NO_LIMIT = Budget(network_calls=10**9)
+ROUND = 8  # plain texts of a prompt that are drawn together
 VARIANTS = {
     "no moves": {"moves": 0},
     "moves, exact": {"moves": 2, "movers": "all", "below": None},
@@ -263,53 +263,47 @@ def compare_lister(seeds: Sequence[int], count: int = 150) -> None:
 # --- the same calls for SMC and best-of-N ----------------------------------------------------------------------------
 
 
-def best_with_calls(result: SearchResult, task: TokenTask, calls: Sequence[int]) -> list[str]:
-    """The best plain text of every prompt among as many as these network calls pay for."""
-    chosen = []
-    for p, limit in enumerate(calls):
-        own = sorted((kept for q, kept in result.kept if q == p), key=lambda kept: kept.candidate)
-        spent, best = 0, own[0]
-        for kept in own:
-            spent += len(
-                task.model.encode_completion(kept.output)
-            )  # one with an end; a cut one is as long as the limit
-            if spent > limit:
-                break
-            better = not math.isnan(kept.score) and (math.isnan(best.score) or kept.score > best.score)
-            best = kept if better else best
-        else:
-            raise SystemExit(f"prompt {p}: {len(own)} candidates cost {spent} calls, fewer than {limit}; draw more")
-        chosen.append(best.output)
-    return chosen
+def best_with_calls(task: TokenTask, calls: Sequence[int]) -> tuple[list[str], list[str]]:
+    """The best plain text of every prompt among as many as these network calls pay for (a text of n tokens takes n), and
+    the first of them. `calls` are at least those of one text."""
+    P = len(calls)
+    left, best = list(calls), [(-math.inf, "")] * P
+    first: list[str] = []
+    for start in itertools.count(0, ROUND):
+        rows = task.drawn(torch.arange(P).repeat(ROUND), torch.arange(start, start + ROUND).repeat_interleave(P))
+        texts = task.texts(rows)
+        first = first or texts[:P]
+        scores = task.score(texts, rows.prompt).nan_to_num(nan=-math.inf).tolist()
+        for p, length, text, score in zip(rows.prompt.tolist(), rows.length.tolist(), texts, scores, strict=True):
+            left[p] -= length
+            if left[p] >= 0 and (score > best[p][0] or not best[p][1]):
+                best[p] = (score, text)
+        if max(left) <= 0:
+            return [text for _, text in best], first
 
 
 Truth = Callable[[str, Prompt], float]
 
 
 def compare_methods(
-    make: Callable[[int], TokenTask], truth: Truth, methods: dict[str, TokenSmc], pool: int, seeds: Sequence[int]
+    make: Callable[[int], TokenTask], truth: Truth, methods: dict[str, TokenSmc], seeds: Sequence[int]
 ) -> None:
     heading(
         "method", "network calls", "reward calls", "truth", "reward", "best-of-N, same calls: truth", "reward", "plain"
     )
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in methods}
     for seed in seeds:
-        plain_task = make(seed)
-        drawn = run_search(plain_task, BestOfN(candidates=pool), keep_all=True)
-        known = {kept.output: kept.score for _, kept in drawn.kept}
         for name, method in methods.items():
             task = make(seed)
             best = one_pass(task, method)
             calls = task.ledger.counts["network_calls"].tolist()
-            peer = best_with_calls(drawn, plain_task, calls)
-            plain = [kept.output for kept in drawn.plain if kept is not None]
+            rewards = task.ledger.total.reward_calls
+            peer, plain = best_with_calls(make(seed), calls)
             texts = (best, peer, plain)
             values = [statistics.fmean(map(truth, own, task.prompts)) for own in texts]
             scores = [np.nanmean(task.score(own, torch.arange(len(own)))) for own in (best, peer)]
-            spent = task.ledger.total.reward_calls - 2 * len(task.prompts)
             P = len(task.prompts)
-            found[name].append((sum(calls) / P, spent / P, values[0], scores[0], values[1], scores[1], values[2]))
-        del known
+            found[name].append((sum(calls) / P, rewards / P, values[0], scores[0], values[1], scores[1], values[2]))
     for name, rows in found.items():
         columns = list(zip(*rows, strict=True))
         row(
@@ -362,7 +356,7 @@ def compare_sums(seeds: Sequence[int], count: int = 96) -> None:
     methods["16 particles, alpha 12, as published"] = TokenSmc(particles=16, alpha=12.0, **common)
     methods["16 particles, 4 blocks of 24 tokens, as published"] = TokenSmc(particles=16)
     print(f"\nsums: {count} problems a seed, one pass")
-    compare_methods(make, lambda text, prompt: float(read_facts(text, prompt.facts).correct), methods, 72, seeds)
+    compare_methods(make, lambda text, prompt: float(read_facts(text, prompt.facts).correct), methods, seeds)
 
 
 # --- SmolLM2 ---------------------------------------------------------------------------------------------------------
@@ -404,9 +398,7 @@ def compare_smollm2(seeds: Sequence[int], particles: int = 8, tokens: int = 48) 
 
     methods = {name: TokenSmc(particles=particles, alpha=8.0, **options) for name, options in VARIANTS.items()}
     print(f"\nsmollm2: {len(asked)} prompts a seed, {particles} particles of {tokens} tokens, one pass")
-    compare_methods(
-        make, lambda text, prompt: has_words([""], [text], [dict(prompt.facts)])[0], methods, 4 * particles, seeds
-    )
+    compare_methods(make, lambda text, prompt: has_words([""], [text], [dict(prompt.facts)])[0], methods, seeds)
 
 
 def main() -> None:

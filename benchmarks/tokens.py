@@ -232,7 +232,7 @@ def compare_memory(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def learn(work: Path, minutes: float, seed: int) -> dict[str, Any]:
-    """16 completions of 8 prompts a step; the whole held-out set, greedily, before and after."""
+    """8 completions of 8 prompts a step; the whole held-out set, greedily, before and after."""
     size = {"prompts_per_step": 8, "samples_per_prompt": 8, "micro_batch": 32, "lr": 3e-6}
     recipe = make_recipe(work, "smollm2:sum_reward", minutes=minutes, **size)
     quiet = {"evaluate": {"every": 10_000}, "run": {"folder": str(work), "name": f"seed{seed}", "seed": seed}}

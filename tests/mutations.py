@@ -37,6 +37,8 @@ NOISE, ADVANTAGES, TERMS = (
     "tests/objectives/test_terms.py",
 )
 GRPO, NFT = "tests/objectives/test_grpo.py", "tests/objectives/test_nft.py"
+TOKENS, TOKEN_TERMS = "tests/sampling/test_tokens.py", "tests/objectives/test_token_terms.py"
+TOKEN_RUN, TOKEN_DOCTOR = "tests/train/test_token_run.py", "tests/audit/test_doctor_tokens.py"
 CALL, SUITE, CACHE, CALIBRATE, ADAPTERS = (
     f"tests/rewards/test_{n}.py" for n in ("call", "suite", "cache", "calibrate", "adapters")
 )
@@ -321,30 +323,30 @@ MUTATIONS = [
     Mutation(
         "ratio upside down",
         "objectives/grpo.py",
-        "terms.log_prob - trace.log_prob",
-        "trace.log_prob - terms.log_prob",
+        "terms.log_prob - decisions.log_prob",
+        "decisions.log_prob - terms.log_prob",
         GRPO,
     ),
     Mutation(
         "detached KL",
         "objectives/grpo.py",
-        "config.kl.weight * kl.unflatten",
-        "config.kl.weight * kl.detach().unflatten",
-        f"{GRPO} {DOCTOR}",
+        "config.kl.weight * kl\n",
+        "config.kl.weight * kl.detach()\n",
+        f"{GRPO} {TOKEN_TERMS} {TOKEN_DOCTOR}",
     ),
     Mutation(
         "KL skips uninformative rows",
         "objectives/grpo.py",
-        "batch.valid if self.config.kl.weight > 0 else batch.informative",
+        "batch.valid if self._kl_in_loss else batch.informative",
         "batch.informative",
         f"{GRPO} {TERMS}",
     ),
     Mutation(
         "missing samples count",
         "objectives/grpo.py",
-        "batch.trace.mask & batch.valid[:, None]",
-        "batch.trace.mask",
-        GRPO,
+        "decisions.mask & batch.valid[:, None]",
+        "decisions.mask",
+        f"{GRPO} {TOKEN_TERMS}",
     ),
     Mutation("the old policy is trained", "objectives/nft.py", "v_old = v_old.detach()", "v_old = v_old * 1", NFT),
     Mutation("weights with gradient", "objectives/nft.py", "distance.detach().abs()", "distance.abs()", NFT),
@@ -400,13 +402,295 @@ MUTATIONS = [
     Mutation(
         "a sample's points share their noise",
         "objectives/terms.py",
-        "(T, *batch.latents.shape[1:])).flatten(0, 1)",
-        "(1, *batch.latents.shape[1:])).repeat_interleave(T, 1).flatten(0, 1)",
+        "(T, *latents.shape[1:])).flatten(0, 1)",
+        "(1, *latents.shape[1:])).repeat_interleave(T, 1).flatten(0, 1)",
         NFT,
     ),
+    # --- completions
+    Mutation(
+        "tempered twice",
+        "sampling/tokens.py",
+        "(logits / temperature).log_softmax(1)",
+        "(logits / temperature**2).log_softmax(1)",
+        TOKENS,
+    ),
+    Mutation(
+        "top-k of one more",
+        "sampling/tokens.py",
+        "log_probs.topk(top_k, dim=1)",
+        "log_probs.topk(top_k + 1, dim=1)",
+        TOKENS,
+    ),
+    Mutation(
+        "top-p without the one that crosses", "sampling/tokens.py", "cumsum(1) - ordered.exp()", "cumsum(1)", TOKENS
+    ),
+    Mutation(
+        "cut and not normalised again",
+        "sampling/tokens.py",
+        "masked_fill(unlikely, -torch.inf).log_softmax(1)",
+        "masked_fill(unlikely, -torch.inf)",
+        TOKENS,
+    ),
+    Mutation(
+        "greedy takes the last",
+        "sampling/tokens.py",
+        "greedy.scatter(1, logits.argmax(1, keepdim=True), 0.0)",
+        "greedy.scatter(1, logits.argmin(1, keepdim=True), 0.0)",
+        TOKENS,
+    ),
+    Mutation(
+        "what has no probability is picked", "sampling/tokens.py", "number, right=True)", "number, right=False)", TOKENS
+    ),
+    Mutation(
+        "numbers by place in the batch",
+        "sampling/tokens.py",
+        "pick(log_probs, numbers[active, t])",
+        "pick(log_probs, numbers[: len(active), t])",
+        TOKENS,
+    ),
+    Mutation("one number for all tokens", "sampling/tokens.py", "numbers[active, t])", "numbers[active, 0])", TOKENS),
+    Mutation(
+        "the untempered density is recorded",
+        "sampling/tokens.py",
+        "log_prob[active, t] = log_probs.gather(",
+        "log_prob[active, t] = logits.log_softmax(1).gather(",
+        f"{TOKENS} {TOKEN_RUN}",
+    ),
+    Mutation(
+        "finished samples are drawn on", "sampling/tokens.py", "if len(going) < len(active):", "if False:", TOKENS
+    ),
+    Mutation(
+        "the cache keeps finished rows",
+        "sampling/tokens.py",
+        "            cache.select(going)\n",
+        "            cache.select(torch.arange(len(going)))\n",
+        TOKENS,
+    ),
+    Mutation(
+        "padding is seen in drawing",
+        "sampling/tokens.py",
+        "logits[of_prompt], valid[of_prompt], valid.sum(1)[of_prompt]",
+        "logits[of_prompt], valid[of_prompt] | True, valid.sum(1)[of_prompt]",
+        TOKENS,
+    ),
+    Mutation(
+        "positions count the padding",
+        "sampling/tokens.py",
+        "valid[of_prompt], valid.sum(1)[of_prompt]",
+        "valid[of_prompt], (valid | True).sum(1)[of_prompt]",
+        TOKENS,
+    ),
+    Mutation("every end is a cut", "sampling/tokens.py", "cut[active[ended]] = False", "pass", TOKENS),
+    Mutation(
+        "one end id only",
+        "sampling/tokens.py",
+        "torch.tensor(sorted(model.end_ids))",
+        "torch.tensor(sorted(model.end_ids)[:1])",
+        TOKENS,
+    ),
+    Mutation(
+        "stop texts are not looked for",
+        "sampling/tokens.py",
+        "any(text in tail for text in stop)",
+        "any(text == tail for text in stop)",
+        TOKENS,
+    ),
+    Mutation(
+        "calls of finished samples",
+        "sampling/tokens.py",
+        "position + 1, calls + len(active)",
+        "position + 1, calls + B",
+        TOKENS,
+    ),
+    Mutation(
+        "a row sees its other completions",
+        "sampling/tokens.py",
+        "causal(segment >= 0) & (own | torch.eye(total, dtype=torch.bool))",
+        "causal(segment >= 0)",
+        f"{TOKENS} {TOKEN_DOCTOR}",
+    ),
+    Mutation(
+        "packed positions go on",
+        "sampling/tokens.py",
+        "positions[n, here] = torch.arange(len(prompt), len(prompt) + read)",
+        "positions[n, here] = torch.arange(len(prompt), len(prompt) + read) + start - width",
+        f"{TOKENS} {TOKEN_DOCTOR}",
+    ),
+    Mutation(
+        "predicted from itself",
+        "sampling/tokens.py",
+        "column[i, 1 : read + 1] = torch.arange(start, start + read)",
+        "column[i, : read] = torch.arange(start, start + read)",
+        TOKENS,
+    ),
+    Mutation(
+        "replay without temperature",
+        "sampling/tokens.py",
+        ".float() / completions.temperature",
+        ".float()",
+        f"{TOKENS} {TOKEN_RUN}",
+    ),
+    Mutation(
+        "every completion in one row",
+        "sampling/tokens.py",
+        "fitting = next((b for b, (room, _) in enumerate(bins) if room >= needed), None)",
+        "fitting = 0 if bins else None",
+        TOKENS,
+    ),
+    Mutation(
+        "log-prob of another token",
+        "sampling/tokens.py",
+        "chosen = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)",
+        "chosen = logits.gather(1, token[:, None])[:, 0] - logits.max(1).values",
+        TOKENS,
+    ),
+    Mutation(
+        "entropy of the wrong sign",
+        "sampling/tokens.py",
+        "spread(-(log_probs.exp() * log_probs)",
+        "spread((log_probs.exp() * log_probs)",
+        TOKENS,
+    ),
+    Mutation(
+        "given completions were drawn for certain",
+        "sampling/tokens.py",
+        "torch.where(mask, torch.nan, 0.0)",
+        "torch.where(mask, 0.0, 0.0)",
+        TOKENS,
+    ),
+    Mutation(
+        "selecting forgets the log-probs' rows",
+        "sampling/tokens.py",
+        "log_prob=self.log_prob[chosen, :width]",
+        "log_prob=self.log_prob[: len(chosen), :width]",
+        TOKENS,
+    ),
+    Mutation("k1 upside down", "objectives/estimates.py", "return log_ratio\n", "return -log_ratio\n", TOKEN_TERMS),
+    Mutation(
+        "k2 without its half", "objectives/estimates.py", "log_ratio.square() / 2", "log_ratio.square()", TOKEN_TERMS
+    ),
+    Mutation(
+        "k3 in the other direction",
+        "objectives/estimates.py",
+        "(-log_ratio).expm1() + log_ratio",
+        "log_ratio.expm1() - log_ratio",
+        TOKEN_TERMS,
+    ),
+    Mutation(
+        "exact KL the other way round",
+        "objectives/token_terms.py",
+        "(own.exp() * (own - reference))",
+        "(reference.exp() * (reference - own))",
+        TOKEN_TERMS,
+    ),
+    Mutation(
+        "token snapshots with current weights",
+        "objectives/token_terms.py",
+        "self._policy.using(self._name)",
+        "self._policy.using('current')",
+        TOKEN_TERMS,
+    ),
+    Mutation(
+        "token snapshots with gradient",
+        "objectives/token_terms.py",
+        "with torch.no_grad(), self._policy.using",
+        "with self._policy.using",
+        TOKEN_TERMS,
+    ),
+    Mutation(
+        "grpo counts tokens alike",
+        "objectives/base.py",
+        'if loss_type == "grpo" else weights',
+        "if False else weights",
+        TOKEN_TERMS,
+    ),
+    Mutation(
+        "dapo divides by samples",
+        "objectives/base.py",
+        "return float(mask.sum().item())",
+        "return samples",
+        TOKEN_TERMS,
+    ),
+    Mutation(
+        "dr_grpo divides by what was drawn",
+        "objectives/base.py",
+        "samples * limit if",
+        "float(mask.sum().item()) if",
+        TOKEN_TERMS,
+    ),
+    Mutation(
+        "luspo divides by the limit", "objectives/base.py", 'if loss_type == "dr_grpo" else samples', "", TOKEN_TERMS
+    ),
+    Mutation(
+        "missing samples divide",
+        "objectives/base.py",
+        "float(mask.any(1).sum().item())",
+        "float(len(mask))",
+        TOKEN_TERMS,
+    ),
+    Mutation(
+        "sequence ratio without its mean",
+        "objectives/grpo.py",
+        " / mask_BD.sum(1, keepdim=True).clamp(min=1)",
+        "",
+        TOKEN_TERMS,
+    ),
+    Mutation(
+        "sequence ratio over the padding",
+        "objectives/grpo.py",
+        "mask_BD.sum(1, keepdim=True).clamp(min=1)",
+        "mask_BD.shape[1]",
+        TOKEN_TERMS,
+    ),
+    Mutation(
+        "KL adds to the reward",
+        "train/collect.py",
+        "scored.total if penalty is None else scored.total - penalty",
+        "scored.total if penalty is None else scored.total + penalty",
+        COLLECT,
+    ),
+    Mutation(
+        "refilling keeps the equal ones",
+        "train/collect.py",
+        "(kept + equal)[: train.prompts_per_step]",
+        "(equal + kept)[: train.prompts_per_step]",
+        COLLECT,
+    ),
+    Mutation(
+        "every round has the same prompts",
+        "train/collect.py",
+        "step * (1 + train.refill) + turn",
+        "step * (1 + train.refill)",
+        COLLECT,
+    ),
+    Mutation(
+        "rounds share their noise", "train/collect.py", "[:wanted], step, seen)", "[:wanted], step, Counter())", COLLECT
+    ),
+    Mutation(
+        "dropped samples cost nothing",
+        "train/collect.py",
+        "sum(drawn.piece.samples.network_calls for drawn in rounds)",
+        "sum(drawn.piece.samples.network_calls for drawn in rounds[-1:])",
+        COLLECT,
+    ),
+    Mutation(
+        "every round has a limit of its own",
+        "train/collect.py",
+        "[*(each.scored for each in before), drawn.scored]",
+        "[drawn.scored]",
+        COLLECT,
+    ),
+    Mutation(
+        "a mismatch is no obstacle", "train/learn.py", 'sums.totals["approx_kl"] > train.mismatch_kl', "False", LEARN
+    ),
+    Mutation("groups are torn apart", "train/learn.py", "    elif whole_groups:\n", "    elif False:\n", TERMS),
     # --- updates and weights
     Mutation(
-        "loss divided by its micro-batch", "train/learn.py", ".sum() / count\n", ".sum() / losses.mask.sum()\n", TERMS
+        "loss divided by its micro-batch",
+        "train/learn.py",
+        "(parts.sum() / count).backward()",
+        "(parts.sum() / losses.weights.sum()).backward()",
+        f"{TERMS} {TOKEN_TERMS}",
     ),
     Mutation(
         "logged without the mask",
@@ -479,13 +763,13 @@ MUTATIONS = [
     Mutation(
         "the current weights draw for NFT",
         "train/collect.py",
-        "with policy.using(objective.sampler), torch.no_grad():",
+        "with policy.using(setup.objective.sampler), torch.no_grad():",
         'with policy.using("current"), torch.no_grad():',
         COLLECT,
     ),
     Mutation(
         "conditions kept by id alone",
-        "train/collect.py",
+        "models/conditioning.py",
         "asked = [(p.id, p.text) for p in prompts]",
         'asked = [(p.id, "") for p in prompts]',
         COLLECT,
@@ -728,13 +1012,50 @@ MUTATIONS = [
         "names are reused", "train/folder.py", "and not (overwrite or _never_started(root)):", "and False:", FOLDER
     ),
     # --- the doctor
-    Mutation("a check that cannot fail", "audit/doctor.py", "passed=value <= limit", "passed=True", DOCTOR),
+    Mutation("a check that cannot fail", "audit/checks.py", "passed=value <= limit", "passed=True", DOCTOR),
     Mutation(
         "an off-by-one passes",
         "audit/doctor.py",
-        "np.random.default_rng(0).permutation(len(pictures))",
-        "np.arange(len(pictures))",
+        "np.random.default_rng(0).permutation(len(patient.piece))",
+        "np.arange(len(patient.piece))",
         DOCTOR,
+    ),
+    Mutation(
+        "padding is compared with itself",
+        "audit/doctor_tokens.py",
+        "(alone.log_softmax(-1) - row).abs()",
+        "(row - row).abs()",
+        TOKEN_DOCTOR,
+    ),
+    Mutation(
+        "nothing is longer than the prompts",
+        "audit/doctor_tokens.py",
+        "prompts = [*prompts, prompts[0][-1:] * (2 + max(map(len, prompts)))]",
+        "prompts = prompts[:1]",
+        TOKEN_DOCTOR,
+    ),
+    Mutation(
+        "packed is compared with packed",
+        "audit/doctor_tokens.py",
+        "for n in (sampler.pack, 0))",
+        "for n in (sampler.pack, sampler.pack))",
+        TOKEN_DOCTOR,
+    ),
+    Mutation("an end inside is none", "audit/doctor_tokens.py", "wrong += inside or (", "wrong += (", TOKEN_DOCTOR),
+    Mutation(
+        "cut is not looked at",
+        "audit/doctor_tokens.py",
+        "(cut and (last or len(row) < sampler.max_new_tokens)) or ",
+        "",
+        TOKEN_DOCTOR,
+    ),
+    Mutation("any place is an end", "audit/doctor_tokens.py", " or not (cut or last or stopped)", "", TOKEN_DOCTOR),
+    Mutation(
+        "frequencies are compared with themselves",
+        "audit/doctor_tokens.py",
+        "(share - log_probs[0].double().exp())",
+        "(share - share)",
+        TOKEN_DOCTOR,
     ),
     Mutation(
         "a failed check is no obstacle",

@@ -68,7 +68,7 @@ def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recipes() -> dict[str, Recipe]:
     slow = Recipe.model_validate(
-        {"objective": {"type": "grpo"}, "sampler": {"kernel": "flow_sde"}, "train": {"steps": 9}}
+        {"objective": {"type": "grpo"}, "sampler": {"type": "flow", "kernel": "flow_sde"}, "train": {"steps": 9}}
     )
     return {"fast": Recipe(name="fast"), "slow": slow}
 

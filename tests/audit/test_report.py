@@ -508,7 +508,7 @@ def test_panels_draw_the_recorded_numbers_and_say_them_in_their_titles(fabricate
 
 
 def test_ratio_deviation_is_drawn_where_the_objective_has_one(fabricate: Fabricate) -> None:
-    recipe = Recipe.model_validate({"objective": {"type": "grpo"}, "sampler": {"kernel": "flow_sde"}})
+    recipe = Recipe.model_validate({"objective": {"type": "grpo"}, "sampler": {"type": "flow", "kernel": "flow_sde"}})
     run = read_run(fabricate(recipe=recipe, pictures=False))
     assert plots.absent_panels(run) == []
     (panel,) = [panel for panel in plots.panels(run) if panel.name == "ratio deviation"]

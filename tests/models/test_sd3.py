@@ -22,15 +22,16 @@ from tests.models.tiny_sd3 import CLIP_TOKENS, build
 from plaudit.audit.doctor import examine
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
+from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import Conditioning
 from plaudit.models.sd3 import Sd3FlowModel
 from plaudit.recipe.load import load
 from plaudit.recipe.schema import EvaluationSampler, LoraConfig, Recipe, Sampler, Sd3Model, Window
+from plaudit.sampling.drawers import make_drawer
 from plaudit.sampling.noise import SampleKey, gaussian
 from plaudit.sampling.plan import stochastic_plan
 from plaudit.sampling.rollout import Trace, draw, replay, replay_log_prob
 from plaudit.train import loop
-from plaudit.train.collect import PromptEncoder
 from plaudit.train.policy import add_lora
 from plaudit.train.preview import EVALUATION_STEP, generate, load_result
 from plaudit.train.setup import Setup, prepare
@@ -80,7 +81,7 @@ def stock_pictures(pipe: StableDiffusion3Pipeline, steps: int, guidance: float) 
 
 def our_pictures(model: Sd3FlowModel, steps: int, guidance: float) -> Tensor:
     sampler = EvaluationSampler(steps=steps, guidance=guidance)
-    return generate(model, PromptEncoder(model), PROMPTS, sampler, KEYS[0].seed)[0]
+    return generate(make_drawer(model, Sampler(), sampler), PROMPTS, KEYS[0].seed).outputs
 
 
 def record_times(network: SD3Transformer2DModel) -> list[Tensor]:
@@ -118,7 +119,7 @@ def test_level_zero_of_every_kernel_is_the_pipeline(model, stock, kernel: str):
 def test_text_changes_the_picture(model):
     swapped = [dataclasses.replace(prompt, text="a fish") for prompt in PROMPTS]
     sampler = EvaluationSampler(steps=4, guidance=4.5)
-    other = generate(model, PromptEncoder(model), swapped, sampler, KEYS[0].seed)[0]
+    other = generate(make_drawer(model, Sampler(), sampler), swapped, KEYS[0].seed).outputs
     assert (our_pictures(model, 4, 4.5) - other).abs().max() > 1e-2
 
 

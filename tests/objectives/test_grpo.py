@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from tests.reference import losses as reference
-from tests.reference.toys import ToyFlowModel, gradients, perturb, rollout_batch
+from tests.reference.toys import ToyFlowModel, gradients, perturb, rollout_batch, with_trace
 
 from plaudit.objectives.grpo import Grpo, clipped_ratio_loss
-from plaudit.objectives.terms import Terms
+from plaudit.objectives.terms import FlowTerms
 from plaudit.recipe.schema import GrpoConfig, KlConfig, Sampler
 from plaudit.sampling.kernels import kl_divergence
 from plaudit.train.policy import Policy
@@ -74,7 +74,7 @@ def losses_of(config: GrpoConfig, moved: bool, density: str = "exact"):
 def test_the_loss_is_the_clipped_ratio_of_recorded_to_replayed(density: str) -> None:
     found, batch, policy = losses_of(GrpoConfig(type="grpo", density=density), moved=True, density=density)
     with torch.no_grad():
-        log_ratio = (Terms(policy, batch).log_prob - batch.trace.log_prob).numpy()
+        log_ratio = (FlowTerms(policy, batch).log_prob - batch.flow.trace.log_prob).numpy()
     advantage = np.repeat(batch.advantage.double().numpy()[:, None], log_ratio.shape[1], axis=1)
     expected = reference.clipped_ratio(log_ratio, advantage, 0.2, 0.2)
     np.testing.assert_allclose(found.parts["policy"].detach().numpy(), expected.value, rtol=1e-6)
@@ -96,7 +96,7 @@ def test_before_any_update_the_gradient_is_that_of_weighted_log_likelihood() -> 
     objective.losses(objective.terms(policy, batch)).parts["policy"].sum().backward()
     ours = gradients(model)
     model.network.zero_grad()
-    (-batch.advantage[:, None] * Terms(policy, batch).log_prob).sum().backward()
+    (-batch.advantage[:, None] * FlowTerms(policy, batch).log_prob).sum().backward()
     torch.testing.assert_close(ours, gradients(model), rtol=1e-4, atol=1e-5)
     assert ours.norm() > 1e-3
 
@@ -105,8 +105,8 @@ def test_before_any_update_the_gradient_is_that_of_weighted_log_likelihood() -> 
 def test_the_kl_part_is_weight_times_kl_with_a_gradient(scaling: str) -> None:
     config = GrpoConfig(type="grpo", kl=KlConfig(weight=0.3, scaling=scaling))
     found, batch, policy = losses_of(config, moved=True)
-    terms = Terms(policy, batch)
-    t, s = (u.flatten() for u in (batch.trace.times[:, :-1], batch.trace.times[:, 1:]))
+    terms = FlowTerms(policy, batch)
+    t, s = (u.flatten() for u in (batch.flow.trace.times[:, :-1], batch.flow.trace.times[:, 1:]))
     kl = kl_divergence(terms.step, terms.reference.step, t, s, scaling).reshape(12, 4)
     torch.testing.assert_close(found.parts["kl"], 0.3 * kl)
     torch.testing.assert_close(found.metrics["kl"], kl.detach())
@@ -127,9 +127,9 @@ def test_mask_leaves_out_missing_samples_and_undrawn_decisions() -> None:
     batch = rollout_batch(ToyFlowModel(), SAMPLER)
     valid = batch.valid.clone()
     valid[3] = False
-    undrawn = batch.trace.mask.clone()
+    undrawn = batch.flow.trace.mask.clone()
     undrawn[:, 2] = False
-    batch = dataclasses.replace(batch, valid=valid, trace=dataclasses.replace(batch.trace, mask=undrawn))
+    batch = with_trace(dataclasses.replace(batch, valid=valid), mask=undrawn)
     mask = Grpo(GrpoConfig(type="grpo")).mask(batch)
     assert not mask[3].any() and not mask[:, 2].any() and mask.sum() == 11 * 3
 

@@ -86,7 +86,7 @@ def test_the_objective_is_the_loss_at_the_batchs_points() -> None:
     objective = Nft(config)
     found = objective.losses(objective.terms(policy, batch))
     forward = forward_points(batch, stratified_times(batch.keys, 3, 0.0, 1.0, 1.0))
-    condition = batch.conditioning.select(forward.sample).condition
+    condition = batch.flow.conditioning.select(forward.sample).condition
     with torch.no_grad():
         v = model.velocity(forward.x, forward.t, condition)
         v_old = torch.func.functional_call(model.network, old, (forward.x, forward.t, condition.tensors["caption"]))
@@ -157,7 +157,7 @@ def test_forward_points_are_the_straight_path_with_the_samples_own_noise() -> No
     times = stratified_times(batch.keys, 2, 0.0, 1.0, 1.0)
     whole = forward_points(batch, times)
     t = times.flatten()[:, None, None, None]
-    torch.testing.assert_close(whole.x, (1 - t) * batch.latents.repeat_interleave(2, 0) + t * whole.noise)
+    torch.testing.assert_close(whole.x, (1 - t) * batch.flow.latents.repeat_interleave(2, 0) + t * whole.noise)
     assert whole.sample.tolist() == [i // 2 for i in range(24)]
     assert torch.unique(whole.noise.flatten(1), dim=0).shape[0] == 24
     rows = torch.tensor([5, 1])

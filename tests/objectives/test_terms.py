@@ -6,12 +6,13 @@ import dataclasses
 
 import pytest
 import torch
-from tests.reference.toys import ToyFlowModel, gradients, perturb, rollout_batch
+from tests.reference.toys import ToyFlowModel, gradients, perturb, rollout_batch, with_trace
 from torch import Tensor
 
+from plaudit.objectives.batch import Batch
 from plaudit.objectives.grpo import Grpo
 from plaudit.objectives.nft import Nft
-from plaudit.objectives.terms import Batch, Terms, stratified_times
+from plaudit.objectives.terms import FlowTerms, stratified_times
 from plaudit.recipe.schema import GrpoConfig, KlConfig, NftConfig, Sampler
 from plaudit.sampling.rollout import replay
 from plaudit.train.learn import accumulate, update_rows
@@ -32,7 +33,7 @@ class Watch(Policy):
         return super().using(name)
 
 
-def watched(sampler: Sampler = SDE) -> tuple[Terms, ToyFlowModel, Watch]:
+def watched(sampler: Sampler = SDE) -> tuple[FlowTerms, ToyFlowModel, Watch]:
     """Terms of a policy whose current, old and reference weights all differ."""
     model = ToyFlowModel()
     policy = Watch(model)
@@ -42,7 +43,7 @@ def watched(sampler: Sampler = SDE) -> tuple[Terms, ToyFlowModel, Watch]:
     batch = rollout_batch(model, sampler)
     perturb(model, seed=2)
     model.rows.clear()
-    return Terms(policy, batch, stratified_times(batch.keys, 2, 0.0, 1.0, 1.0)), model, policy
+    return FlowTerms(policy, batch, stratified_times(batch.keys, 2, 0.0, 1.0, 1.0)), model, policy
 
 
 def test_nothing_is_computed_until_it_is_read() -> None:
@@ -78,7 +79,7 @@ def test_snapshots_are_evaluated_with_their_weights_and_without_gradient() -> No
                 (
                     terms.forward.x,
                     terms.forward.t,
-                    terms.batch.conditioning.select(terms.forward.sample).condition.tensors["caption"],
+                    terms.batch.flow.conditioning.select(terms.forward.sample).condition.tensors["caption"],
                 ),
             )
         torch.testing.assert_close(view.velocity, by_hand)
@@ -90,8 +91,8 @@ def test_snapshots_are_evaluated_with_their_weights_and_without_gradient() -> No
 
 def test_old_log_prob_of_the_policy_that_drew_is_the_recorded_one() -> None:
     terms, _, _ = watched()
-    torch.testing.assert_close(terms.old.log_prob, terms.batch.trace.log_prob, rtol=0, atol=1e-4)
-    assert (terms.log_prob - terms.batch.trace.log_prob).abs().max() > 1e-2
+    torch.testing.assert_close(terms.old.log_prob, terms.batch.flow.trace.log_prob, rtol=0, atol=1e-4)
+    assert (terms.log_prob - terms.batch.flow.trace.log_prob).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("read", ("velocity", "log_prob"))
@@ -117,30 +118,33 @@ def test_x0_and_error_follow_from_the_velocity() -> None:
 
 def test_a_step_is_the_replay() -> None:
     terms, model, _ = watched()
-    again = replay(model, terms.batch.conditioning, terms.batch.trace)
+    again = replay(model, terms.batch.flow.conditioning, terms.batch.flow.trace)
     assert torch.equal(terms.step.mean, again.mean) and torch.equal(terms.step.std, again.std)
 
 
 def test_terms_that_the_batch_cannot_give_say_so() -> None:
     model = ToyFlowModel()
     batch = rollout_batch(model, Sampler(kernel="ode", steps=3))
-    assert batch.trace is None
+    assert batch.flow.trace is None
     with pytest.raises(AssertionError, match="stochastic"):
-        _ = Terms(Policy(model), batch).log_prob
+        _ = FlowTerms(Policy(model), batch).log_prob
     with pytest.raises(AssertionError, match="forward points"):
-        _ = Terms(Policy(model), batch).velocity
+        _ = FlowTerms(Policy(model), batch).velocity
 
 
 def test_selecting_rows_selects_everything() -> None:
     batch = rollout_batch(ToyFlowModel(), SDE)
     rows = torch.tensor([9, 0, 4])
     part = batch.select(rows)
-    for name in ("latents", "advantage", "valid", "informative"):
+    for name in ("group", "score", "advantage", "valid", "informative"):
         assert torch.equal(getattr(part, name), getattr(batch, name)[rows])
+    assert torch.equal(part.flow.latents, batch.flow.latents[rows])
+    assert torch.equal(part.scores["toy"], batch.scores["toy"][rows])
+    assert part.prompts == tuple(batch.prompts[i] for i in (9, 0, 4))
     assert part.keys == tuple(batch.keys[i] for i in (9, 0, 4)) and len(part) == 3
-    assert torch.equal(part.trace.states, batch.trace.states[rows])
-    caption = batch.conditioning.condition.tensors["caption"]
-    assert torch.equal(part.conditioning.condition.tensors["caption"], caption[rows])
+    assert torch.equal(part.flow.trace.states, batch.flow.trace.states[rows])
+    caption = batch.flow.conditioning.condition.tensors["caption"]
+    assert torch.equal(part.flow.conditioning.condition.tensors["caption"], caption[rows])
 
 
 # --- gradients and how an update is split ----------------------------------------------------------------------------
@@ -163,14 +167,10 @@ def prepared(name: str) -> tuple[Policy, ToyFlowModel, Batch]:
     valid[2], informative[5:10] = False, False
     informative[2] = False
     advantage = torch.where(informative, batch.advantage, 0.0)
-    drawn = batch.trace.mask.clone()
+    drawn = batch.flow.trace.mask.clone()
     drawn[::2, 3] = False
-    trace = dataclasses.replace(batch.trace, mask=drawn)
-    return (
-        policy,
-        model,
-        dataclasses.replace(batch, trace=trace, valid=valid, informative=informative, advantage=advantage),
-    )
+    batch = dataclasses.replace(batch, valid=valid, informative=informative, advantage=advantage)
+    return policy, model, with_trace(batch, mask=drawn)
 
 
 def gradient_of(name: str, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
@@ -227,16 +227,29 @@ def test_uninformative_rows_still_feel_the_kl() -> None:
     assert model.rows == [14 * 4, 14 * 4]
 
 
+GROUP = torch.arange(4).repeat_interleave(3)
+
+
 @pytest.mark.parametrize("updates", (1, 2, 3, 6))
 def test_updates_are_a_partition_of_the_batch(updates: int) -> None:
-    parts = list(update_rows(12, updates, seed=1, step=5))
+    parts = list(update_rows(GROUP, updates, seed=1, step=5))
     assert [len(p) for p in parts] == [12 // updates] * updates
     assert sorted(torch.cat(parts).tolist()) == list(range(12))
-    again = list(update_rows(12, updates, seed=1, step=5))
+    again = list(update_rows(GROUP, updates, seed=1, step=5))
     assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
     if updates > 1:
-        assert not torch.equal(torch.cat(parts), torch.cat(list(update_rows(12, updates, seed=1, step=6))))
+        assert not torch.equal(torch.cat(parts), torch.cat(list(update_rows(GROUP, updates, seed=1, step=6))))
         assert torch.cat(parts).tolist() != list(range(12)), "groups must not stay together in one update"
+
+
+@pytest.mark.parametrize(("updates", "sizes"), ((2, [2, 2]), (3, [1, 1, 2]), (4, [1, 1, 1, 1])))
+def test_whole_groups_stay_in_one_update(updates: int, sizes: list[int]) -> None:
+    parts = list(update_rows(GROUP, updates, seed=1, step=5, whole_groups=True))
+    assert sorted(torch.cat(parts).tolist()) == list(range(12))
+    found = [torch.unique(GROUP[part], return_counts=True) for part in parts]
+    assert [len(groups) for groups, _ in found] == sizes and all((counts == 3).all() for _, counts in found)
+    orders = {tuple(torch.cat(list(update_rows(GROUP, updates, 1, step, True))).tolist()) for step in range(6)}
+    assert len(orders) > 2, "which groups come together changes from step to step"
 
 
 def test_an_update_without_contrast_has_no_gradient() -> None:

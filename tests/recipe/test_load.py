@@ -316,7 +316,8 @@ NFT_KEYS = ", ".join(NftConfig.model_fields)
         ),
         (
             "--objective.type nff",
-            '`objective.type` is "nff" (from the command line); allowed: grpo, nft; did you mean nft?',
+            '`objective.type` is "nff" (from the command line); allowed: grpo, nft, drpo, likelihood, dpo, '
+            "sft; did you mean nft?",
         ),
         ("--prompts.type file", "`prompts.train` is missing; give it a value, for example --prompts.train VALUE"),
         (
@@ -332,7 +333,10 @@ NFT_KEYS = ", ".join(NftConfig.model_fields)
             "--model.lora.targets 5",
             "`model.lora.targets` is 5 (from the command line); it must be a valid list or auto",
         ),
-        ("--model 5", "`model` is 5 (from the command line); it must be a mapping with `type` lab, sd3, custom"),
+        (
+            "--model 5",
+            "`model` is 5 (from the command line); it must be a mapping with `type` lab, sd3, transformers, custom",
+        ),
         ("--rewards [1]", "`rewards` is [1] (from the command line); it must be a mapping"),
         (
             "--run.name 123",
@@ -354,6 +358,40 @@ def test_every_error_has_its_own_line_and_says_which_source_set_it(tmp_path):
         f'`train.lr` is "fast" (from {path}); it must be a valid number',
         "`run.seed` is -1 (from the command line); it must be greater than or equal to 0",
     ]
+
+
+TOKENS = {
+    **{"model": "lab/sums", "prompts": {"type": "sums"}, "rewards": {"match": None, "correct": "sum_correct"}},
+    **{"sampler": {"type": "tokens"}, "evaluate": {"reward": "sum_correct", "sampler": {"type": "tokens"}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"type": "sft"}, "train.updates_per_step: 8 .*prompts_per_step 12 rows; use a divisor of 12"),
+        ({"type": "sft", "keep": "best"}, None),
+        ({"type": "dpo"}, "train.updates_per_step: 8 .* 12 rows"),
+        ({"type": "grpo"}, None),
+        (
+            {"type": "likelihood", "reward": "correct", "kl": {"weight": 0.1, "scaling": "k1", "place": "reward"}},
+            "objective.kl.place: reward with objective likelihood",
+        ),
+    ],
+)
+def test_what_an_objective_cannot_do_is_refused_before_a_run(changes, expected):
+    layers = [TOKENS, {"objective": changes, "train": {"steps": 1, "minutes": None, "updates_per_step": 8}}]
+    if expected is None:
+        assert load(layers).train.updates_per_step == 8
+        return
+    with pytest.raises(RecipeError, match=expected):
+        load(layers)
+
+
+def test_whole_groups_cannot_be_split_further():
+    plan = {"steps": 1, "minutes": None, "prompts_per_step": 4, "samples_per_prompt": 4, "updates_per_step": 8}
+    with pytest.raises(RecipeError, match=r"updates_per_step: 8 for objective sft, .* 4 groups; use at most 4"):
+        load([TOKENS, {"objective": {"type": "sft", "keep": "best"}, "train": plan}])
 
 
 def test_schema_rules_keep_their_own_words():

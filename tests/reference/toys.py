@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -12,13 +14,14 @@ from torch import Tensor, nn
 
 from plaudit.data.prompt import Prompt
 from plaudit.models.flow import Condition, Conditioning, shifted_times
-from plaudit.objectives.terms import Batch
+from plaudit.objectives.batch import Batch
 from plaudit.recipe.load import load
 from plaudit.recipe.schema import Recipe, Sampler
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.plan import stochastic_plan
 from plaudit.sampling.rollout import draw
 from plaudit.train.collect import expand_groups
+from plaudit.train.setup import Setup
 
 CAPTIONS = 11
 
@@ -108,21 +111,32 @@ def rollout_batch(
     model: ToyFlowModel, sampler: Sampler, *, groups: int = 3, size: int = 4, seed: int = 0, density: str = "exact"
 ) -> Batch:
     """A drawn batch with advantages of both signs; every sample valid and informative."""
-    members, _, sample_keys = expand_groups(prompts(groups), size, seed, 0)
+    members, group, sample_keys = expand_groups(prompts(groups), size, seed, 0)
     first = [sample_keys[i - i % size] for i in range(len(sample_keys))]
     plan = stochastic_plan(sampler, model.schedule(sampler.steps, sampler.shift), sample_keys, first)
     condition = conditioning(model, members, sampler.guidance)
     drawn = draw(model, condition, plan, sample_keys, tile=sampler.tile, density=density)
     count = len(members)
     return Batch(
-        conditioning=condition,
-        latents=drawn.latents,
-        trace=drawn.trace,
+        samples=drawn,
+        prompts=tuple(members),
         keys=tuple(sample_keys),
+        group=group,
+        score=torch.sin(torch.arange(count).double()),
+        scores={"toy": torch.sin(torch.arange(count).double())},
         advantage=torch.cos(torch.arange(count) * 1.7 + 0.3) * 1.5,
         valid=torch.ones(count, dtype=torch.bool),
         informative=torch.ones(count, dtype=torch.bool),
     )
+
+
+def with_samples(batch: Batch, **changes: Any) -> Batch:
+    """The batch with another trace or conditioning."""
+    return dataclasses.replace(batch, samples=dataclasses.replace(batch.flow, **changes))
+
+
+def with_trace(batch: Batch, **changes: Any) -> Batch:
+    return with_samples(batch, trace=dataclasses.replace(batch.flow.trace, **changes))
 
 
 def perturb(model: ToyFlowModel, size: float = 0.05, seed: int = 5) -> None:
@@ -167,6 +181,25 @@ def toy_recipe(folder: Path, *layers: dict) -> Recipe:
         "run": {"folder": str(folder / "runs"), "save_every": 1, "threads": 1},
     }
     return load([base, *layers])
+
+
+class Asked:
+    """A prompt source that always asks the same."""
+
+    def __init__(self, asked: Sequence[Prompt]) -> None:
+        self.asked = list(asked)
+
+    def batch(self, step: int, count: int, seed: int) -> list[Prompt]:
+        return list(self.asked)
+
+    def evaluation(self, count: int) -> dict[str, list[Prompt]]:
+        return {"heldout": self.asked[:count]}
+
+
+def asking(setup: Setup, asked: Sequence[Prompt]) -> Setup:
+    """The set-up with these prompts in every step."""
+    train = setup.recipe.train.model_copy(update={"prompts_per_step": len(asked)})
+    return dataclasses.replace(setup, recipe=setup.recipe.model_copy(update={"train": train}), prompts=Asked(asked))
 
 
 GRPO = {

@@ -12,14 +12,15 @@ from tests.reference.toys import ExactFlow, ToyFlowModel, conditioning, keys, pe
 from torch import Tensor
 
 from plaudit.lab.scenes.grammar import evaluation_prompts
+from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import Condition, Conditioning, shifted_times
 from plaudit.models.lab import LabFlowModel
 from plaudit.recipe.schema import Sampler, Window
 from plaudit.sampling.kernels import log_density, transition
 from plaudit.sampling.noise import gaussian
 from plaudit.sampling.plan import deterministic_plan, stochastic_plan
-from plaudit.sampling.rollout import Samples, Trace, draw, replay, replay_log_prob, tiled_velocity
-from plaudit.train.collect import PromptEncoder, expand_groups
+from plaudit.sampling.rollout import FlowSamples, Trace, draw, replay, replay_log_prob, tiled_velocity
+from plaudit.train.collect import expand_groups
 
 STOCHASTIC = ("flow_sde", "constant_eta", "cps", "ddim_eta")
 WHOLE, NARROW = Window(), Window(size=2, start=(0, 4))
@@ -30,7 +31,7 @@ def slots() -> LabFlowModel:
     return LabFlowModel("slots")
 
 
-def roll(model, sampler: Sampler, groups: int = 3, size: int = 4, asked=None) -> tuple[Conditioning, Samples]:
+def roll(model, sampler: Sampler, groups: int = 3, size: int = 4, asked=None) -> tuple[Conditioning, FlowSamples]:
     members, _, sample_keys = expand_groups(asked or prompts(groups), size, 0, 0)
     first = [sample_keys[i - i % size] for i in range(len(sample_keys))]
     plan = stochastic_plan(sampler, model.schedule(sampler.steps, sampler.shift), sample_keys, first)

@@ -78,7 +78,7 @@ def test_without_a_reward_every_method_is_plain_sampling_bit_for_bit(name: str) 
 
 @pytest.mark.parametrize("name", FLOW)
 def test_every_entry_says_what_it_is(name: str) -> None:
-    assert METHODS[name].summary and set(METHODS[name].families) <= {"flow", "token"}
+    assert METHODS[name].summary and set(METHODS[name].families) <= {"flow", "tokens"}
 
 
 # --- time and interruption -------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_options_are_read_as_yaml() -> None:
 def test_a_method_of_another_family_is_refused(monkeypatch) -> None:
     from plaudit.search.table import Entry
 
-    monkeypatch.setitem(METHODS, "blocks", Entry(path="x:y", families=("token",), summary="tokens only"))
+    monkeypatch.setitem(METHODS, "blocks", Entry(path="x:y", families=("tokens",), summary="tokens only"))
     with pytest.raises(RecipeError, match="does not search flow models; allowed: none, best_of_n"):
         find_method("blocks", {}, "flow")
 

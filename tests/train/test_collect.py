@@ -12,23 +12,22 @@ import pytest
 import torch
 from tests.reference import toys
 from tests.reference.advantages import group_advantage as by_loops
-from tests.reference.toys import EMA, GRPO, ToyFlowModel, perturb, prompts, toy_recipe
+from tests.reference.toys import EMA, GRPO, ToyFlowModel, asking, perturb, prompts, toy_recipe
 
 import plaudit.train.loop as loop
 from plaudit.data.prompt import Prompt
 from plaudit.data.sources import FileSource, ScenesSource, load_prompts, read_prompts
 from plaudit.errors import DataError, RewardError
 from plaudit.lab.scenes.grammar import split_of
+from plaudit.models.conditioning import PromptEncoder
 from plaudit.recipe.schema import FilePrompts, ScenesPrompts
 from plaudit.sampling.noise import gaussian
-from plaudit.train.collect import PromptEncoder, Rollout, collect
+from plaudit.train.collect import Rollout, collect
 from plaudit.train.setup import Setup, prepare
 
 
 def collected(setup: Setup, asked: list[Prompt] | None = None, step: int = 0) -> Rollout:
-    recipe = setup.recipe
-    asked = asked or setup.prompts.batch(step, recipe.train.prompts_per_step, recipe.run.seed)
-    return collect(recipe, setup.policy, setup.encoder, setup.objective, setup.rewards, asked, step=step, version=3)
+    return collect(asking(setup, asked) if asked else setup, step=step, version=3)
 
 
 # --- collecting ------------------------------------------------------------------------------------------------------
@@ -42,37 +41,38 @@ def test_samples_scores_and_conditions_stay_together(tmp_path) -> None:
     assert rollout.group.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     wanted = setup.policy.model.encode(rollout.prompts).tensors["caption"]
     assert (
-        torch.equal(rollout.batch.conditioning.condition.tensors["caption"], wanted) and len(set(wanted.tolist())) == 3
+        torch.equal(rollout.batch.flow.conditioning.condition.tensors["caption"], wanted)
+        and len(set(wanted.tolist())) == 3
     )
-    assert torch.equal(rollout.outputs, setup.policy.model.decode(rollout.batch.latents))
+    assert torch.equal(rollout.outputs, setup.policy.model.decode(rollout.batch.flow.latents))
     scores = toys.redness([p.text for p in rollout.prompts], rollout.outputs)
     assert rollout.scored.total.tolist() == pytest.approx(scores)
     expected = by_loops(scores, rollout.group.tolist(), std="group", floor=1e-3, clip=5.0)
     assert rollout.batch.advantage.tolist() == pytest.approx(expected, rel=1e-5)
     assert rollout.batch.valid.all() and rollout.batch.informative.all() and rollout.version == 3
-    assert torch.equal(rollout.batch.trace.states[:, 0], gaussian(rollout.batch.keys, "initial", (3, 2, 2)))
+    assert torch.equal(rollout.batch.flow.trace.states[:, 0], gaussian(rollout.batch.keys, "initial", (3, 2, 2)))
 
 
 def test_the_sampling_policy_draws(tmp_path) -> None:
     """NFT's rollouts come from the old policy, GRPO's from the current one."""
     for layers, name in (([{}], "old"), ([GRPO], "current")):
         setup = prepare(toy_recipe(tmp_path, *layers))
-        before = collected(setup).batch.latents
+        before = collected(setup).batch.flow.latents
         perturb(setup.policy.model)
-        after = collected(setup).batch.latents
+        after = collected(setup).batch.flow.latents
         assert torch.equal(before, after) == (name == "old")
 
 
 def test_the_recorded_density_is_the_objectives(tmp_path) -> None:
     cps = {"objective": {"density": "cps"}}
-    assert collected(prepare(toy_recipe(tmp_path, GRPO, cps))).batch.trace.density == "cps"
+    assert collected(prepare(toy_recipe(tmp_path, GRPO, cps))).batch.flow.trace.density == "cps"
 
 
 def test_same_noise_is_one_initial_noise_a_group(tmp_path) -> None:
     rollout = collected(prepare(toy_recipe(tmp_path, GRPO, {"sampler": {"same_noise": True}})))
-    start = rollout.batch.trace.states[:, 0].reshape(2, 4, -1)
+    start = rollout.batch.flow.trace.states[:, 0].reshape(2, 4, -1)
     assert (start == start[:, :1]).all() and not torch.equal(start[0], start[1])
-    assert torch.unique(rollout.batch.latents.flatten(1), dim=0).shape[0] == 8
+    assert torch.unique(rollout.batch.flow.latents.flatten(1), dim=0).shape[0] == 8
 
 
 def test_missing_scores_are_dropped_from_the_batch(tmp_path, monkeypatch) -> None:
@@ -143,6 +143,142 @@ def test_tiles_and_micro_batches_do_not_change_a_run_but_for_rounding(tmp_path, 
         lines = (tmp_path / name / "runs/toy/metrics.jsonl").read_text().splitlines()
         finals.append([json.loads(line)["loss"] for line in lines])
     assert finals[0] == pytest.approx(finals[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("normalise", ("total", "each"))
+def test_kl_in_the_reward_is_taken_from_the_score_before_it_is_shaped(normalise: str, tmp_path) -> None:
+    kl = {"kl": {"weight": 0.2, "scaling": "k1", "place": "reward"}}
+    setup = prepare(toy_recipe(tmp_path, GRPO, {"objective": kl, "shaping": {"normalise": normalise}}))
+    perturb(setup.policy.model, 0.1)
+    rollout = collected(setup)
+    terms = setup.objective.terms(setup.policy, rollout.batch)
+    with torch.no_grad():
+        penalty = (0.2 * (terms.log_prob - terms.reference.log_prob)).sum(1)
+    shaped = {"std": "group", "floor": 1e-3, "clip": 5.0}
+    group, score = rollout.group.tolist(), rollout.scored.total
+    if normalise == "total":
+        expected = by_loops((score - penalty).tolist(), group, **shaped)
+    else:
+        parts = (by_loops(values.tolist(), group, **shaped | {"clip": None}) for values in (score, -penalty / 0.2))
+        expected = [a + 0.2 * b for a, b in zip(*parts, strict=True)]
+    unpunished = by_loops(score.tolist(), group, **shaped)
+    assert rollout.batch.advantage.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert max(abs(a - b) for a, b in zip(expected, unpunished, strict=True)) > 0.1
+    assert rollout.scored.total.tolist() == pytest.approx(
+        toys.redness([p.text for p in rollout.prompts], rollout.outputs)
+    ), "what is reported is the reward itself"
+
+
+# --- refilling -------------------------------------------------------------------------------------------------------
+
+REFILL = {"train": {"refill": 3, "prompts_per_step": 3}}
+REAL = toys.redness
+
+
+def easy_ones(*easy: int):
+    """A reward that is the same for every picture of some captions."""
+
+    def reward(prompts: list[str], outputs: torch.Tensor) -> list[float]:
+        own = zip(prompts, REAL(prompts, outputs), strict=True)
+        return [0.5 if int(text.split()[-1]) in easy else value for text, value in own]
+
+    return reward
+
+
+def numbers(rollout: Rollout) -> list[int]:
+    """The captions of the groups."""
+    return [
+        int(p.text.split()[-1]) for p in rollout.prompts[:: len(rollout.prompts) // len(set(rollout.group.tolist()))]
+    ]
+
+
+def test_groups_without_contrast_are_replaced(tmp_path, monkeypatch) -> None:
+    easy = {0, 1, 2, 3}
+    monkeypatch.setattr(toys, "redness", easy_ones(*easy))
+    replaced = 0
+    for step in range(6):
+        setup = prepare(toy_recipe(tmp_path, GRPO, REFILL))
+        source = [[int(p.text.split()[-1]) for p in setup.prompts.batch(4 * step + turn, 3, 0)] for turn in range(4)]
+        expected, asked, rounds = [], 0, 0
+        for turn in source:
+            turn = turn[: 3 - len(expected)]
+            rounds += bool(turn)
+            asked += len(turn)
+            expected += [n for n in turn if n not in easy]
+        model = setup.policy.model
+        model.rows.clear()
+        rollout = collected(setup, step=step)
+        assert numbers(rollout)[: len(expected)] == expected and len(numbers(rollout)) == 3
+        assert rollout.group.tolist() == [0] * 4 + [1] * 4 + [2] * 4 == rollout.batch.group.tolist()
+        assert rollout.batch.informative.tolist() == [n not in easy for n in numbers(rollout) for _ in range(4)]
+        assert rollout.dropped == asked - 3 and rollout.batch.valid.all() and len(set(rollout.batch.keys)) == 12
+        assert rollout.network_calls == asked * 4 * 4 == sum(model.rows), "what was dropped was drawn too"
+        assert rollout.reward_calls == asked * 4
+        torch.testing.assert_close(rollout.outputs, model.decode(rollout.batch.flow.latents))
+        scores = REAL([p.text for p in rollout.prompts], rollout.outputs)
+        kept = rollout.batch.informative.tolist()
+        assert [s for s, k in zip(rollout.scored.total.tolist(), kept, strict=True) if k] == pytest.approx(
+            [s for s, k in zip(scores, kept, strict=True) if k]
+        )
+        replaced += rounds > 1
+    assert replaced >= 3
+
+
+def test_a_refilled_step_is_a_function_of_its_number(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(toys, "redness", easy_ones(0, 1, 2, 3))
+    first, second, other = (collected(prepare(toy_recipe(tmp_path, REFILL)), step=step) for step in (2, 2, 3))
+    assert first.batch.keys == second.batch.keys != other.batch.keys and first.dropped > 0
+    assert torch.equal(first.batch.flow.latents, second.batch.flow.latents)
+    assert torch.equal(first.batch.advantage, second.batch.advantage)
+
+
+def test_a_prompt_that_comes_again_in_a_later_round_has_other_noise(tmp_path, monkeypatch) -> None:
+    calls: list[int] = []
+
+    def equal_at_first(prompts, outputs):
+        calls.append(len(prompts))
+        return [0.5] * len(prompts) if len(calls) == 1 else REAL(prompts, outputs)
+
+    monkeypatch.setattr(toys, "redness", equal_at_first)
+    rollout = collected(prepare(toy_recipe(tmp_path, {"train": {"refill": 1}})), prompts(2))
+    assert [key.index for key in rollout.batch.keys] == [4, 5, 6, 7] * 2 and rollout.dropped == 2
+    assert rollout.batch.informative.all() and calls == [8, 8]
+
+
+def test_what_cannot_be_replaced_is_filled_up_and_teaches_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(toys, "redness", lambda prompts, outputs: [0.5] * len(prompts))
+    setup = prepare(toy_recipe(tmp_path, {"train": {"refill": 2, "prompts_per_step": 2}}))
+    rollout = collected(setup)
+    assert rollout.dropped == 4 and len(rollout.prompts) == 8 and rollout.batch.valid.all()
+    assert not rollout.batch.informative.any() and not rollout.batch.advantage.any()
+    assert [p.id for p in rollout.prompts[::4]] == [p.id for p in setup.prompts.batch(0, 2, 0)]
+
+
+def test_with_contrast_everywhere_nothing_more_is_drawn(tmp_path) -> None:
+    plain = collected(prepare(toy_recipe(tmp_path)))
+    refilled = collected(prepare(toy_recipe(tmp_path, {"train": {"refill": 5}})))
+    assert refilled.batch.keys == plain.batch.keys and refilled.network_calls == plain.network_calls
+    assert torch.equal(refilled.batch.advantage, plain.batch.advantage) and refilled.dropped == 0
+
+
+def test_missing_scores_are_limited_over_all_rounds_together(tmp_path, monkeypatch) -> None:
+    """A round of one group would break any limit with its first missing score."""
+    calls: list[int] = []
+
+    def one_missing_in_the_last_round(prompts, outputs):
+        calls.append(len(prompts))
+        if len(calls) == 1:
+            return [0.5] * 4 + REAL(prompts, outputs)[4:]
+        return [None, *REAL(prompts, outputs)[1:]]
+
+    monkeypatch.setattr(toys, "redness", one_missing_in_the_last_round)
+    layers = {"train": {"refill": 1, "prompts_per_step": 5}, "missing": {"max_missing_fraction": 0.05}}
+    rollout = collected(prepare(toy_recipe(tmp_path, layers)))
+    assert calls == [20, 4] and rollout.batch.valid.sum() == 19
+    calls.clear()
+    layers["missing"]["max_missing_fraction"] = 0.04
+    with pytest.raises(RewardError, match="1 of 24 scores are missing"):
+        collected(prepare(toy_recipe(tmp_path, layers)))
 
 
 # --- the encoder -----------------------------------------------------------------------------------------------------
@@ -231,7 +367,7 @@ def test_files_are_read_and_their_mistakes_are_named(tmp_path: Path) -> None:
     assert first.id == read_prompts(str(rows), "k")[0].id != second.id
     for name, content, message in (
         ("c.jsonl", '{"text": "x"}\nnot json\n', "line 2 is not JSON"),
-        ("d.jsonl", '{"prompt": "x"}\n', "line 1: expected an object with `text`"),
+        ("d.jsonl", '{"question": "x"}\n', "line 1: expected an object with `text`"),
         ("e.jsonl", '{"text": "x", "fact": 1}\n', "line 1: expected an object"),
         ("f.txt", "\n\n", "is empty"),
     ):

@@ -12,10 +12,12 @@ import torch
 from tests.reference import toys
 from tests.reference.toys import GRPO, LORA, ToyFlowModel, toy_recipe
 
+import plaudit.objectives.terms as flow_terms
 import plaudit.shaping.advantages as shaping
 import plaudit.train.learn as learning
-from plaudit.audit import doctor
-from plaudit.audit.doctor import ALL, CHEAP, Check, admit, cheap_checks, examine
+from plaudit.audit import doctor, doctor_flow
+from plaudit.audit.checks import Check, Patient, admit
+from plaudit.audit.doctor import cheap_checks, examine
 from plaudit.errors import RunError
 from plaudit.objectives.nft import Nft
 from plaudit.recipe.load import load
@@ -41,17 +43,24 @@ NAMES = {
 }
 
 
+CHEAP = (*doctor.FIRST, *doctor_flow.CHEAP, *doctor.CHEAP)
+ALL = (*CHEAP, *doctor_flow.LATER, *doctor.LATER)
+
+
 def verdicts(checks: list[Check]) -> dict[str, bool | None]:
     return {check.name: check.passed for check in checks}
 
 
-def one(check: Callable[[doctor.Patient], Check], tmp_path: Path, *layers: dict) -> Check:
+def one(check: Callable[[Patient], Check], tmp_path: Path, *layers: dict) -> Check:
     return check(admit(prepare(toy_recipe(tmp_path, *layers))))
 
 
-def test_every_check_is_run_and_named() -> None:
+def test_every_check_is_run_and_named(tmp_path: Path) -> None:
     assert {check.__name__ for check in ALL} == set(NAMES)
-    assert set(CHEAP) < set(ALL)
+    setup = prepare(toy_recipe(tmp_path))
+    cheap = [NAMES[check.__name__] for check in CHEAP]
+    assert [check.name for check in cheap_checks(setup)] == cheap
+    assert {check.name for check in examine(setup.recipe)} == set(NAMES.values()) > set(cheap)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +94,7 @@ def test_the_toys_are_sound(tmp_path: Path) -> None:
 
 
 def test_a_check_that_does_not_apply_says_so_instead_of_passing(tmp_path: Path) -> None:
-    for check in (doctor.ratio_one, doctor.kl_matches, doctor.draws_match_density):
+    for check in (doctor.ratio_one, doctor_flow.kl_matches, doctor_flow.draws_match_density):
         assert one(check, tmp_path).passed is None
         assert one(check, tmp_path, {"sampler": {"kernel": "flow_sde", "level": 0.0}}).passed is None
         assert one(check, tmp_path, GRPO).passed is True
@@ -110,14 +119,14 @@ def test_level_zero_fails_when_a_kernel_is_not_euler_there(tmp_path, monkeypatch
         return Transition(mean=step.mean + 1e-4, std=step.std)
 
     monkeypatch.setitem(kernels.KERNELS, "flow_sde", off)
-    assert one(doctor.level_zero, tmp_path, GRPO).passed is False
+    assert one(doctor_flow.level_zero, tmp_path, GRPO).passed is False
 
 
 def test_level_zero_fails_when_the_model_has_a_memory(tmp_path, monkeypatch) -> None:
     """Pitfall 7: a stateful scheduler shared by two trajectories."""
     calls: list[int] = []
     model_with(monkeypatch, lambda v, x, t: v + 1e-4 * (calls.append(1) or len(calls)))
-    assert one(doctor.level_zero, tmp_path).passed is False
+    assert one(doctor_flow.level_zero, tmp_path).passed is False
 
 
 def test_ratio_fails_with_dropout(tmp_path, monkeypatch) -> None:
@@ -126,9 +135,9 @@ def test_ratio_fails_with_dropout(tmp_path, monkeypatch) -> None:
 
 
 def test_ratio_fails_when_replay_guides_otherwise(tmp_path, monkeypatch) -> None:
-    real = doctor.replay
+    real = flow_terms.replay
     monkeypatch.setattr(
-        doctor,
+        flow_terms,
         "replay",
         lambda model, conditioning, trace: real(model, dataclasses.replace(conditioning, guidance=1.0), trace),
     )
@@ -138,30 +147,32 @@ def test_ratio_fails_when_replay_guides_otherwise(tmp_path, monkeypatch) -> None
 def test_ratio_fails_when_states_are_stored_in_half_precision(tmp_path, monkeypatch) -> None:
     """Pitfall 8."""
     patient = admit(prepare(toy_recipe(tmp_path, GRPO)))
-    trace = dataclasses.replace(patient.drawn.trace, states=patient.drawn.trace.states.bfloat16().float())
-    patient = dataclasses.replace(patient, drawn=dataclasses.replace(patient.drawn, trace=trace))
+    samples = patient.piece.samples
+    trace = dataclasses.replace(samples.trace, states=samples.trace.states.bfloat16().float())
+    piece = dataclasses.replace(patient.piece, samples=dataclasses.replace(samples, trace=trace))
+    patient = dataclasses.replace(patient, piece=piece)
     assert doctor.ratio_one(patient).passed is False
 
 
 def test_kl_fails_without_dt(tmp_path, monkeypatch) -> None:
-    real = doctor.kl_divergence
-    monkeypatch.setattr(doctor, "kl_divergence", lambda a, b, t, s: real(a, b, t, s) * (t - s))
-    assert one(doctor.kl_matches, tmp_path, GRPO).passed is False
+    real = doctor_flow.kl_divergence
+    monkeypatch.setattr(doctor_flow, "kl_divergence", lambda a, b, t, s: real(a, b, t, s) * (t - s))
+    assert one(doctor_flow.kl_matches, tmp_path, GRPO).passed is False
 
 
 @pytest.mark.parametrize("factor", (0.5, 0.97, 1.03))
 def test_draws_fail_when_the_density_has_another_deviation(factor: float, tmp_path, monkeypatch) -> None:
     """Pitfall 2; 0.5 is what a missing sqrt(dt) does at four steps."""
-    real = doctor.log_density
+    real = doctor_flow.log_density
     monkeypatch.setattr(
-        doctor, "log_density", lambda x, step: real(x, Transition(mean=step.mean, std=step.std * factor))
+        doctor_flow, "log_density", lambda x, step: real(x, Transition(mean=step.mean, std=step.std * factor))
     )
-    assert one(doctor.draws_match_density, tmp_path, GRPO).passed is False
+    assert one(doctor_flow.draws_match_density, tmp_path, GRPO).passed is False
 
 
 @pytest.mark.parametrize("harm", ("deviation", "mean", "the same noise for all"))
 def test_draws_fail_when_the_sampler_draws_otherwise(harm: str, tmp_path, monkeypatch) -> None:
-    real = doctor.move
+    real = doctor_flow.move
 
     def move(step, keys, decision):
         match harm:
@@ -171,18 +182,16 @@ def test_draws_fail_when_the_sampler_draws_otherwise(harm: str, tmp_path, monkey
                 return real(step, keys, decision) + 0.02 * step.std[0]
         return real(step, [keys[0]] * len(keys), decision)
 
-    monkeypatch.setattr(doctor, "move", move)
-    assert one(doctor.draws_match_density, tmp_path, GRPO).passed is False
+    monkeypatch.setattr(doctor_flow, "move", move)
+    assert one(doctor_flow.draws_match_density, tmp_path, GRPO).passed is False
 
 
 @pytest.mark.parametrize("kind", ("grpo", "nft"))
 def test_the_kl_check_fails_when_it_is_detached(kind: str, tmp_path, monkeypatch) -> None:
     """Pitfall 37."""
     if kind == "grpo":
-        from plaudit.objectives import grpo
-
-        real = grpo.kl_divergence
-        monkeypatch.setattr(grpo, "kl_divergence", lambda *args: real(*args).detach())
+        real = flow_terms.kl_divergence
+        monkeypatch.setattr(flow_terms, "kl_divergence", lambda *args: real(*args).detach())
         layers = [GRPO]
     else:
         losses = Nft.losses
@@ -203,7 +212,7 @@ def test_the_split_check_fails_when_a_micro_batch_divides_by_itself(layers: list
     def accumulate(policy, objective, batch, micro_batch):
         for rows in torch.arange(len(batch)).split(micro_batch):
             losses = objective.losses(objective.terms(policy, batch.select(rows)))
-            sum((part * losses.mask).sum() / losses.mask.sum() for part in losses.parts.values()).backward()
+            sum((part * losses.weights).sum() / losses.weights.sum() for part in losses.parts.values()).backward()
 
     monkeypatch.setattr(learning, "accumulate", accumulate)
     assert one(doctor.micro_batches, tmp_path, *layers).passed is False
@@ -260,7 +269,7 @@ def test_the_mismatch_check_tells_good_from_bad_from_blind(tmp_path, monkeypatch
 
     patient = admit(prepare(toy_recipe(tmp_path)))
     marks = torch.tensor([hash_of(p.text) / 1e6 for p in patient.prompts])
-    monkeypatch.setattr(ToyFlowModel, "decode", lambda self, x: marks[:, None, None, None].expand(-1, 3, 4, 4).clone())
+    piece = dataclasses.replace(patient.piece, outputs=marks[:, None, None, None].expand(-1, 3, 4, 4).clone())
     for reward, verdict in (
         (solve, True),
         (lambda prompts, outputs: [1 - s for s in solve(prompts, outputs)], False),
@@ -268,7 +277,7 @@ def test_the_mismatch_check_tells_good_from_bad_from_blind(tmp_path, monkeypatch
         (lambda prompts, outputs: outputs.mean((1, 2, 3)), None),
     ):
         monkeypatch.setattr(toys, "redness", reward)
-        patient = dataclasses.replace(patient, setup=prepare(toy_recipe(tmp_path)))
+        patient = dataclasses.replace(patient, setup=prepare(toy_recipe(tmp_path)), piece=piece)
         assert doctor.mismatch(patient).passed is verdict
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
-from tests.reference.toys import ToyFlowModel, gradients, perturb, rollout_batch
+from tests.reference.toys import ToyFlowModel, gradients, perturb, rollout_batch, with_samples, with_trace
 
 import plaudit.train.learn as learning
 from plaudit.errors import RunError
 from plaudit.objectives.base import Losses
+from plaudit.objectives.batch import Batch
 from plaudit.objectives.grpo import Grpo
 from plaudit.objectives.nft import Nft
-from plaudit.objectives.terms import Batch, Terms
+from plaudit.objectives.terms import FlowTerms
 from plaudit.recipe.schema import GrpoConfig, KlConfig, NftConfig, Recipe, Sampler, Train
 from plaudit.train.learn import learn, make_optimizer
 from plaudit.train.policy import Policy
@@ -59,7 +61,7 @@ def test_logged_parts_sum_to_the_logged_loss(config, updates: int) -> None:
 
 def test_logged_parts_sum_to_the_loss_when_an_update_has_no_contrast() -> None:
     policy, _, batch = ready(NftConfig())
-    rows = list(learning.update_rows(12, 2, 0, 0))
+    rows = list(learning.update_rows(torch.arange(12) // 4, 2, 0, 0))
     informative = torch.zeros(12, dtype=torch.bool)
     informative[rows[1]] = True
     metrics, _ = run(
@@ -76,7 +78,7 @@ def test_the_logged_loss_is_the_loss_that_was_differentiated() -> None:
     loss = sum(part.sum() for part in losses.parts.values()) / 36
     loss.backward()
     norm, kl = gradients(model).norm().item(), losses.metrics["kl"].mean().item()
-    metrics, _ = run(policy, GRPO, batch, recipe(ratio_tolerance=10))
+    metrics, _ = run(policy, GRPO, batch, recipe(ratio_tolerance=10, mismatch_kl=10))
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert metrics["kl"] == pytest.approx(kl, rel=1e-5) and kl > 0
@@ -129,7 +131,7 @@ def test_updates_of_a_step_equal_separate_batches() -> None:
     together = torch.cat([p.detach().flatten() for p in policy.trainable.values()])
     policy, _, batch = ready(NftConfig())
     optimizer = make_optimizer(policy, recipe().train)
-    for rows in learning.update_rows(12, 2, 0, 0):
+    for rows in learning.update_rows(torch.arange(12) // 4, 2, 0, 0):
         learn(recipe(micro_batch=64), policy, Nft(NftConfig()), optimizer, batch.select(rows), 0)
     apart = torch.cat([p.detach().flatten() for p in policy.trainable.values()])
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
@@ -159,7 +161,7 @@ class Poisoned(Nft):
         super().__init__(NftConfig())
         self.kind = kind
 
-    def losses(self, terms: Terms) -> Losses:
+    def losses(self, terms: FlowTerms) -> Losses:
         losses = super().losses(terms)
         policy = losses.parts["policy"]
         harm = {
@@ -186,12 +188,12 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_optimiser_step(k
 def test_a_ratio_that_is_not_one_before_the_first_update_stops_the_run() -> None:
     """Pitfall 10: whatever changed between rollout and replay."""
     policy, _model, batch = ready(GRPO)
-    other = dataclasses.replace(batch.conditioning, guidance=1.5)
+    other = dataclasses.replace(batch.flow.conditioning, guidance=1.5)
     before = {k: p.detach().clone() for k, p in policy.trainable.items()}
     with pytest.raises(
         RunError, match=r"step 3: the importance ratio deviates from 1 by .*conditioning, guidance, precision"
     ):
-        run(policy, GRPO, dataclasses.replace(batch, conditioning=other), recipe(), step=3)
+        run(policy, GRPO, with_samples(batch, conditioning=other), recipe(), step=3)
     assert all(torch.equal(p, before[k]) for k, p in policy.trainable.items())
     metrics, _ = run(policy, GRPO, batch, recipe())
     assert metrics["ratio/first_step_max_dev"] <= 1e-6
@@ -199,12 +201,26 @@ def test_a_ratio_that_is_not_one_before_the_first_update_stops_the_run() -> None
 
 def test_one_decision_off_is_enough() -> None:
     policy, _, batch = ready(GRPO)
-    log_prob = batch.trace.log_prob.clone()
+    log_prob = batch.flow.trace.log_prob.clone()
     log_prob[7, 1] -= 2e-5
-    batch = dataclasses.replace(batch, trace=dataclasses.replace(batch.trace, log_prob=log_prob))
+    batch = with_trace(batch, log_prob=log_prob)
     with pytest.raises(RunError, match="deviates from 1 by 2"):
         run(policy, GRPO, batch, recipe())
     run(policy, GRPO, batch, recipe(ratio_tolerance=1e-5))
+
+
+def test_a_small_drift_of_every_decision_is_a_mismatch_too() -> None:
+    """Each ratio within its tolerance, and together still another policy than the one that drew."""
+    policy, _, batch = ready(GRPO)
+    batch = with_trace(batch, log_prob=batch.flow.trace.log_prob - 0.1)
+    before = {k: p.detach().clone() for k, p in policy.trainable.items()}
+    with pytest.raises(
+        RunError, match=r"step 2: the KL between drawing and replay is 5.17e-03 .*train.mismatch_kl 0.001"
+    ):
+        run(policy, GRPO, batch, recipe(ratio_tolerance=1), step=2)
+    assert all(torch.equal(p, before[k]) for k, p in policy.trainable.items())
+    metrics, _ = run(policy, GRPO, batch, recipe(ratio_tolerance=1, mismatch_kl=6e-3))
+    assert metrics["mismatch_kl"] == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-4)
 
 
 def test_the_ratio_may_move_after_the_first_update() -> None:
@@ -216,7 +232,7 @@ def test_the_ratio_may_move_after_the_first_update() -> None:
 def test_the_ratio_is_checked_where_decisions_count_only() -> None:
     """A missing sample is not computed; an undrawn decision has ratio 1 by definition."""
     policy, _, batch = ready(GRPO)
-    log_prob, valid = batch.trace.log_prob.clone(), batch.valid.clone()
+    log_prob, valid = batch.flow.trace.log_prob.clone(), batch.valid.clone()
     log_prob[2], valid[2] = 55.0, False
-    batch = dataclasses.replace(batch, valid=valid, trace=dataclasses.replace(batch.trace, log_prob=log_prob))
+    batch = with_trace(dataclasses.replace(batch, valid=valid), log_prob=log_prob)
     run(policy, GRPO, batch, recipe())

@@ -129,16 +129,23 @@ def test_a_swap_is_undone_when_something_fails() -> None:
     assert policy.active == "current" and torch.equal(model.network.leave.weight, current)
 
 
-def test_the_current_policy_needs_no_swap_and_swaps_do_not_nest() -> None:
+def test_the_current_policy_needs_no_swap_and_swaps_nest() -> None:
     policy, model, current = two_policies()
     with policy.using("current"):
         assert torch.equal(model.network.leave.weight, current)
     policy.take("other")
     with policy.using("old"):
-        with pytest.raises(RuntimeError, match="'other' inside snapshot 'old'"), policy.using("other"):
+        for name in ("other", "old"):
+            with policy.using(name):
+                assert torch.equal(model.network.leave.weight, policy.snapshots[name]["leave.weight"])
+            assert torch.equal(model.network.leave.weight, policy.snapshots["old"]["leave.weight"])
+        with pytest.raises(RuntimeError, match="the current weights inside snapshot 'old'"), policy.using("current"):
             pass
+        with pytest.raises(ZeroDivisionError), policy.using("other"):
+            1 / 0  # noqa: B018
         assert torch.equal(model.network.leave.weight, policy.snapshots["old"]["leave.weight"])
     assert torch.equal(model.network.leave.weight, current)
+    assert not torch.equal(current, policy.snapshots["old"]["leave.weight"])
 
 
 def test_the_optimizer_goes_on_with_the_same_parameters_after_a_swap() -> None:

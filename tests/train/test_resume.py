@@ -49,6 +49,14 @@ def _remove_one_file(path: Path) -> None:
         files[-1].unlink()
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell starts what runs in its background deaf to SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def arm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int | None], Killer]]:
     """Replaces everything that touches the disk or the weights by a version that can be killed before, amid and after."""

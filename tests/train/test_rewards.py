@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from tests.reference.toys import prompts, toy_recipe
+from tests.reference.toys import asking, prompts, toy_recipe
 
 import plaudit.train.loop as loop
 from plaudit.errors import RunError
@@ -142,11 +142,10 @@ def test_scores_come_in_while_the_batch_is_being_drawn(tmp_path) -> None:
     recipe = toy_recipe(
         tmp_path, {"rewards": {"red": None, "far": {"type": f"{HERE}:patient"}}, "sampler": {"tile": 3}}
     )
-    setup = prepare(recipe)
+    setup = asking(prepare(recipe), prompts(3))
     assert setup.rewards.rewards[0].waits
     far = setup.rewards.rewards[0].caller.meter
-    rest = {"step": 0, "version": 0}
-    rollout = collect(recipe, setup.policy, setup.encoder, setup.objective, setup.rewards, prompts(3), **rest)
+    rollout = collect(setup, step=0, version=0)
     assert far.calls == 4 and far.outputs == 12
     assert rollout.scored.total.tolist() == pytest.approx(rollout.outputs[:, 0].mean(dim=(1, 2)).tolist())
 

@@ -79,8 +79,8 @@ def suite_of(named: Sequence[str], file: Path | None, combine: str | None, recip
     from plaudit.recipe.load import load
     from plaudit.rewards.suite import load_suite
 
-    document = _read(file) if file is not None else {}
-    asked = [_named(text) for text in named]
+    document = read_rewards(file) if file is not None else {}
+    asked = [named_reward(text) for text in named]
     twice = [name for name, _ in asked if sum(name == other for other, _ in asked) > 1]
     if twice:
         raise RecipeError(
@@ -104,7 +104,7 @@ def suite_of(named: Sequence[str], file: Path | None, combine: str | None, recip
     return load_suite(given.rewards, given.combine, add=False)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_rewards(file: Path) -> dict[str, Any]:
     from plaudit.errors import RecipeError
     from plaudit.recipe.load import read
 
@@ -116,7 +116,7 @@ def _read(file: Path) -> dict[str, Any]:
     return {key: content[key] for key in ("rewards", "combine") if key in content}
 
 
-def _named(text: str) -> tuple[str, Any]:
+def named_reward(text: str) -> tuple[str, Any]:
     """`scene_match`, `match=scene_match`, `my.module:thing`, `{type: ..., arguments: ...}` or `match={type: ...}`."""
     from plaudit.recipe.text import parse
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plaudit.cli.command import INTERRUPTED, aligned
-from plaudit.cli.score import _named, _read
+from plaudit.cli.score import named_reward, read_rewards
 
 if TYPE_CHECKING:
     from plaudit.rewards.suite import Suite
@@ -113,9 +113,9 @@ def suite_of(origin: Origin, named: Sequence[str], file: Path | None, combine: s
     from plaudit.errors import RecipeError
     from plaudit.search.setup import find_suite
 
-    document = _read(file) if file is not None else {}
+    document = read_rewards(file) if file is not None else {}
     given: dict[str, Any] = dict(document.get("rewards", {}))
-    for name, value in map(_named, named):
+    for name, value in map(named_reward, named):
         if name in given:
             raise RecipeError(f"--reward: {name!r} is named twice; tell them apart, for example --reward second={name}")
         given[name] = value

@@ -116,7 +116,7 @@ def build(name: str, out: Path, *, steps: int | None = None, seed: int = 0, inst
     network = NETWORKS[name]()
     average = {key: value.detach().clone() for key, value in network.state_dict().items()}
     optimizers = make_optimizers(network, plan)
-    first = _restore(out, network, average, optimizers)
+    first = restore_state(out, network, average, optimizers)
     started = time.monotonic()
     base_rates = {key: optimizer.param_groups[0]["lr"] for key, optimizer in optimizers.items()}
     out.mkdir(parents=True, exist_ok=True)
@@ -141,8 +141,8 @@ def build(name: str, out: Path, *, steps: int | None = None, seed: int = 0, inst
                 log.write(json.dumps(entry) + "\n")
             print(json.dumps(entry), flush=True)
         if (step + 1) % 500 == 0 or step + 1 == steps:
-            _save(out, step + 1, network, average, optimizers)
-    return _export(out, name, average, install)
+            save_state(out, step + 1, network, average, optimizers)
+    return export_weights(out, name, average, install)
 
 
 def _with_weights(network: nn.Module, average: dict[str, Tensor], name: str, plan: BuildPlan) -> dict[str, float]:
@@ -153,7 +153,7 @@ def _with_weights(network: nn.Module, average: dict[str, Tensor], name: str, pla
     return gap
 
 
-def _save(out: Path, step: int, network: nn.Module, average: dict[str, Tensor], optimizers: dict) -> None:
+def save_state(out: Path, step: int, network: nn.Module, average: dict[str, Tensor], optimizers: dict) -> None:
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.items()}
     for key, optimizer in optimizers.items():
@@ -162,7 +162,7 @@ def _save(out: Path, step: int, network: nn.Module, average: dict[str, Tensor], 
     storage.prune_snapshots(out / "checkpoints", keep=2)
 
 
-def _restore(out: Path, network: nn.Module, average: dict[str, Tensor], optimizers: dict) -> int:
+def restore_state(out: Path, network: nn.Module, average: dict[str, Tensor], optimizers: dict) -> int:
     latest = storage.latest_snapshot(out / "checkpoints")
     if latest is None:
         return 0
@@ -174,7 +174,7 @@ def _restore(out: Path, network: nn.Module, average: dict[str, Tensor], optimize
     return meta["step"]
 
 
-def _export(out: Path, name: str, average: dict[str, Tensor], install: bool) -> Path:
+def export_weights(out: Path, name: str, average: dict[str, Tensor], install: bool) -> Path:
     path = (WEIGHTS if install else out) / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.half().contiguous() for key, value in average.items()}, path)

@@ -131,7 +131,7 @@ def build_language(out: Path, *, steps: int | None = None, seed: int = 0, instal
     average = {key: value.detach().clone() for key, value in network.state_dict().items()}
     optimizers = make_optimizers(network)
     base_rates = {key: optimizer.param_groups[0]["lr"] for key, optimizer in optimizers.items()}
-    first = _restore(out, network, average, optimizers)
+    first = restore_state(out, network, average, optimizers)
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     for step in range(first, steps):
@@ -149,8 +149,8 @@ def build_language(out: Path, *, steps: int | None = None, seed: int = 0, instal
         if (step + 1) % PLAN.log_every == 0 or step + 1 == steps:
             _log(out, step + 1, steps, loss.item(), average, time.monotonic() - started)
         if (step + 1) % PLAN.save_every == 0 or step + 1 == steps:
-            _save(out, step + 1, network, average, optimizers)
-    return _export(out, average, install)
+            save_state(out, step + 1, network, average, optimizers)
+    return export_weights(out, average, install)
 
 
 def _log(out: Path, step: int, steps: int, loss: float, average: Mapping[str, Tensor], seconds: float) -> None:
@@ -166,7 +166,7 @@ def _log(out: Path, step: int, steps: int, loss: float, average: Mapping[str, Te
     print(json.dumps(entry), flush=True)
 
 
-def _save(out: Path, step: int, network: nn.Module, average: Mapping[str, Tensor], optimizers: Optimizers) -> None:
+def save_state(out: Path, step: int, network: nn.Module, average: Mapping[str, Tensor], optimizers: Optimizers) -> None:
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.items()}
     for key, optimizer in optimizers.items():
@@ -175,7 +175,7 @@ def _save(out: Path, step: int, network: nn.Module, average: Mapping[str, Tensor
     storage.prune_snapshots(out / "checkpoints", keep=2)
 
 
-def _restore(out: Path, network: nn.Module, average: dict[str, Tensor], optimizers: Optimizers) -> int:
+def restore_state(out: Path, network: nn.Module, average: dict[str, Tensor], optimizers: Optimizers) -> int:
     latest = storage.latest_snapshot(out / "checkpoints")
     if latest is None:
         return 0
@@ -187,7 +187,7 @@ def _restore(out: Path, network: nn.Module, average: dict[str, Tensor], optimize
     return meta["step"]
 
 
-def _export(out: Path, average: Mapping[str, Tensor], install: bool) -> Path:
+def export_weights(out: Path, average: Mapping[str, Tensor], install: bool) -> Path:
     path = WEIGHTS if install else out / WEIGHTS.name
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.half().contiguous() for key, value in average.items()}, path)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from plaudit import storage
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RunError
-from plaudit.lab.build import BuildPlan, _export, _restore, _save, make_optimizers, rate
+from plaudit.lab.build import BuildPlan, export_weights, make_optimizers, rate, restore_state, save_state
 from plaudit.lab.scenes.check import check
 from plaudit.lab.scenes.grammar import evaluation_prompts, sample_prompts
 from plaudit.models.flow import EMPTY_PROMPT, Condition, Conditioning, clean_prediction, guided_velocity, per_sample
@@ -206,7 +206,7 @@ def build_turbo(out: Path, *, steps: int | None = None, seed: int = 0, install: 
     both = nn.ModuleDict({"student": student.network, "critic": critic.network})
     average = {key: value.detach().clone() for key, value in student.network.state_dict().items()}
     optimizers = {name: make_optimizers(network, plan)["adam"] for name, network in both.items()}
-    first = _restore(out, both, average, optimizers)
+    first = restore_state(out, both, average, optimizers)
     pairs = load_pairs(teacher, plan, seed, min(plan.num_pairs, steps * plan.batch), out / "pairs")
     started, regression_steps = time.monotonic(), min(plan.regression_steps, steps // 2)
     for step in range(first, steps):
@@ -228,8 +228,8 @@ def build_turbo(out: Path, *, steps: int | None = None, seed: int = 0, install: 
             entry |= {"seconds": round(time.monotonic() - started, 1)} | _accuracies(average, count=120)
             _log(out, entry)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            _save(out, step + 1, both, average, optimizers)
-    path = _export(out, NAME, average, install)
+            save_state(out, step + 1, both, average, optimizers)
+    path = export_weights(out, NAME, average, install)
     measured = {"teacher_exact_at_10_steps": accuracy(teacher, 10)} | _accuracies(average, count=600)
     _log(out, measured)
     return path

@@ -289,7 +289,7 @@ class Caller:
         return scores if self.card is None else [in_range(score, self.card) for score in scores]
 
     def _run(self, request: Request) -> Any:
-        deadline, arguments = self.handling.deadline_s, self._arguments(request)
+        deadline, arguments = self.handling.deadline_s, self.arguments(request)
         if deadline is None:
             return _finished(_invoke(self.function, arguments), None)
         box: dict[str, Any] = {}
@@ -312,7 +312,7 @@ class Caller:
 
     # --- what the reward is handed -----------------------------------------------------------------------------------
 
-    def _arguments(self, request: Request) -> dict[str, Any]:
+    def arguments(self, request: Request) -> dict[str, Any]:
         """Only those columns that the signature asks for; copies, where a stranger could write into them."""
         given: dict[str, Any] = {"prompts": self._prompt_copies(request.prompts)}
         given[self.output_name] = self._output_copies(request.outputs)

@@ -51,17 +51,17 @@ def score(
         p if isinstance(p, Prompt) else Prompt(id=identify(p), text=p, facts=fact)
         for p, fact in zip(prompts, given, strict=True)
     ]
-    named = rewards if isinstance(rewards, Mapping) else {_name_of(rewards): rewards}
-    suite = make_suite([_reward_of(name, reward) for name, reward in named.items()], combine, add=False)
+    named = rewards if isinstance(rewards, Mapping) else {name_of(rewards): rewards}
+    suite = make_suite([reward_of(name, reward) for name, reward in named.items()], combine, add=False)
     request = make_request(asked, outputs if isinstance(outputs, Tensor) else [as_output(o) for o in outputs], group)
     return score_request(suite, request.prompts, lambda rows: request.rows(rows).outputs, request.group).batch
 
 
-def _name_of(reward: str | RewardFunction) -> str:
+def name_of(reward: str | RewardFunction) -> str:
     return reward if isinstance(reward, str) else getattr(reward, "__name__", type(reward).__name__)
 
 
-def _reward_of(name: str, reward: RewardLike) -> Reward:
+def reward_of(name: str, reward: RewardLike) -> Reward:
     if isinstance(reward, str):
         reward = RewardConfig(type=reward)
     elif isinstance(reward, Mapping):

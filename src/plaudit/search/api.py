@@ -15,7 +15,7 @@ from plaudit.models.flow import FlowModel
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.schema import TokenSampling
 from plaudit.rewards.load import Reward
-from plaudit.rewards.scoring import _reward_of
+from plaudit.rewards.scoring import reward_of
 from plaudit.search.base import Task
 from plaudit.search.budget import Budget
 from plaudit.search.folder import claim
@@ -32,7 +32,7 @@ from plaudit.search.setup import (
     make_task,
     named_rewards,
 )
-from plaudit.search.token_setup import family_of, make_token_sampling, make_token_task, recipe_for, token_about
+from plaudit.search.token_setup import make_token_sampling, make_token_task, recipe_for, token_about
 from plaudit.search.track import Kept
 
 Rewards = Any  # a name, a function, several of them, or {name: either}
@@ -110,10 +110,10 @@ def search_origin(
     sampler: Mapping[str, Any],
 ) -> SearchResult:
     """What the command line and `search` have in common. Whatever is wrong is said before the model is loaded."""
-    family = family_of(origin.recipe)
+    family = origin.recipe.model.family
     chosen = find_method(method, options, family)
     drawing = make_sampler(sampler) if family == "flow" else make_token_sampling(origin.recipe, sampler)
-    judges = {name: _reward_of(name, name) for name in truth}
+    judges = {name: reward_of(name, name) for name in truth}
     if out is not None:
         claim(out, overwrite=overwrite)
     built = model if model is not None else build_origin(origin)

@@ -26,7 +26,6 @@ from plaudit.search.budget import Budget
 from plaudit.search.options import find_method
 from plaudit.search.setup import Origin, build_origin, find_origin, find_prompts, find_suite
 from plaudit.search.table import METHODS
-from plaudit.search.token_setup import family_of
 
 BASELINE = "best_of_n"
 COSTS = {
@@ -71,7 +70,7 @@ def compare_search(
     """Search `count` held-out prompts with every method (a name of the table to its options) under every budget; returns
     `comparison.html`. A method that cannot use a verifier, such as one that needs its gradient, is left out and named."""
     origin = find_origin(model)
-    family = family_of(origin.recipe)
+    family = origin.recipe.model.family
     for name, options in methods.items():
         find_method(name, options, family)  # refuses before anything is run
     chosen = {BASELINE: {}} | dict(methods)
@@ -245,7 +244,9 @@ def _write(found: Sequence[Found], refused: Mapping[tuple[str, str], str], truth
                 (out / f"{verifier.replace('/', '_')}-{scores.removesuffix('_best')}.png").write_bytes(light)
             charts.append(element("figure", themed_chart(light, dark, f"{style.truth} against three costs")))
         cells: list[tuple[Content, ...]] = list(rows)
-        lead = "Costs are per prompt, as the ledger counted them. Gains over plain samples, with 95 % intervals over prompts and seeds."
+        lead = (
+            "Costs are per prompt, as the ledger counted them; gains are over the plain samples, with 95 % intervals."
+        )
         sections.append(section(f"Verifier: {verifier}", *charts, table(HEAD, cells, numeric=range(2, 5)), lead=lead))
         markdown += [f"## Verifier `{verifier}`", "", _line(HEAD), _line(["---"] * len(HEAD)), *map(_line, rows), ""]
     left_out = [f"{method} by {verifier}: {why}" for (verifier, method), why in refused.items()]
@@ -264,5 +265,5 @@ def _line(cells: Sequence[str]) -> str:
 
 def default_methods(model: str) -> list[str]:
     """All methods of the table that search this family."""
-    family = family_of(find_origin(model).recipe)
+    family = find_origin(model).recipe.model.family
     return [name for name, entry in METHODS.items() if family in entry.families and name != "none"]

@@ -2,9 +2,11 @@
 
 A preview of an early step is an average over pictures, which no reward has been trained on. The lab's is the `scene_proxy`
 with one more input, the time, fine-tuned on previews so that it says what the frozen proxy says of the final picture of the
-same trajectory (`plaudit lab build previews-pixels`). As in the paper the last quarter of the way is left to the unchanged
-reward, which is right about nearly clean previews. Departure: the paper keeps weights per step; here one network is
-conditioned on the time, which is a fraction of the size and fits any number of steps.
+same trajectory (`plaudit lab build previews-pixels`).
+
+Departures. The paper keeps weights per step; here one network is conditioned on the time, which is a fraction of the size.
+The paper leaves the last quarter of the way to the unchanged reward; here only the first quarter is learnt, because later
+the proxy's own ranks were better than those of any weights that we trained (see `plaudit.lab.build_previews`).
 
 Shape legend: B pictures, L caption tokens.
 """
@@ -29,7 +31,7 @@ from plaudit.search.steps import Judge
 from plaudit.search.task import FlowTask
 
 NONE = "none"
-UNCHANGED = 0.25  # up to this time the frozen proxy judges: the paper's steps 15 to 19 of 20
+UNCHANGED = 0.75  # up to this time the frozen proxy judges
 
 
 class PreviewNetwork(ProxyNetwork):

@@ -20,7 +20,7 @@ from plaudit.models.flow import FlowModel
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.load import load
 from plaudit.recipe.schema import EvaluationSampler, Recipe, Sampler
-from plaudit.rewards.scoring import RewardLike, _name_of, _reward_of
+from plaudit.rewards.scoring import RewardLike, name_of, reward_of
 from plaudit.rewards.suite import Suite, load_suite, make_suite, recipe_suite
 from plaudit.search.budget import Budget
 from plaudit.search.config import SearchSampler
@@ -93,7 +93,7 @@ def find_suite(origin: Origin, named: Mapping[str, Any] | None, combine: str | N
     if named is None:
         suite = recipe_suite(own) if combine is None else load_suite(own.rewards, combine)
     else:
-        suite = make_suite([_reward_of(name, _resolved(own, value)) for name, value in named.items()], combine)
+        suite = make_suite([reward_of(name, _resolved(own, value)) for name, value in named.items()], combine)
     if origin.calibration is not None and suite.uncalibrated:
         suite.load_calibration(json.loads(origin.calibration.read_text(encoding="utf-8")))
     return suite
@@ -111,8 +111,8 @@ def named_rewards(reward: str | Any | Mapping[str, RewardLike] | Sequence[str] |
     if isinstance(reward, Mapping):
         return dict(reward)
     if isinstance(reward, list | tuple):
-        return {_name_of(one): one for one in reward}
-    return {_name_of(reward): reward}
+        return {name_of(one): one for one in reward}
+    return {name_of(reward): reward}
 
 
 def make_task(

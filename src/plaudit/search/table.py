@@ -18,12 +18,12 @@ class Entry:
 METHODS: dict[str, Entry] = {
     "none": Entry(
         path="plaudit.search.best_of_n:Plain",
-        families=("flow", "token"),
+        families=("flow", "tokens"),
         summary="one plain sample of every prompt",
     ),
     "best_of_n": Entry(
         path="plaudit.search.best_of_n:BestOfN",
-        families=("flow", "token"),
+        families=("flow", "tokens"),
         summary="the best of as many plain samples as the budget pays for",
         systems=("S079",),
     ),
@@ -59,13 +59,13 @@ METHODS: dict[str, Entry] = {
     ),
     "smc": Entry(
         path="plaudit.search.token_smc:TokenSmc",
-        families=("token",),
+        families=("tokens",),
         summary="particles that draw texts from model probability times exp(reward), with Metropolis-Hastings moves",
         systems=("S094",),
     ),
     "streaming": Entry(
         path="plaudit.search.streaming:Streaming",
-        families=("token",),
+        families=("tokens",),
         summary="best-of-N that judges unfinished texts and drops the worst on the way",
         systems=("S079",),
     ),

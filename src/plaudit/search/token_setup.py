@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,10 +17,6 @@ from plaudit.search.budget import Budget
 from plaudit.search.tokens import TokenTask
 
 TOKEN_RECIPE = "sums-grpo"  # prompts, reward and sampler of the lab's token model
-
-
-def family_of(recipe: Recipe) -> Literal["flow", "token"]:
-    return "token" if recipe.model.family == "tokens" else "flow"
 
 
 def recipe_for(model: object, *, asked: bool) -> Recipe:
