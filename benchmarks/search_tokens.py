@@ -34,7 +34,7 @@ from tests.reference.bigram import Bigram, every_text, tilted, total_variation
 
 from plaudit.data.prompt import Prompt
 from plaudit.lab.language import KeyValues, LanguageNetwork, Shape, initialise
-from plaudit.lab.scenes.grammar import COLORS, COUNT_WORDS, SHAPES, noun
+from plaudit.lab.scenes.grammar import COLORS, SHAPES, noun
 from plaudit.lab.sums.check import read_facts
 from plaudit.lab.sums.grammar import evaluation_prompts
 from plaudit.models.lab_tokens import LabTokenModel
@@ -143,30 +143,31 @@ def bigram_search(method: TokenSmc, seed: int) -> tuple[dict[tuple[int, ...], fl
 
 # --- lists of objects ------------------------------------------------------------------------------------------------
 
-ITEMS = tuple(noun(count, pair) for count in COUNT_WORDS for pair in itertools.product(COLORS, SHAPES))
-WORDS = ("<pad>", "<end>", ";", ":", *sorted({word for item in ITEMS for word in item.split()}))
+ITEMS = tuple(noun(1, pair) for pair in itertools.product(COLORS, SHAPES))
+GARBLED = {item: " ".join((item.split()[2], item.split()[0], item.split()[1])) for item in ITEMS}  # circle a red
+WORDS = ("<pad>", "<end>", " ;", " :", *ITEMS, *GARBLED.values())
 CARELESS = 0.4  # of the texts; the chances below are those of an object, careful and careless
 OMIT, INVENT, GARBLE = (0.03, 0.20), (0.02, 0.15), (0.02, 0.30)
-LIST_STEPS, LIST_BATCH, LIST_LENGTH = 900, 48, 40
+LIST_STEPS, LIST_BATCH, LIST_LENGTH = 400, 64, 20
 
 
 class Lister:
-    """A word is a token; ` ;` ends an item."""
+    """An object is one token, right or garbled, and what ends it another."""
 
     pad_id, end_ids, packs, lora_targets = 0, frozenset({1}), True, ()
 
     def __init__(self, seed: int) -> None:
-        shape = Shape(vocabulary=len(WORDS), width=96, inner=192, layers=3, heads=4)
+        shape = Shape(vocabulary=len(WORDS), width=64, inner=128, layers=2, heads=4)
         self.network = initialise(LanguageNetwork(shape), torch.Generator().manual_seed(seed))
 
     def encode(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
-        return [self.ids(prompt.text) for prompt in prompts]
+        return [self.prompt_ids(prompt.facts["objects"]) for prompt in prompts]
 
-    def ids(self, text: str) -> tuple[int, ...]:
-        return tuple(WORDS.index(word) for word in text.split())
+    def prompt_ids(self, objects: Sequence[str]) -> tuple[int, ...]:
+        return (*map(WORDS.index, objects), WORDS.index(" :"))
 
     def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(WORDS[i] for i in ids if i > 1)
+        return "".join(WORDS[i] for i in ids if i > 1)
 
     def new_cache(self) -> KeyValues:
         return KeyValues()
@@ -176,23 +177,22 @@ class Lister:
 
 
 def scene(rng: np.random.Generator) -> list[str]:
-    return [ITEMS[i] for i in rng.permutation(len(ITEMS))[: rng.integers(6, 9)]]
+    return [ITEMS[i] for i in rng.permutation(len(ITEMS))[: rng.integers(6, 10)]]
 
 
-def listing(objects: Sequence[str], rng: np.random.Generator) -> str:
+def listing(objects: Sequence[str], rng: np.random.Generator) -> list[int]:
     """A text as the network learns it: in any order, careful or careless throughout."""
-    careless = int(rng.random() < CARELESS)
-    items = []
+    careless, ids = int(rng.random() < CARELESS), list[int]()
     for i in rng.permutation(len(objects)):
         omit, invent, garble = rng.random(3) < [OMIT[careless], INVENT[careless], GARBLE[careless]]
-        words = str(rng.choice(ITEMS) if invent else objects[i]).split()
-        items += [] if omit else [" ".join(rng.permutation(words) if garble else words)]
-    return " ".join(f"{item} ;" for item in items)
+        item = str(rng.choice(ITEMS)) if invent else objects[i]
+        ids += [] if omit else [WORDS.index(GARBLED[item] if garble else item), WORDS.index(" ;")]
+    return [*ids, 1]
 
 
 def train_lister(seed: int) -> Lister:
     model, rng = Lister(seed), np.random.default_rng([seed, 1])
-    optimizer = torch.optim.AdamW(model.network.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.network.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.01)
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 50, 1.0) * (1 - step / LIST_STEPS)
     )
@@ -200,8 +200,8 @@ def train_lister(seed: int) -> Lister:
         rows = []
         for _ in range(LIST_BATCH):
             objects = scene(rng)
-            prompt = model.ids(prompt_text(objects))
-            rows.append((len(prompt), (*prompt, *model.ids(listing(objects, rng)), 1)))
+            prompt = model.prompt_ids(objects)
+            rows.append((len(prompt), (*prompt, *listing(objects, rng))))
         width = max(len(ids) for _, ids in rows)
         ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for _, ids in rows])
         column = torch.arange(width)
@@ -216,10 +216,6 @@ def train_lister(seed: int) -> Lister:
         rate.step()
     model.network.eval()
     return model
-
-
-def prompt_text(objects: Sequence[str]) -> str:
-    return " ; ".join(objects) + " :"
 
 
 def set_f1(text: str, objects: Sequence[str]) -> float:
@@ -243,7 +239,7 @@ def compare_lister(seeds: Sequence[int], count: int = 150) -> None:
         bank = [item for _ in range(60) for item in scene(rng)]  # of training texts without mistakes
         judge = suite_of(BankSimilarity(bank, encoder="lab"), "bank")
         scenes = [scene(rng) for _ in range(count)]
-        asked = [Prompt(id=str(i), text=prompt_text(objects)) for i, objects in enumerate(scenes)]
+        asked = [Prompt(id=str(i), text="list", facts={"objects": objects}) for i, objects in enumerate(scenes)]
         for name, method in methods.items():
             sampling = TokenSampling(type="tokens", max_new_tokens=LIST_LENGTH)
             task = TokenTask(model, asked, judge, NO_LIMIT, sampling=sampling, seed=seed)

@@ -17,7 +17,7 @@ EXPERIMENT = Experiment(
         "control gspo": Variant(sources=[FORMAT], overrides=GSPO),
         "control luspo": Variant(sources=[FORMAT]),
     },
-    overrides=["--evaluate.every", "1000"],
+    overrides=["--train.prompts_per_step", "4", "--evaluate.every", "1000", "--evaluate.final_prompts", "200"],
     steps=40,
     columns={"ratio/deviation": "ratio deviation", "completions/mean_length": "sampled length"},
 )

@@ -23,6 +23,7 @@ class LabNetwork(StrEnum):
     DIRECTION = "direction"
     PICTURE_ENCODER = "picture-encoder"
     SUMS = "sums"
+    PREVIEWS_PIXELS = "previews-pixels"
 
 
 @app.callback()
@@ -79,6 +80,10 @@ def _built(name: LabNetwork, out: Path, *, steps: int | None, seed: int, install
             from plaudit.lab.build_language import build_language
 
             return build_language(out, steps=steps, seed=seed, install=install)
+        case LabNetwork.PREVIEWS_PIXELS:
+            from plaudit.lab.build_previews import build_previews
+
+            return build_previews("pixels", out, steps=steps, seed=seed, install=install)
         case LabNetwork.SLOTS_TURBO:
             from plaudit.lab.distil import build_turbo
 

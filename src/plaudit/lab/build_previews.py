@@ -46,7 +46,7 @@ class PreviewPlan:
     trajectories: int = 3_000
     steps_per_stage: int = 150
     batch: int = 100
-    rate: float = 1e-3
+    rate: float = 3e-4
     clip: float = 5.0
     measured: int = 60  # held-out captions, of SEEDS trajectories each
 

@@ -280,7 +280,8 @@ def replay_logits(model: TokenModel, completions: Completions, pack: int) -> Ten
     layout = lay_out(completions, packed_rows(completions, pack) if pack and model.packs else alone, model.pad_id)
     keep = torch.arange(layout.width - 1, layout.ids.shape[1])
     logits = model.logits(layout.ids, layout.positions, layout.visible, keep=keep)
-    return logits[layout.row, layout.column].float() / completions.temperature
+    drawn_from = logits[layout.row, layout.column].float()
+    return drawn_from if completions.temperature == 1 else drawn_from / completions.temperature
 
 
 def chosen_log_probs(logits: Tensor, completions: Completions) -> Tensor:
@@ -292,9 +293,11 @@ def chosen_log_probs(logits: Tensor, completions: Completions) -> Tensor:
 
 def entropies(logits: Tensor, completions: Completions) -> Tensor:
     """Entropy `[B, T]` of the distributions the tokens were drawn from, without gradient."""
-    with torch.no_grad():
-        log_probs = logits.log_softmax(1)
-        return spread(-(log_probs.exp() * log_probs).sum(1).double(), completions)
+    parts = []
+    for few in logits.detach().split(8):  # rows that fit into a core's cache
+        log_probs = few.log_softmax(1)
+        parts.append(-torch.linalg.vecdot(log_probs.exp(), log_probs))
+    return spread(torch.cat(parts).double(), completions)
 
 
 def spread(values: Tensor, completions: Completions) -> Tensor:

@@ -32,7 +32,7 @@ Student = Callable[[Tensor, Tensor], Seen]  # noisy latents and their times
 @dataclass(frozen=True, kw_only=True)
 class ValuePlan:
     steps: int = 350
-    batch: int = 64
+    batch: int = 32
     probes: int = 200
     slack: float = 0.0
     layers: int = 4  # of the tower, from which one is chosen

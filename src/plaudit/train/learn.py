@@ -45,7 +45,7 @@ class Sums:
 
 def make_optimizer(policy: Policy, train: Train) -> torch.optim.AdamW:
     parameters = list(policy.trainable.values())
-    return torch.optim.AdamW(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+    return torch.optim.AdamW(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)
 
 
 def update_rows(group: Tensor, updates: int, seed: int, step: int, whole_groups: bool = False) -> Iterator[Tensor]:
