@@ -142,7 +142,7 @@ def search(options: argparse.Namespace) -> None:
     )
     for verifier in options.verifiers:
         seconds = None
-        for kind in ("calls", "seconds"):
+        for kind in options.equal:
             for label, method in methods(options.model, verifier).items():
                 budget = Budget(network_calls=options.calls) if kind == "calls" else Budget(seconds=seconds)
                 shown = str(budget) if kind == "calls" else f"{seconds:.3f}s"
@@ -189,8 +189,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="offline: of the noise")
     parser.add_argument("--verifiers", nargs="+", default=["scene_match", PROXY])
     parser.add_argument("--calls", type=int, default=200, help="search: network calls per prompt")
+    parser.add_argument(
+        "--equal",
+        nargs="+",
+        default=["calls", "seconds"],
+        choices=("calls", "seconds"),
+        help="search: calls come first",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="search: seeds 0, 1, ...")
     options = parser.parse_args()
+    if options.equal[0] != "calls":
+        parser.error("--equal begins with calls: best-of-N's seconds at equal calls are the budget of equal seconds")
     torch.set_num_threads(1)
     offline(options) if options.part == "offline" else search(options)
 

@@ -148,7 +148,7 @@ GARBLED = {item: " ".join((item.split()[2], item.split()[0], item.split()[1])) f
 WORDS = ("<pad>", "<end>", " ;", " :", *ITEMS, *GARBLED.values())
 CARELESS = 0.4  # of the texts; the chances below are those of an object, careful and careless
 OMIT, INVENT, GARBLE = (0.03, 0.20), (0.02, 0.15), (0.02, 0.30)
-LIST_STEPS, LIST_BATCH, LIST_LENGTH = 400, 64, 20
+LIST_STEPS, LIST_BATCH, LIST_LENGTH = 700, 64, 20
 
 
 class Lister:
@@ -159,6 +159,9 @@ class Lister:
     def __init__(self, seed: int) -> None:
         shape = Shape(vocabulary=len(WORDS), width=64, inner=128, layers=2, heads=4)
         self.network = initialise(LanguageNetwork(shape), torch.Generator().manual_seed(seed))
+        with torch.no_grad():  # 0.02 is for wide networks
+            for parameter in self.network.parameters():
+                parameter.mul_(5.0 if parameter.ndim > 1 else 1.0)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
         return [self.prompt_ids(prompt.facts["objects"]) for prompt in prompts]
@@ -224,7 +227,7 @@ def set_f1(text: str, objects: Sequence[str]) -> float:
     return 2 * right / (len(listed) + len(set(objects)))
 
 
-def compare_lister(seeds: Sequence[int], count: int = 150) -> None:
+def compare_lister(seeds: Sequence[int], count: int = 100) -> None:
     methods = {
         "random": BestOfN(candidates=1),
         "best-of-8": BestOfN(candidates=8),
@@ -287,27 +290,22 @@ def compare_methods(
     heading(
         "method", "network calls", "reward calls", "truth", "reward", "best-of-N, same calls: truth", "reward", "plain"
     )
-    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in methods}
-    for seed in seeds:
-        for name, method in methods.items():
-            task = make(seed)
-            best = one_pass(task, method)
-            calls = task.ledger.counts["network_calls"].tolist()
-            rewards = task.ledger.total.reward_calls
-            peer, plain = best_with_calls(make(seed), calls)
-            texts = (best, peer, plain)
-            values = [statistics.fmean(map(truth, own, task.prompts)) for own in texts]
-            scores = [np.nanmean(task.score(own, torch.arange(len(own)))) for own in (best, peer)]
-            P = len(task.prompts)
-            found[name].append((sum(calls) / P, rewards / P, values[0], scores[0], values[1], scores[1], values[2]))
-    for name, rows in found.items():
-        columns = list(zip(*rows, strict=True))
-        row(
-            name,
-            f"{statistics.fmean(columns[0]):.0f}",
-            f"{statistics.fmean(columns[1]):.0f}",
-            *map(spread, columns[2:]),
-        )
+    for name, method in methods.items():
+        columns = list(zip(*(compared(make, truth, method, seed) for seed in seeds), strict=True))
+        calls, rewards = (f"{statistics.fmean(column):.0f}" for column in columns[:2])
+        row(name, calls, rewards, *map(spread, columns[2:]))
+
+
+def compared(make: Callable[[int], TokenTask], truth: Truth, method: TokenSmc, seed: int) -> tuple[float, ...]:
+    """Network and reward calls of one pass of the particles, truth and reward of its best texts and of those of best-of-N
+    at the same network calls, and the truth of plain texts."""
+    task = make(seed)
+    best = one_pass(task, method)
+    calls, rewards = task.ledger.counts["network_calls"].tolist(), task.ledger.counts["reward_calls"].tolist()
+    peer, plain = best_with_calls(make(seed), calls)
+    right = [statistics.fmean(map(truth, own, task.prompts)) for own in (best, peer, plain)]
+    score = [float(task.score(own, torch.arange(len(own))).nanmean()) for own in (best, peer)]
+    return statistics.fmean(calls), statistics.fmean(rewards), right[0], score[0], right[1], score[1], right[2]
 
 
 def one_pass(task: TokenTask, method: TokenSmc) -> list[str]:
@@ -335,7 +333,7 @@ def right_steps(text: str, facts: dict) -> float:
     return statistics.fmean(step.holds for step in steps) if steps else math.nan
 
 
-def compare_sums(seeds: Sequence[int], count: int = 96) -> None:
+def compare_sums(seeds: Sequence[int], count: int = 48) -> None:
     model, asked = LabTokenModel(), evaluation_prompts("heldout", count)
     sampling = TokenSampling(type="tokens", max_new_tokens=96, tile=256)
 
@@ -344,14 +342,9 @@ def compare_sums(seeds: Sequence[int], count: int = 96) -> None:
         return TokenTask(model, asked, judge, NO_LIMIT, sampling=sampling, seed=seed)
 
     common = {"boundary": "[;:?#]", "blocks": 10}
-    methods = {
-        f"{N} particles, {name}": TokenSmc(particles=N, **common, **options)
-        for N in (4, 16)
-        for name, options in VARIANTS.items()
-    }
-    methods["16 particles, alpha 12, as published"] = TokenSmc(particles=16, alpha=12.0, **common)
-    methods["16 particles, 4 blocks of 24 tokens, as published"] = TokenSmc(particles=16)
-    print(f"\nsums: {count} problems a seed, one pass")
+    methods = {name: TokenSmc(particles=8, **common, **options) for name, options in VARIANTS.items()}
+    methods["as published, 4 blocks of 24 tokens"] = TokenSmc(particles=8)
+    print(f"\nsums: {count} problems a seed, one pass of 8 particles, a block for every step")
     compare_methods(make, lambda text, prompt: float(read_facts(text, prompt.facts).correct), methods, seeds)
 
 

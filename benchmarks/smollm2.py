@@ -45,9 +45,9 @@ def ensure(folder: Path = FOLDER) -> Path:
 
 
 def one_digit_sums(*, heldout: bool = False) -> list[Prompt]:
-    """All 100; a quarter is held out, where the mirror image of a sum goes with it."""
+    """All 100; half is held out, where the mirror image of a sum goes with it."""
     unordered = [(a, b) for a in range(10) for b in range(a, 10)]
-    chosen = set(random.Random(0).sample(unordered, len(unordered) // 4))
+    chosen = set(random.Random(0).sample(unordered, len(unordered) // 2))
     pairs = [(a, b) for a in range(10) for b in range(10) if ((min(a, b), max(a, b)) in chosen) == heldout]
     return [
         Prompt(id=f"{a}+{b}", text=f"What is {a} + {b}? Answer with just the number.", facts={"answer": a + b})

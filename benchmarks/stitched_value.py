@@ -120,7 +120,7 @@ def completions(model: LabFlowModel, z: Tensor, t: float, count: int, steps: int
 
 
 @torch.no_grad()
-def correlation(seed: int, pictures: int = 48, count: int = 6, steps: int = 6) -> None:
+def correlation(seed: int, pictures: int = 32, count: int = 6, steps: int = 5) -> None:
     model, encoder = frozen()
     rng = np.random.default_rng([seed, 1])
     prompts = evaluation_prompts("heldout", pictures)
@@ -153,7 +153,7 @@ def _correlation(a: Tensor, b: Tensor) -> float:
 # --- guidance --------------------------------------------------------------------------------------------------------
 
 
-def guidance(seed: int, prompts: int = 12, steps: int = 12) -> None:
+def guidance(seed: int, prompts: int = 12, steps: int = 10) -> None:
     model, _ = frozen()
     suite = load_suite({"similar": RewardConfig(type="encoder_similarity")})
     truth = load_reward("scene_exact", RewardConfig(type="scene_exact"))
@@ -162,7 +162,7 @@ def guidance(seed: int, prompts: int = 12, steps: int = 12) -> None:
     print("value    strength   reward   truth  seconds  of them backward")
     for name in ("preview", *SLACK):
         value = name if name == "preview" else str(FOLDER / f"{name}.safetensors")
-        for strength in (0.0, 3.0, 10.0, 30.0):
+        for strength in (0.0, 10.0, 30.0):
             if strength == 0 and name != "preview":
                 continue
             task = FlowTask(

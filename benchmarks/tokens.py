@@ -51,6 +51,7 @@ from plaudit.recipe.load import load
 from plaudit.recipe.schema import DpoConfig, GrpoConfig, KlConfig, Recipe
 from plaudit.sampling.tokens import Completions
 from plaudit.train.checkpoint import Progress
+from plaudit.train.display import PlainDisplay
 from plaudit.train.loop import _step, align
 from plaudit.train.setup import Setup, prepare
 
@@ -232,12 +233,12 @@ def compare_memory(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def learn(work: Path, minutes: float, seed: int) -> dict[str, Any]:
-    """8 completions of 8 prompts a step; the whole held-out set, greedily, before and after."""
-    size = {"prompts_per_step": 8, "samples_per_prompt": 8, "micro_batch": 32, "lr": 3e-6}
+    """8 completions of 4 prompts a step; the whole held-out set, greedily, before and after."""
+    size = {"prompts_per_step": 4, "samples_per_prompt": 8, "micro_batch": 32, "lr": 1e-5}
     recipe = make_recipe(work, "smollm2:sum_reward", minutes=minutes, **size)
-    quiet = {"evaluate": {"every": 10_000}, "run": {"folder": str(work), "name": f"seed{seed}", "seed": seed}}
+    quiet = {"evaluate": {"every": 20}, "run": {"folder": str(work), "name": f"seed{seed}", "seed": seed}}
     quiet["run"]["save_every"] = 10_000
-    return dict(align(load([recipe.model_dump(), quiet])).summary)
+    return dict(align(load([recipe.model_dump(), quiet]), overwrite=True, display=PlainDisplay()).summary)
 
 
 # --- report ----------------------------------------------------------------------------------------------------------

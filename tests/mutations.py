@@ -526,8 +526,8 @@ MUTATIONS = [
     Mutation(
         "replay without temperature",
         "sampling/tokens.py",
-        ".float() / completions.temperature",
-        ".float()",
+        "completions.temperature == 1 else drawn_from / completions.temperature",
+        "True else drawn_from",
         f"{TOKENS} {TOKEN_RUN}",
     ),
     Mutation(
@@ -547,8 +547,8 @@ MUTATIONS = [
     Mutation(
         "entropy of the wrong sign",
         "sampling/tokens.py",
-        "spread(-(log_probs.exp() * log_probs)",
-        "spread((log_probs.exp() * log_probs)",
+        "parts.append(-torch.linalg",
+        "parts.append(torch.linalg",
         TOKENS,
     ),
     Mutation(

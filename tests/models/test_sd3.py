@@ -19,6 +19,7 @@ pytest.importorskip("diffusers")
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from tests.models.tiny_sd3 import CLIP_TOKENS, build
 
+import plaudit
 from plaudit.audit.doctor import examine
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
@@ -114,6 +115,18 @@ def test_level_zero_of_every_kernel_is_the_pipeline(model, stock, kernel: str):
     plan = stochastic_plan(sampler, model.schedule(4, None), KEYS, KEYS)
     latents = draw(model, PromptEncoder(model)(PROMPTS, 4.5), plan, KEYS, tile=2).latents
     assert (model.decode(latents) - stock_pictures(stock, 4, 4.5)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("method", ["best_of_n", "prune", "beam", "renoise"])
+def test_search_works_on_it(model, method: str):
+    """Candidate 0 is the plain picture, and nothing found is worse."""
+    found = plaudit.search(
+        model, "brightness", budget="60nfe", method=method, prompts=PROMPTS, steps=4, guidance=4.5, seed=KEYS[0].seed
+    )
+    plain = torch.stack([kept.output for kept in found.plain if kept is not None])
+    assert (plain - our_pictures(model, 4, 4.5)).abs().max() <= 1e-6
+    assert (found.scores > found.plain_scores).any() and (found.scores >= found.plain_scores).all()
+    assert 0 < found.ledger.total.network_calls <= 60 * len(PROMPTS)
 
 
 def test_text_changes_the_picture(model):

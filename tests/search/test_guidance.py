@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.reference.enumerated import GaussianModel
 from tests.reference.toys import prompts
+from tests.search.test_ledger import Clock
 from tests.search.toys import CountingModel, Green, make_task
 from torch import Tensor
 
@@ -49,6 +50,18 @@ class ExactNoisy:
         t = torch.as_tensor(t).double()
         with task.spending("reward_calls", rows.prompt):
             return Worth(value=((1 - t) / ((1 - t) ** 2 + t**2) * rows.x.double())[:, 0], v=None)
+
+
+class Slow(Green):
+    """Takes a second of a made-up clock per output."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def __call__(self, prompts: list[str], outputs: Tensor) -> Tensor:
+        self.clock.now += len(outputs)
+        return super().__call__(prompts, outputs)
 
 
 EXACT = f"{__name__}:ExactNoisy"
@@ -249,9 +262,34 @@ def test_gradient_calls_are_one_for_every_guided_velocity() -> None:
 
 
 def test_where_only_time_is_limited_rounds_follow_each_other() -> None:
-    result = run_search(make_task(None, Green(), "0.3s"), Guidance())
+    clock = Clock()
+    result = run_search(make_task(None, Slow(clock), "300s", clock=clock, tile=4), Guidance())
     numbers = [one.candidate for one in result.candidates if one.prompt == 0]
-    assert result.stopped == "time" and len(numbers) == len(set(numbers)) > 21
+    assert numbers == list(range(len(numbers))) and len(numbers) > 22  # a round is of 21 candidates at most
+    assert 0.7 * 900 < clock.now < 900 + 4
+
+
+def test_the_first_round_under_a_clock_is_one_candidate_which_shows_what_a_gradient_takes() -> None:
+    """A gradient here takes a hundred times what a velocity does; with rounds planned without it none would finish."""
+    clock = Clock()
+
+    class Steep(Green):
+        def __call__(self, prompts: list[str], outputs: Tensor) -> Tensor:
+            clock.now += (1.0 if outputs.requires_grad else 0.01) * len(outputs)
+            return super().__call__(prompts, outputs)
+
+    task = make_task(None, Steep(), "40s", count=2, clock=clock)
+    result = run_search(task, Guidance())
+    assert [one.candidate for one in result.candidates[:4]] == [0, 0, 1, 1]
+    assert {one.candidate for one in result.candidates} >= {0, 1, 2, 3, 4, 5} and clock.now < 80
+
+
+def test_over_several_rounds_strengths_go_on_in_turn_and_the_counts_hold() -> None:
+    method = Guidance(strengths=(1.0, 0.0, 0.0))
+    for limit in range(20, 45):
+        task = make_task(None, Green(), f"99s,{limit}rewards", count=2)
+        run_search(task, method)
+        assert task.ledger.spent(0).reward_calls <= limit
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import torch
 from tests.reference.enumerated import Gaussian, GaussianModel, sampled_gaussian, total_variation
 from tests.reference.kernels import KERNELS, GaussianFlow
 from tests.reference.toys import prompts
+from tests.search.test_guidance import Slow
+from tests.search.test_ledger import Clock
 from tests.search.toys import CountingModel, Green, make_task
 from torch import Tensor
 
@@ -245,10 +247,11 @@ def test_candidates_are_the_plain_sample_and_the_particles() -> None:
 
 
 def test_where_only_time_is_limited_rounds_follow_each_other() -> None:
-    result = run_search(make_task(None, Green(), "0.2s"), Particles())
-    assert result.stopped == "time"
+    clock = Clock()
+    result = run_search(make_task(None, Slow(clock), "300s", clock=clock, tile=4), Particles())
     numbers = [one.candidate for one in result.candidates if one.prompt == 0]
-    assert len(numbers) == len(set(numbers)) > 22
+    assert numbers == list(range(len(numbers))) and len(numbers) > 22  # a round is of 21 particles at most
+    assert 0.7 * 900 < clock.now < 900 + 4
     assert len(run_search(make_task(None, Green(), "9s"), Particles(particles=2)).candidates) == 9
 
 

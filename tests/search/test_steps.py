@@ -49,6 +49,9 @@ def test_seconds_are_estimated_from_what_was_done() -> None:
     assert seconds_of(task, Cost(network_calls=3, reward_calls=5)) == pytest.approx(2 * 2 * (3 * 2 + 5))
     assert within_means(task, Cost(reward_calls=35)) and not within_means(task, Cost(reward_calls=36))  # 0.8 of 176 s
     assert most_affordable(task, lambda n: Cost(reward_calls=n)) == 35
+    assert most_affordable(task, lambda n: Cost()) == 512  # 16 tiles of 64 rows, for two prompts
+    task.tile = 0
+    assert most_affordable(task, lambda n: Cost()) == 1
     clock.now = 201.0
     assert list(rounds(task, lambda n: Cost(reward_calls=n))) == []
 

@@ -90,7 +90,8 @@ def test_wrong_words_are_named_before_anything_is_drawn() -> None:
         ({"steps": 4}, "search: steps: 4: Extra inputs are not permitted; a token model's sampler has max_new_tokens"),
         ({"temperature": 0.0}, "temperature 0 draws the same text every time"),
         ({"temperature": -1.0}, "search: temperature: -1.0"),
-        ({"method": "beam"}, "method beam does not search token models; allowed: none, best_of_n"),
+        ({"method": "beam"}, "method beam does not search tokens models; allowed: none, best_of_n"),
+        ({"budget": "5decodes"}, "none of which is limited; give one, for example 400nfe"),
         ({"budget": "95nfe"}, "one plain sample costs 96 network_calls and 95 are allowed"),
     ):
         with pytest.raises(RecipeError, match=said):

@@ -37,6 +37,18 @@ def ratio_one(patient: Patient) -> Check:
     return within(name, (deviation.exp() - 1).abs()[decisions.mask].max().item(), limit, remedy)
 
 
+def mismatch_kl(patient: Patient) -> Check:
+    """How far apart the distributions of drawing and of replay are on average, as training gates it."""
+    name = "drawing and replay are one distribution"
+    decisions = patient.piece.samples.decisions
+    if decisions is None or not decisions.mask.any():
+        return not_applicable(name, "no stochastic steps")
+    with torch.no_grad():
+        drift = (_log_prob(patient) - decisions.log_prob)[decisions.mask]
+    kl = (drift.expm1() - drift).mean().item()
+    return within(name, kl, patient.recipe.train.mismatch_kl, "use one precision for both, or raise train.mismatch_kl")
+
+
 def _log_prob(patient: Patient) -> Tensor:
     batch = dataclasses.replace(patient.batch(), samples=patient.piece.samples)
     sampler = patient.recipe.sampler
@@ -185,7 +197,7 @@ def lora_zero(patient: Patient) -> Check:
 
 Checks = tuple[Callable[[Patient], Check], ...]
 FIRST: Checks = (frozen, lora_zero)
-CHEAP: Checks = (ratio_one, constant_group, permutation, reward_is_deterministic)
+CHEAP: Checks = (ratio_one, mismatch_kl, constant_group, permutation, reward_is_deterministic)
 LATER: Checks = (mismatch, kl_has_gradient, micro_batches, batch_size)
 
 

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 
 def run(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe with a `search:` section.", show_default=False)
+    ] = None,
     model: Annotated[
-        str, typer.Option(help="lab/slots, lab/pixels, a run folder or checkpoint, or a recipe.")
-    ] = "lab/slots",
+        str | None,
+        typer.Option(help="lab/slots, lab/sums, a run folder or checkpoint, or a recipe.", show_default="lab/slots"),
+    ] = None,
     reward: Annotated[
         list[str] | None,
         typer.Option(
@@ -35,10 +39,17 @@ def run(
     combine: Annotated[
         str | None, typer.Option(help="A formula over the rewards, 'a * clip(b, 0, 1)'.", show_default=False)
     ] = None,
-    method: Annotated[str, typer.Option(help="none, best_of_n, ... or `package.module:Class`.")] = "best_of_n",
+    method: Annotated[
+        str | None,
+        typer.Option(help="none, best_of_n, ... or `package.module:Class`.", show_default="the recipe's, or best_of_n"),
+    ] = None,
     budget: Annotated[
-        str, typer.Option(help="Per prompt: 200nfe (network calls), 64rewards, 30s; several with commas between.")
-    ] = "200nfe",
+        str | None,
+        typer.Option(
+            help="Per prompt: 200nfe (network calls), 64rewards, 30s; several with commas between.",
+            show_default="the recipe's, or 200nfe",
+        ),
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE of the method, may be repeated.", show_default=False)
     ] = None,
@@ -83,7 +94,13 @@ def run(
 
     if prompt and prompts:
         raise RecipeError("--prompt gives texts and --prompts a file of them; give one of the two")
-    limits, options, origin = Budget.parse(budget), read_options(option or []), find_origin(model)
+    if recipe is not None and model is not None:
+        raise RecipeError(f"RECIPE {recipe} and --model {model} both say what is searched; give one of the two")
+    origin = find_origin(recipe or model or "lab/slots")
+    own = origin.recipe.search
+    limits, options = Budget.parse(budget or own.budget), read_options(option or [])
+    if method in (None, own.method):
+        method, options = own.method, {**own.options, **options}
     suite = suite_of(origin, reward or [], rewards, combine)
     choices = {"steps": steps, "guidance": guidance, "kernel": kernel, "level": level, "tile": tile}
     with showing(plain) as watch:

@@ -4,8 +4,8 @@ For trajectories of the generator, R(preview at step s, caption, t_s) learns to 
 squared error, from cleaner previews to noisier ones, a new AdamW for every step of this curriculum with its rate falling
 linearly to half. Departures: R is the logit, since the proxy's probabilities of good pictures all lie close to 1, and their
 squared error does not see what decides ranks; one network for all steps (see `plaudit.search.previews`), which is why half
-of every batch repeats steps that were learnt before; the rate fits a small network. When stages for all steps down to time
-0.3 are trained, early steps gain the same, but later ones lose (Spearman's correlation at 0.6 from 0.85 to 0.71).
+of every batch repeats steps that were learnt before; the rate fits a small network. Later steps have no stage (`UNCHANGED`):
+their previews were ranked worse after training on them than by the proxy, whether it learnt logits or probabilities.
 
 Shape legend: N trajectories, S previews of each, B batch.
 """
@@ -40,7 +40,7 @@ SATURATED = 1e-4  # probabilities closer than this to 0 or 1 are as good as it
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewPlan:
-    """One stage for every step but the first, which shows nothing, and those that are left to the unchanged proxy."""
+    """One stage for every step but the first, which shows nothing, and those from `UNCHANGED` on."""
 
     sampling_steps: int = 10
     trajectories: int = 3_000

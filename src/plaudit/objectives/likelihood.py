@@ -73,6 +73,7 @@ class Likelihood(Objective):
         drift = ((terms.log_prob - decisions.log_prob) * decisions.mask).detach()
         metrics = {
             "answer_log_prob": answers.log_prob.detach().sum(1, keepdim=True),
+            "entropy": (terms.entropy.sum(1) / decisions.length)[:, None],
             "reasoning_length": batch.extra[REASONING][:, None].double(),
             "ratio/deviation": drift.expm1().abs().amax(1, keepdim=True),
             "approx_kl": ((drift.expm1() - drift).sum(1) / decisions.length)[:, None],

@@ -15,7 +15,7 @@ from plaudit.objectives.batch import Batch, SnapshotPolicy
 from plaudit.objectives.token_terms import TokenTerms
 from plaudit.recipe.schema import SftConfig
 
-KEPT = "kept"
+KEPT, KEPT_FRAC = "kept", "kept_frac"
 
 
 def best_of_group(score: Tensor, group: Tensor) -> Tensor:
@@ -35,7 +35,8 @@ class Sft(Objective):
         self.whole_groups = config.keep == "best"
 
     def prepare(self, policy: SnapshotPolicy, batch: Batch) -> Batch:
-        return batch.knowing(**{KEPT: self._kept(batch)})
+        kept = self._kept(batch)
+        return batch.knowing(**{KEPT: kept, KEPT_FRAC: kept.double().mean().expand(len(batch))})
 
     def _kept(self, batch: Batch) -> Tensor:
         if KEPT in batch.extra:
@@ -59,10 +60,9 @@ class Sft(Objective):
         return TokenTerms(policy, batch, self.pack)
 
     def losses(self, terms: TokenTerms) -> Losses:
-        mask = self.mask(terms.batch)
+        batch, metrics = terms.batch, {"entropy": terms.entropy}
+        if self.config.keep != "given":
+            metrics[KEPT_FRAC] = batch.extra[KEPT_FRAC][:, None].expand_as(terms.log_prob)
         return Losses(
-            parts={"nll": -terms.log_prob},
-            weights=self.weights(terms.batch),
-            mask=mask,
-            metrics={"entropy": terms.entropy, "kept_frac": torch.ones_like(terms.log_prob)},
+            parts={"nll": -terms.log_prob}, weights=self.weights(batch), mask=self.mask(batch), metrics=metrics
         )

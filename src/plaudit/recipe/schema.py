@@ -449,6 +449,14 @@ class Evaluation(Strict):
         return self
 
 
+class Search(Strict):
+    """What `plaudit search` does with this recipe: a method, its options, and the budget of each prompt."""
+
+    method: str = "best_of_n"
+    budget: str = "200nfe"  # 200nfe (network calls), 64rewards, 30s; several with commas between
+    options: dict[str, Any] = {}
+
+
 class Run(Strict):
     """Where results go."""
 
@@ -479,6 +487,7 @@ class Recipe(Strict):
     objective: Objective = NftConfig()
     train: Train = Train(minutes=5.0)
     evaluate: Evaluation = Evaluation()
+    search: Search = Search()
     run: Run = Run()
 
     @model_validator(mode="after")

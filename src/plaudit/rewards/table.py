@@ -12,6 +12,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "sum_correct": "plaudit.rewards.rules.sums:sum_correct",
         "sum_answer": "plaudit.rewards.rules.sums:sum_answer",
         "sum_format": "plaudit.rewards.rules.sums:sum_format",
+        "sum_proxy": "plaudit.rewards.rules.sums:sum_proxy",
     },
     "images by arithmetic": {
         "brightness": "plaudit.rewards.rules.pixels:brightness",
@@ -100,6 +101,9 @@ SECTIONS: dict[str, dict[str, str]] = {
         "inverse_specification": "plaudit.rewards.encoders.inverse:InverseSpecification",
         "answer_likelihood": "plaudit.rewards.likelihood:AnswerLikelihood",
         "policy_likelihood": "plaudit.rewards.policy_likelihood:PolicyLikelihood",
+        "pair_accuracy": "plaudit.rewards.policy_likelihood:PairAccuracy",
+        "completion_likelihood": "plaudit.rewards.policy_likelihood:CompletionLikelihood",
+        "reference_score": "plaudit.rewards.reference_answers:ReferenceScore",
         "caption_likelihood": "plaudit.rewards.likelihood:CaptionLikelihood",
     },
     "novelty": {
@@ -124,4 +128,7 @@ SECTIONS: dict[str, dict[str, str]] = {
 ISOLATED = "plaudit.serve.process:Isolated"  # any of them, in the environment that the key `python` names
 BUILT_IN = {name: path for section in SECTIONS.values() for name, path in section.items()}
 # They score with something that the user names, those of TeX with a system program.
-UNPINNED = {"answer_likelihood", "policy_likelihood", "verl", "openrlhf", "remote", "tex_renders", "tex_similarity"}
+UNPINNED = {
+    *("answer_likelihood", "policy_likelihood", "pair_accuracy", "completion_likelihood", "reference_score"),
+    *("verl", "openrlhf", "remote", "tex_renders", "tex_similarity"),
+}

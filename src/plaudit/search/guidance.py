@@ -16,8 +16,9 @@ Shape legend: B rows, * latent dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -28,7 +29,7 @@ from plaudit.models.flow import per_sample
 from plaudit.sampling.rollout import tiles
 from plaudit.search.budget import Cost
 from plaudit.search.rows import Found, Rows
-from plaudit.search.steps import checked_size, rounds, stock_step
+from plaudit.search.steps import checked_size, most_affordable, stock_step
 from plaudit.search.task import FlowTask
 from plaudit.search.values import PREVIEW, Lookout, find_lookout
 
@@ -51,10 +52,8 @@ class Guidance:
         guided, lookout = self._guided(task.steps), find_lookout(self.value)
         lookout.check(task)
         yield task.plain()
-        first = 1
-        for count in self._sizes(task, guided, lookout):
-            yield from self._drawn(task, guided, lookout, range(first, first + count))
-            first += count
+        for numbers in self._rounds(task, guided, lookout):
+            yield from self._drawn(task, guided, lookout, numbers)
 
     def _guided(self, steps: int) -> range:
         first, last = self.window or (0, steps)
@@ -76,13 +75,26 @@ class Guidance:
         """Of candidate 1, 2, ...; candidate 0 is the plain sample."""
         return self.strengths[(candidate - 1) % len(self.strengths)]
 
-    def _sizes(self, task: FlowTask, guided: range, lookout: Lookout) -> Iterable[int]:
-        def cost(count: int) -> Cost:
-            return self.work(task, guided, lookout, range(1, 1 + count))
+    def _rounds(self, task: FlowTask, guided: range, lookout: Lookout) -> Iterator[range]:
+        """Candidates of one round after the other. Where time is limited, the first is of one candidate: before that nothing
+        is known of the time that a gradient takes."""
+        if self.candidates is not None:
+            cost = partial(self._cost, task, guided, lookout, 1)
+            yield range(1, 1 + checked_size(task, self.candidates, cost, "guidance: candidates"))
+            return
+        timed, first = task.deadline is not None, 1
+        while True:
+            size = most_affordable(task, partial(self._cost, task, guided, lookout, first))
+            if size == 0:
+                return
+            numbers = range(first, first + (1 if timed and first == 1 else size))
+            yield numbers
+            first = numbers.stop
+            if not timed:
+                return
 
-        if self.candidates is None:
-            return rounds(task, cost)
-        return [checked_size(task, self.candidates, cost, "guidance: candidates")]
+    def _cost(self, task: FlowTask, guided: range, lookout: Lookout, first: int, count: int) -> Cost:
+        return self.work(task, guided, lookout, range(first, first + count))
 
     def work(self, task: FlowTask, guided: range, lookout: Lookout, numbers: range) -> Cost:
         """What these candidates cost exactly: a gradient for every guided velocity."""

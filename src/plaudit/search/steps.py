@@ -88,12 +88,17 @@ def most_affordable(task: Task, cost: Callable[[int], Cost]) -> int:
             f"the budget {task.budget} limits nothing that this method does, so it would never end; limit network calls (nfe), "
             "decodes, rewards or seconds"
         )
+    most = max(TILES * task.tile // len(task.prompts), 1) if timed else None
+
+    def possible(n: int) -> bool:
+        return (most is None or n <= most) and within_means(task, cost(n))
+
     low, high = 0, 1
-    while within_means(task, cost(high)) and not (timed and high * len(task.prompts) > TILES * task.tile):
+    while possible(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if within_means(task, cost(middle)) else (low, middle)
+        low, high = (middle, high) if possible(middle) else (low, middle)
     return low
 
 

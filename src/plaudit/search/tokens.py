@@ -80,6 +80,11 @@ class TokenTask(Task):
         **common: object,
     ) -> None:
         super().__init__(prompts, suite, budget, **{"tile": sampling.tile, **common})  # type: ignore[arg-type]
+        if budget.network_calls is None and budget.reward_calls is None and budget.seconds is None:
+            raise RecipeError(
+                f"budget {budget}: drawing texts spends network calls, reward calls and time, none of which is limited; give "
+                "one, for example 400nfe"
+            )
         self.model, self.sampling = model, sampling
         self.prompt_ids = model.encode(prompts)
         self.prompt_length = torch.tensor([len(ids) for ids in self.prompt_ids])

@@ -16,7 +16,7 @@ from plaudit.rewards.load import find_reward
 CORRECT = {"type": "sum_correct"}
 
 
-@pytest.mark.parametrize("name", ("sum_correct", "sum_answer", "sum_format"))
+@pytest.mark.parametrize("name", ("sum_correct", "sum_answer", "sum_format", "sum_proxy"))
 def test_it_ships(name: str) -> None:
     ships(name)
 
@@ -77,6 +77,15 @@ def test_other_prompts_are_not_judged(text: str) -> None:
     for name in ("sum_correct", "sum_answer", "sum_format"):
         (score,) = call_reward(name, find_reward(name, name, {}), [Prompt(id="", text=text)], ["#2"])
         assert score.status is Status.NOT_APPLICABLE
+
+
+def test_the_proxy_is_taken_in_by_equations() -> None:
+    """Right beats wrong at the same length, and enough equations beat being right: the planted flaw."""
+    right, wrong, padded = values(
+        "sum_proxy", "37+85=", "37+80=117;117+5=122#122", "37+80=117;117+5=112#112", "1=1;" * 9 + "#112"
+    )
+    assert right - wrong == 2 and padded > right
+    assert find_reward("r", "sum_proxy", {}).card.unit is None, "an unbounded score"
 
 
 # --- length rewards --------------------------------------------------------------------------------------------------

@@ -1,0 +1,82 @@
+"""`plaudit compare --suite search` on the lab."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from plaudit.audit.statistics import Gain
+from plaudit.cli import app
+from plaudit.errors import RecipeError
+from plaudit.search import comparing
+from plaudit.search.comparing import compare_search, verdict
+
+
+def compare(tmp_path, **changes):
+    asked = {
+        "model": "lab/slots",
+        "verifiers": ["scene_proxy"],
+        "truth": "scene_exact",
+        "methods": {},
+        "budgets": ["8nfe", "16nfe"],
+        "seeds": [0, 1],
+        "count": 3,
+        "out": tmp_path,
+        "sampler": {"steps": 4},
+    }
+    return compare_search(**(asked | changes))
+
+
+def test_best_of_n_is_always_there_and_what_is_done_is_not_done_again(tmp_path, monkeypatch):
+    page = compare(tmp_path)
+    markdown = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert page.is_file() and (tmp_path / "scene_proxy-truth.png").is_file()
+    assert sum(line.startswith("| best_of_n | ") for line in markdown.splitlines()) == 2
+    monkeypatch.setattr(comparing, "_search", lambda *asked: pytest.fail("searched again"))
+    compare(tmp_path)
+    assert (tmp_path / "comparison.md").read_text(encoding="utf-8") == markdown
+
+
+def test_costs_are_those_of_the_ledger(tmp_path):
+    compare(tmp_path)
+    file = tmp_path / "searches" / "scene_proxy" / "best_of_n-16nfe-seed1.json"
+    found = json.loads(file.read_text(encoding="utf-8"))["found"]
+    assert (found["network_calls"], found["reward_calls"], len(found["truth_best"])) == (16, 4, 3)
+    assert all(best >= plain for best, plain in zip(found["proxy_best"], found["proxy_plain"], strict=True))
+
+
+def test_another_comparison_in_the_same_folder_is_refused(tmp_path):
+    compare(tmp_path)
+    with pytest.raises(RecipeError, match="is of another comparison"):
+        compare(tmp_path, count=2)
+
+
+def test_a_method_that_cannot_use_a_verifier_is_left_out_and_named(tmp_path):
+    compare(tmp_path, verifiers=["scene_match"], methods={"noise": {}}, seeds=[0])
+    assert "- noise by scene_match: rewards.scene_match has no gradient" in (tmp_path / "comparison.md").read_text()
+
+
+def test_wrong_methods_are_refused_before_anything_runs(tmp_path):
+    with pytest.raises(RecipeError, match="did you mean beam"):
+        compare(tmp_path, methods={"beem": {}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_verdicts():
+    def gain(low, high):
+        return Gain(mean=(low + high) / 2, low=low, high=high, count=9, missing=0, unpaired=0)
+
+    up, down, even = gain(0.1, 0.2), gain(-0.2, -0.1), gain(-0.1, 0.1)
+    assert verdict(up, down).startswith("hacked")
+    assert verdict(up, up) == "better by both"
+    assert verdict(up, even).endswith("not told apart") and verdict(even, even) == "nothing gained"
+
+
+def test_on_the_command_line(tmp_path):
+    command = "compare --suite search beam[beams=1,children=2,lookahead=1] --count 2 --seeds 0"
+    command += " --budgets 40nfe --reward scene_proxy"
+    result = CliRunner().invoke(app, [*command.split(), "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "| beam | 40nfe |" in result.output and "| best_of_n | 40nfe |" in result.output
