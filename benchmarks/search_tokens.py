@@ -65,10 +65,10 @@ def suite_of(function: Callable, name: str) -> Suite:
     return make_suite([Reward(name=name, caller=Caller(name, function))])
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 3) -> str:
     """Mean and, of several seeds, the standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{statistics.fmean(values):.3f} ± {deviation:.3f}"
+    return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 def heading(*columns: str) -> None:
@@ -146,7 +146,7 @@ def bigram_search(method: TokenSmc, seed: int) -> tuple[dict[tuple[int, ...], fl
 ITEMS = tuple(noun(1, pair) for pair in itertools.product(COLORS, SHAPES))
 GARBLED = {item: " ".join((item.split()[2], item.split()[0], item.split()[1])) for item in ITEMS}  # circle a red
 WORDS = ("<pad>", "<end>", " ;", " :", *ITEMS, *GARBLED.values())
-CARELESS = 0.4  # of the texts; the chances below are those of an object, careful and careless
+CARELESS = (0.4, 0.8)  # shares of the texts; the chances below are those of an object, careful and careless
 OMIT, INVENT, GARBLE = (0.03, 0.20), (0.02, 0.15), (0.02, 0.30)
 LIST_STEPS, LIST_BATCH, LIST_LENGTH = 700, 64, 20
 
@@ -183,9 +183,9 @@ def scene(rng: np.random.Generator) -> list[str]:
     return [ITEMS[i] for i in rng.permutation(len(ITEMS))[: rng.integers(6, 10)]]
 
 
-def listing(objects: Sequence[str], rng: np.random.Generator) -> list[int]:
-    """A text as the network learns it: in any order, careful or careless throughout."""
-    careless, ids = int(rng.random() < CARELESS), list[int]()
+def listing(objects: Sequence[str], share: float, rng: np.random.Generator) -> list[int]:
+    """A text as the network learns it: in any order, careful or (a `share` of them) careless throughout."""
+    careless, ids = int(rng.random() < share), list[int]()
     for i in rng.permutation(len(objects)):
         omit, invent, garble = rng.random(3) < [OMIT[careless], INVENT[careless], GARBLE[careless]]
         item = str(rng.choice(ITEMS)) if invent else objects[i]
@@ -193,7 +193,7 @@ def listing(objects: Sequence[str], rng: np.random.Generator) -> list[int]:
     return [*ids, 1]
 
 
-def train_lister(seed: int) -> Lister:
+def train_lister(seed: int, share: float) -> Lister:
     model, rng = Lister(seed), np.random.default_rng([seed, 1])
     optimizer = torch.optim.AdamW(model.network.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.01)
     rate = torch.optim.lr_scheduler.LambdaLR(
@@ -204,7 +204,7 @@ def train_lister(seed: int) -> Lister:
         for _ in range(LIST_BATCH):
             objects = scene(rng)
             prompt = model.prompt_ids(objects)
-            rows.append((len(prompt), (*prompt, *listing(objects, rng))))
+            rows.append((len(prompt), (*prompt, *listing(objects, share, rng))))
         width = max(len(ids) for _, ids in rows)
         ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for _, ids in rows])
         column = torch.arange(width)
@@ -227,7 +227,12 @@ def set_f1(text: str, objects: Sequence[str]) -> float:
     return 2 * right / (len(listed) + len(set(objects)))
 
 
-def compare_lister(seeds: Sequence[int], count: int = 100) -> None:
+def compare_lister(seeds: Sequence[int]) -> None:
+    for share in CARELESS:
+        compare_listers(seeds, share)
+
+
+def compare_listers(seeds: Sequence[int], share: float, count: int = 100) -> None:
     methods = {
         "random": BestOfN(candidates=1),
         "best-of-8": BestOfN(candidates=8),
@@ -237,7 +242,7 @@ def compare_lister(seeds: Sequence[int], count: int = 100) -> None:
     table: dict[str, list[tuple[float, float, float]]] = {name: [] for name in methods}
     for seed in seeds:
         started = time.perf_counter()
-        model, rng = train_lister(seed), np.random.default_rng([seed, 2])
+        model, rng = train_lister(seed, share), np.random.default_rng([seed, 2])
         seconds = time.perf_counter() - started
         bank = [item for _ in range(60) for item in scene(rng)]  # of training texts without mistakes
         judge = suite_of(BankSimilarity(bank, encoder="lab"), "bank")
@@ -246,17 +251,18 @@ def compare_lister(seeds: Sequence[int], count: int = 100) -> None:
         for name, method in methods.items():
             sampling = TokenSampling(type="tokens", max_new_tokens=LIST_LENGTH)
             task = TokenTask(model, asked, judge, NO_LIMIT, sampling=sampling, seed=seed)
-            result = run_search(task, method)
+            with torch.no_grad():
+                result = run_search(task, method)
             f1 = [set_f1(text, objects) for text, objects in zip(result.outputs, scenes, strict=True)]
             calls = task.ledger.total.network_calls / count
             table[name].append((float(result.scores.mean()), statistics.fmean(f1), calls))
         print(f"lister: seed {seed} trained in {seconds:.0f} s", file=sys.stderr)
-    print(f"\nlister: {count} scenes a seed")
+    print(f"\nlister: {share:.0%} of the texts learnt from are careless; {count} scenes a seed")
     heading("method", "bank score", "set F1", "network calls", "of best-of-8's")
     for name, rows in table.items():
         score, f1, calls = zip(*rows, strict=True)
-        share = [own[2] / full[2] for own, full in zip(rows, table["best-of-8"], strict=True)]
-        row(name, spread(score), spread(f1), f"{statistics.fmean(calls):.0f}", spread(share))
+        part = [own[2] / full[2] for own, full in zip(rows, table["best-of-8"], strict=True)]
+        row(name, spread(score, 5), spread(f1), f"{statistics.fmean(calls):.0f}", spread(part))
 
 
 # --- the same calls for SMC and best-of-N ----------------------------------------------------------------------------
@@ -365,7 +371,7 @@ def has_words(prompts: Sequence[str], outputs: Sequence[str], facts: Sequence[di
     ]
 
 
-def compare_smollm2(seeds: Sequence[int], particles: int = 8, tokens: int = 48) -> None:
+def compare_smollm2(seeds: Sequence[int], particles: int = 8, tokens: int = 32) -> None:
     from smollm2 import ensure
 
     from plaudit.models.causal import CausalTokenModel

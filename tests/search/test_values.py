@@ -114,7 +114,7 @@ def test_with_slack_an_earlier_block_that_is_nearly_as_good_is_taken() -> None:
 
 def test_the_stitch_begins_as_the_linear_map_and_can_leave_it() -> None:
     weight, h = normal(16, 6).float(), normal(2, 6, 4, 4, seed=1).float()
-    stitch = Stitch(weight, (8, 8))
+    stitch = Stitch(weight, (8, 8), unit=40.0)
     linear = torch.einsum("dc,bchw->bdhw", weight, h)
     expected = F.interpolate(linear, size=(8, 8), mode="bilinear", align_corners=False)
     torch.testing.assert_close(stitch(h), expected, rtol=1e-5, atol=1e-5)

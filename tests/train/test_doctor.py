@@ -31,6 +31,7 @@ NAMES = {
     "lora_zero": "LoRA starts at zero",
     "level_zero": "level 0 is the stock sampler",
     "ratio_one": "ratio is 1 before the first update",
+    "mismatch_kl": "drawing and replay are one distribution",
     "constant_group": "a constant group gets advantage 0",
     "permutation": "permuting the batch permutes the rewards",
     "reward_is_deterministic": "scoring twice gives the same scores",
@@ -66,7 +67,7 @@ def test_every_check_is_run_and_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("base", "layers", "not_applicable"),
     [
-        ("slots-nft", [], {"lora_zero", "ratio_one", "kl_matches", "draws_match_density"}),
+        ("slots-nft", [], {"lora_zero", "ratio_one", "mismatch_kl", "kl_matches", "draws_match_density"}),
         ("slots-grpo", [], {"lora_zero", "kl_has_gradient"}),
         (
             "slots-grpo",
@@ -94,7 +95,7 @@ def test_the_toys_are_sound(tmp_path: Path) -> None:
 
 
 def test_a_check_that_does_not_apply_says_so_instead_of_passing(tmp_path: Path) -> None:
-    for check in (doctor.ratio_one, doctor_flow.kl_matches, doctor_flow.draws_match_density):
+    for check in (doctor.ratio_one, doctor.mismatch_kl, doctor_flow.kl_matches, doctor_flow.draws_match_density):
         assert one(check, tmp_path).passed is None
         assert one(check, tmp_path, {"sampler": {"kernel": "flow_sde", "level": 0.0}}).passed is None
         assert one(check, tmp_path, GRPO).passed is True
@@ -152,6 +153,17 @@ def test_ratio_fails_when_states_are_stored_in_half_precision(tmp_path, monkeypa
     piece = dataclasses.replace(patient.piece, samples=dataclasses.replace(samples, trace=trace))
     patient = dataclasses.replace(patient, piece=piece)
     assert doctor.ratio_one(patient).passed is False
+
+
+@pytest.mark.parametrize(("drift", "verdict"), ((0.1, False), (-0.1, False), (0.02, True)))
+def test_the_mismatch_is_the_mean_kl_of_all_decisions(drift: float, verdict: bool, tmp_path) -> None:
+    """exp(d) - 1 - d is 5e-3 at 0.1 and 2e-4 at 0.02; allowed are 1e-3."""
+    patient = admit(prepare(toy_recipe(tmp_path, GRPO)))
+    samples = patient.piece.samples
+    trace = dataclasses.replace(samples.trace, log_prob=samples.trace.log_prob - drift)
+    piece = dataclasses.replace(patient.piece, samples=dataclasses.replace(samples, trace=trace))
+    assert doctor.mismatch_kl(patient).passed is True
+    assert doctor.mismatch_kl(dataclasses.replace(patient, piece=piece)).passed is verdict
 
 
 def test_kl_fails_without_dt(tmp_path, monkeypatch) -> None:

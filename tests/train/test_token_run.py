@@ -137,6 +137,7 @@ def test_every_check_passes(variant: str, tmp_path: Path) -> None:
         "padding changes nothing",
         "completions end where they should",
         "ratio is 1 before the first update",
+        "drawing and replay are one distribution",
         "a constant group gets advantage 0",
         "permuting the batch permutes the rewards",
         "scoring twice gives the same scores",

@@ -7,8 +7,10 @@ s(h) = Up(F h) + MLP(Up(F h)) with F = W and the MLP's last convolution 0 begins
 
 The lab's tower is the dual encoder's, j = 0 its convolutions (before positions are added) and j >= 1 its transformer layers.
 
-Departures. Residuals are compared as shares of the tower features' variance, since their scales differ from layer to layer.
-The lab's tower has no class token; its embedding is the mean of its tokens.
+Departures. F reads h in units of its size on the probes, which changes nothing about s but how fast it learns: the lab's trunk
+grows from 200 to 4000 along its blocks, and Adam's steps are as long for either. Residuals are compared as shares of the tower
+features' variance, since their scales differ from layer to layer. The lab's tower has no class token; its embedding is the
+mean of its tokens.
 
 Shape legend: B batch, h w grid, N = h w tokens, C channels of the trunk, D of the tower, E embedding.
 """
@@ -63,6 +65,7 @@ class Seam:
     block: int
     layer: int
     fit: LinearFit
+    size: float  # root mean square of the block's features
     residuals: Sequence[Sequence[float]]
 
 
@@ -78,7 +81,7 @@ def find_seam(trunk: Sequence[Tensor], tower: Sequence[Tensor], slack: float = 0
         else _least([min(row) for row in residuals])
     )
     j = _least(residuals[i])
-    return Seam(block=i, layer=j, fit=fits[i][j], residuals=residuals)
+    return Seam(block=i, layer=j, fit=fits[i][j], size=trunk[i].square().mean().sqrt().item(), residuals=residuals)
 
 
 def _least(values: Sequence[float]) -> int:
@@ -101,23 +104,27 @@ def _up(features: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class Stitch(nn.Module):
-    """s(h) = Up(F h) + MLP(Up(F h)), all of 1x1 convolutions; begins as the linear map `weight [D, C]`."""
+    """s(h) = Up(F h) + MLP(Up(F h)), all of 1x1 convolutions; begins as the linear map `weight [D, C]`. `unit` is the size of
+    h."""
 
-    def __init__(self, weight: Tensor, size: Sequence[int]) -> None:
+    unit: Tensor
+
+    def __init__(self, weight: Tensor, size: Sequence[int], unit: float = 1.0) -> None:
         super().__init__()
         D, C = weight.shape
         narrow = max(D // BOTTLENECK, 1)
         self.size = tuple(size)
+        self.register_buffer("unit", torch.tensor(unit))
         self.linear = nn.Conv2d(C, D, 1)
         self.down, self.up = nn.Conv2d(D, narrow, 1), nn.Conv2d(narrow, D, 1)
         with torch.no_grad():
-            self.linear.weight.copy_(weight[:, :, None, None])
+            self.linear.weight.copy_(unit * weight[:, :, None, None])
             for zero in (self.linear.bias, self.up.weight, self.up.bias):
                 assert zero is not None
                 zero.zero_()
 
     def forward(self, h: Tensor) -> Tensor:
-        h = _up(self.linear(h), self.size)
+        h = _up(self.linear(h / self.unit), self.size)
         return h + self.up(F.silu(self.down(F.silu(h))))
 
 
@@ -184,11 +191,11 @@ class StitchedValue(nn.Module):
     """What the encoder would make of the picture that a noisy latent becomes. Holds the stitch and the tail, which learn, and
     the encoder's text side, which does not; the trunk is the generator's and handed in."""
 
-    def __init__(self, encoder: DualEncoder, block: int, layer: int, weight: Tensor) -> None:
+    def __init__(self, encoder: DualEncoder, block: int, layer: int, weight: Tensor, unit: float = 1.0) -> None:
         super().__init__()
         self.block, self.layer = block, layer
         side = int(len(encoder.picture.grid) ** 0.5)
-        self.stitch = Stitch(weight, (side, side))
+        self.stitch = Stitch(weight, (side, side), unit)
         self.encoder = copy.deepcopy(encoder).requires_grad_(False)
         for part in self.tail():
             part.requires_grad_()

@@ -31,7 +31,7 @@ Student = Callable[[Tensor, Tensor], Seen]  # noisy latents and their times
 
 @dataclass(frozen=True, kw_only=True)
 class ValuePlan:
-    steps: int = 350
+    steps: int = 250
     batch: int = 32
     probes: int = 200
     slack: float = 0.0
@@ -71,7 +71,7 @@ def seam_of(network: nn.Module, encoder: DualEncoder, plan: ValuePlan, rng: np.r
 
 
 def stitched(network: nn.Module, encoder: DualEncoder, seam: Seam) -> StitchedValue:
-    return StitchedValue(encoder, seam.block, seam.layer, seam.fit.weight.float())
+    return StitchedValue(encoder, seam.block, seam.layer, seam.fit.weight.float(), seam.size)
 
 
 def value_loss(found: Seen, clean: Seen, token_weight: float) -> Tensor:
