@@ -10,9 +10,23 @@ import pytest
 from tests.docs.pages import blocks, commands, page, write_files
 
 from plaudit.recipe.load import load
+from plaudit.search.table import METHODS
 
 TOUR, README = page("docs/tour.md"), page("README.md")
-VERBS = {"align", "sample", "score", "serve", "rewards", "doctor", "report", "compare", "systems", "recipe", "lab"}
+VERBS = {
+    "align",
+    "sample",
+    "score",
+    "serve",
+    "rewards",
+    "doctor",
+    "report",
+    "compare",
+    "search",
+    "systems",
+    "recipe",
+    "lab",
+}
 
 
 @pytest.fixture
@@ -41,7 +55,23 @@ def test_commands_name_existing_verbs_and_valid_recipes(arguments: list[str], wo
         dotted = [i for i, word in enumerate(rest) if word.startswith("--") and "." in word]
         overrides = [word for i in dotted for word in rest[i : i + 2]]
         for source in sources if verb == "compare" else [sources]:
-            load(source, overrides)
+            if "--suite" in rest:
+                assert source in METHODS
+            else:
+                load(source, overrides)
+
+
+@pytest.mark.parametrize("arguments", [c for c in commands(TOUR) + commands(README) if c[0] == "search"], ids=" ".join)
+def test_searches_run(arguments: list[str], workplace: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "plaudit", *arguments, "--count", "2"],
+        capture_output=True,
+        text=True,
+        cwd=workplace,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "network calls" in done.stdout and list((workplace / "runs").glob("search*/search.json"))
 
 
 def test_the_reward_of_the_tour_trains(workplace: Path) -> None:

@@ -218,7 +218,7 @@ def test_a_history_that_is_lost_at_a_resume_shows(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("name", ("sums-drpo", "sums-luspo"))
 def test_the_later_updates_of_a_step_have_moved(name: str, tmp_path: Path) -> None:
     """Otherwise neither a clip range nor a barrier would ever act."""
-    root = loop.align(small(tmp_path, name, FEW, {"train": {"steps": 2}})).folder
+    root = loop.align(small(tmp_path, name, {"train": {"steps": 2}})).folder
     for row in (json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()):
         assert row["ratio/deviation"] > 10 * row["ratio/first_step_max_dev"] and row["grad_norm"] > 1e-4
         parts = sum(value for key, value in row.items() if key.startswith("loss/"))

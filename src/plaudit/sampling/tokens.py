@@ -20,7 +20,7 @@ from plaudit.models.tokens import Ids, TokenModel
 from plaudit.recipe.schema import TokenSampling
 from plaudit.sampling.noise import SampleKey, uniform
 
-STOP_WINDOW = 24  # tokens at the end of a completion in which a stop text is looked for
+STOP_SLACK = 8  # tokens more than a stop text has bytes are looked at for it: it may begin inside of one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +206,14 @@ def _ended(model: TokenModel, drawn: Tensor, stop: Sequence[str]) -> Tensor:
     """Samples `[A]` whose last token is an end, or completes a stop text."""
     ended = torch.isin(drawn[:, -1], torch.tensor(sorted(model.end_ids)))
     if stop:
-        tails = [model.decode(row) for row in drawn[:, -STOP_WINDOW:].tolist()]
+        tails = [model.decode(row) for row in drawn[:, -stop_window(stop) :].tolist()]
         ended |= torch.tensor([any(text in tail for text in stop) for tail in tails])
     return ended
+
+
+def stop_window(stop: Sequence[str]) -> int:
+    """Tokens at the end of a completion in which a stop text can lie."""
+    return max(len(text.encode()) for text in stop) + STOP_SLACK
 
 
 # --- replay --------------------------------------------------------------------------------------------------------

@@ -130,15 +130,16 @@ class Guidance:
 
     def velocity(self, task: FlowTask, lookout: Lookout, rows: Rows, t: Tensor, w: Tensor) -> Tensor:
         """Guided velocity `[B, *]` with strengths `w [B]`."""
-        capped, known = t.clamp(max=self.latest), []
+        capped = t.clamp(max=self.latest)
+        known: list[Tensor] = []
 
         def value(part: Rows) -> Tensor:
             worth = lookout.worth(task, part, t if lookout.needs_velocity else capped)
-            known.append(worth.v)
+            known.extend([] if worth.v is None else [worth.v.detach()])
             return worth.value
 
         slope = task.value_and_gradient(rows, value)
-        v = torch.cat([one.detach() for one in known]) if lookout.needs_velocity else task.velocity(rows, t)
+        v = torch.cat(known) if lookout.needs_velocity else task.velocity(rows, t)
         factor = capped / (1 - capped) if self.scale == "exact" else torch.ones_like(capped)
         return v - correction(slope.gradient, v, w * factor, self.clip)
 

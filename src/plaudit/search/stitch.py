@@ -21,6 +21,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from plaudit.errors import RecipeError, RunError
-from plaudit.lab.encoder_networks import DualEncoder, PictureTower
+from plaudit.lab.encoder_networks import DualEncoder
 from plaudit.lab.scenes.grammar import MAX_TOKENS
 from plaudit.rewards.encoders.lab import read_words
 from plaudit.search.budget import Cost
@@ -132,10 +133,10 @@ class _Reached(Exception):
     """The last block that is wanted has run."""
 
 
-def trunk_features(network: nn.Module, z: Tensor, t: Tensor, last: int | None = None) -> list[Tensor]:
+def trunk_features(network: Any, z: Tensor, t: Tensor, last: int | None = None) -> list[Tensor]:
     """Picture tokens `[B, C, h, w]` after blocks 0 to `last` of a lab generator without caption; later blocks do not run."""
-    blocks = network.trunk.blocks  # type: ignore[union-attr]
-    last, side, seen = len(blocks) - 1 if last is None else last, blocks[0].side, []
+    blocks, seen = network.trunk.blocks, []
+    last, side = len(blocks) - 1 if last is None else last, blocks[0].side
 
     def keep(module: nn.Module, given: object, states: Tensor) -> None:
         seen.append(states[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side)))
@@ -153,7 +154,7 @@ def trunk_features(network: nn.Module, z: Tensor, t: Tensor, last: int | None = 
     raise RunError(f"the trunk has {len(blocks)} blocks and block {last} never ran")
 
 
-def tower_features(tower: PictureTower, images: Tensor) -> list[Tensor]:
+def tower_features(tower: Any, images: Tensor) -> list[Tensor]:
     """Features `[B, D, h, w]` of the layers 0, 1, ... but the last one."""
     grid = tower.stem(2 * images - 1)
     found, states = [grid], _placed(tower, grid)
@@ -163,8 +164,9 @@ def tower_features(tower: PictureTower, images: Tensor) -> list[Tensor]:
     return found
 
 
-def _placed(tower: PictureTower, grid: Tensor) -> Tensor:
-    return grid.flatten(2).transpose(1, 2) + tower.grid + tower.place_in(tower.places)
+def _placed(tower: Any, grid: Tensor) -> Tensor:
+    states: Tensor = grid.flatten(2).transpose(1, 2) + tower.grid + tower.place_in(tower.places)
+    return states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +179,7 @@ class Seen:
 
 def tower_tail(encoder: DualEncoder, features: Tensor, layer: int) -> Seen:
     """What the encoder makes of features `[B, D, h, w]` from layer `layer` on."""
-    tower = encoder.picture
+    tower: Any = encoder.picture
     states = _placed(tower, features) if layer == 0 else features.flatten(2).transpose(1, 2)
     states = tower.norm(tower.layers[layer:](states)) + tower.place_out(tower.places)
     tokens = encoder.picture_out(states)
@@ -267,5 +269,5 @@ class StitchedLookout:
         at = torch.as_tensor(t, dtype=torch.float32).expand(len(rows))
         texts = [prompt.text for prompt in task.prompts_of(rows.prompt)]
         with task.spending("network_calls", rows.prompt), task.spending("reward_calls", rows.prompt):
-            value = self.value.score(task.model.network, rows.x, at, texts)  # type: ignore[arg-type]
+            value = self.value.score(task.model.network, rows.x, at, texts)
         return Worth(value=value.double(), v=None)

@@ -34,11 +34,11 @@ from plaudit.rewards.suite import Suite
 from plaudit.sampling.noise import uniform
 from plaudit.sampling.rollout import tiles
 from plaudit.sampling.tokens import (
-    STOP_WINDOW,
     causal,
     left_padded,
     pick,
     positions_of,
+    stop_window,
     token_log_probs,
 )
 from plaudit.search.base import Task
@@ -236,8 +236,9 @@ class TokenTask(Task):
         length = made.length[rows]
         ended = torch.isin(made.ids[rows, length - 1], self._end_ids)
         if self.sampling.stop:
+            window = stop_window(self.sampling.stop)
             tails = [
-                self.model.decode(made.ids[i, max(n - STOP_WINDOW, 0) : n].tolist())
+                self.model.decode(made.ids[i, max(n - window, 0) : n].tolist())
                 for i, n in zip(rows.tolist(), length.tolist(), strict=True)
             ]
             ended |= torch.tensor([any(text in tail for text in self.sampling.stop) for tail in tails])

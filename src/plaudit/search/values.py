@@ -83,7 +83,8 @@ def find_lookout(name: str) -> Lookout:
 
         return StitchedLookout.load(name)
     if ":" in name:
-        return import_dotted(name, "value")()
+        made: Lookout = import_dotted(name, "value")()
+        return made
     raise RecipeError(
         f"value {name!r} is not known; allowed: {PREVIEW}, a file of a stitched value model (.safetensors), or a dotted path "
         "`package.module:Class`"
