@@ -126,7 +126,8 @@ class Stitch(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         h = _up(self.linear(h / self.unit), self.size)
-        return h + self.up(F.silu(self.down(F.silu(h))))
+        more: Tensor = self.up(F.silu(self.down(F.silu(h))))
+        return h + more
 
 
 class _Reached(Exception):
@@ -196,7 +197,8 @@ class StitchedValue(nn.Module):
     def __init__(self, encoder: DualEncoder, block: int, layer: int, weight: Tensor, unit: float = 1.0) -> None:
         super().__init__()
         self.block, self.layer = block, layer
-        side = int(len(encoder.picture.grid) ** 0.5)
+        grid: Any = encoder.picture.grid
+        side = int(len(grid) ** 0.5)
         self.stitch = Stitch(weight, (side, side), unit)
         self.encoder = copy.deepcopy(encoder).requires_grad_(False)
         for part in self.tail():
@@ -216,7 +218,8 @@ class StitchedValue(nn.Module):
     def score(self, network: nn.Module, z: Tensor, t: Tensor, texts: Sequence[str]) -> Tensor:
         """Cosines `[B]` with the captions."""
         said = self.encoder.embed_texts(read_words(texts, "the stitched value model"))
-        return (self(network, z, t).embedding * said).sum(-1)
+        seen: Seen = self(network, z, t)
+        return (seen.embedding * said).sum(-1)
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
