@@ -28,7 +28,15 @@ class BestOfN:
             for start in itertools.count(0, size):
                 yield from _draw(task, start, start + size)
         else:
-            yield from _draw(task, 0, count * P)
+            yield from self._counted(task, count)
+
+    def _counted(self, task: Task, count: int) -> Iterator[Found]:
+        """Texts that end early leave room for more than was planned."""
+        drawn, P = 0, len(task.prompts)
+        while count > 0:
+            yield from _draw(task, drawn * P, (drawn + count) * P)
+            drawn += count
+            count = 0 if self.candidates is not None else task.fits(task.sample_cost) or 0
 
     def _count(self, task: Task) -> int | None:
         fits = task.fits(task.sample_cost)
