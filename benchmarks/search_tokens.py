@@ -43,6 +43,7 @@ from plaudit.recipe.schema import TokenSampling
 from plaudit.rewards.call import Caller
 from plaudit.rewards.encoders.sets import BankSimilarity
 from plaudit.rewards.load import Reward
+from plaudit.rewards.rules.sums import sum_steps
 from plaudit.rewards.suite import Suite, make_suite
 from plaudit.sampling.tokens import causal
 from plaudit.search import smc
@@ -329,23 +330,12 @@ def one_pass(task: TokenTask, method: TokenSmc) -> list[str]:
 # --- sums ------------------------------------------------------------------------------------------------------------
 
 
-def share_of_right_steps(prompts: Sequence[str], outputs: Sequence[str], facts: Sequence[dict]) -> list[float]:
-    """A verifier of beginnings: of the steps that have been written to their ends, those that hold. NaN without any."""
-    return [right_steps(text, own) for text, own in zip(outputs, facts, strict=True)]
-
-
-def right_steps(text: str, facts: dict) -> float:
-    ends = max(text.rfind(mark) for mark in ";:?#")
-    steps = read_facts(text[: ends + 1], facts).steps if ends >= 0 else ()
-    return statistics.fmean(step.holds for step in steps) if steps else math.nan
-
-
 def compare_sums(seeds: Sequence[int], count: int = 48) -> None:
     model, asked = LabTokenModel(), evaluation_prompts("heldout", count)
     sampling = TokenSampling(type="tokens", max_new_tokens=96, tile=256)
 
     def make(seed: int) -> TokenTask:
-        judge = suite_of(share_of_right_steps, "steps")
+        judge = suite_of(sum_steps, "steps")
         return TokenTask(model, asked, judge, NO_LIMIT, sampling=sampling, seed=seed)
 
     common = {"boundary": "[;:?#]", "blocks": 10}

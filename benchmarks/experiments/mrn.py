@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.sums import Experiment, Variant
+
 from plaudit.rewards.base import Card, Score, Status
 from plaudit.rewards.call import Request
 from plaudit.rewards.rules.outcomes import inner_caller
-
 
 HIGHEST = 10.0
 

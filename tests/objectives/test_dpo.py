@@ -149,6 +149,7 @@ class Arms:
     end_ids = frozenset({GOOD, FAIR, BAD})
     pad_id = PADDING
     packs = True
+    context = None
 
     def __init__(self, features: Tensor) -> None:
         self.network, self.features = nn.Linear(features.shape[1], 1, bias=False), features

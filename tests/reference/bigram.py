@@ -38,6 +38,7 @@ class Bigram:
 
     pad_id = 0
     packs = True
+    context = None
     end_ids = frozenset({END})
     lora_targets = ()
 

@@ -37,6 +37,7 @@ class BigramModel:
     end_ids = frozenset({5})
     pad_id = 0
     packs = True
+    context = None
     lora_targets = ()
 
     def __init__(self, seed: int = 0, spread: float = 1.0) -> None:

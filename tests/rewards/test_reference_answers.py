@@ -87,6 +87,8 @@ def test_an_answer_is_drawn_once_and_is_the_same_in_any_company() -> None:
     policy.model.rows.clear()
     assert scores(reward, PROMPTS[::-1]) == together[3::-1] and policy.model.rows == [], "nothing is drawn again"
     assert [scores(made(policy, tile=1), [p])[0] for p in PROMPTS] == together[:4]
+    piecewise = made(policy)
+    assert scores(piecewise, PROMPTS[2:]) + scores(piecewise, PROMPTS[:2]) == together[2:4] + together[:2]
     assert len(set(together)) > 1
 
 

@@ -55,7 +55,10 @@ def test_another_comparison_in_the_same_folder_is_refused(tmp_path):
 
 def test_a_method_that_cannot_use_a_verifier_is_left_out_and_named(tmp_path):
     compare(tmp_path, verifiers=["scene_match"], methods={"noise": {}}, seeds=[0])
-    assert "- noise by scene_match: rewards.scene_match has no gradient" in (tmp_path / "comparison.md").read_text()
+    assert (
+        "- noise by scene_match at 8nfe: rewards.scene_match has no gradient"
+        in (tmp_path / "comparison.md").read_text()
+    )
 
 
 def test_wrong_methods_are_refused_before_anything_runs(tmp_path):

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 def ratio_one(patient: Patient) -> Check:
     """What was recorded in drawing, against the replay that training goes through."""
     name = "ratio is 1 before the first update"
+    if (absent := _no_ratio(patient)) is not None:
+        return not_applicable(name, absent)
     decisions = patient.piece.samples.decisions
-    if decisions is None or not decisions.mask.any():
-        return not_applicable(name, "no stochastic steps")
+    assert decisions is not None
     with torch.no_grad():
         deviation = _log_prob(patient) - decisions.log_prob
     limit = patient.recipe.train.ratio_tolerance * decisions.rounding
@@ -40,13 +41,22 @@ def ratio_one(patient: Patient) -> Check:
 def mismatch_kl(patient: Patient) -> Check:
     """How far apart the distributions of drawing and of replay are on average, as training gates it."""
     name = "drawing and replay are one distribution"
+    if (absent := _no_ratio(patient)) is not None:
+        return not_applicable(name, absent)
     decisions = patient.piece.samples.decisions
-    if decisions is None or not decisions.mask.any():
-        return not_applicable(name, "no stochastic steps")
+    assert decisions is not None
     with torch.no_grad():
         drift = (_log_prob(patient) - decisions.log_prob)[decisions.mask]
     kl = (drift.expm1() - drift).mean().item()
     return within(name, kl, patient.recipe.train.mismatch_kl, "use one precision for both, or raise train.mismatch_kl")
+
+
+def _no_ratio(patient: Patient) -> str | None:
+    """Why there is no ratio to look at, if there is none."""
+    if patient.setup.objective.learns_from != "rollouts":
+        return "the objective learns from data"
+    decisions = patient.piece.samples.decisions
+    return "no stochastic steps" if decisions is None or not decisions.mask.any() else None
 
 
 def _log_prob(patient: Patient) -> Tensor:
@@ -64,7 +74,8 @@ def kl_has_gradient(patient: Patient) -> Check:
     policy = patient.setup.policy
     with nudged(policy):
         objective = patient.setup.objective
-        kl = objective.losses(objective.terms(policy, patient.batch())).parts["kl"].sum()
+        batch = objective.prepare(policy, patient.batch())
+        kl = objective.losses(objective.terms(policy, batch)).parts["kl"].sum()
         parameters = list(policy.trainable.values())
         gradient = torch.autograd.grad(kl, parameters, allow_unused=True) if kl.requires_grad else ()
     size = sum(g.abs().sum().item() for g in gradient if g is not None)
@@ -88,15 +99,18 @@ def micro_batches(patient: Patient) -> Check:
     """Gradients of one update whole and split."""
     from plaudit.train.learn import accumulate
 
-    policy, batch = patient.setup.policy, patient.batch()
+    name, policy, batch = "gradients do not depend on the split", patient.setup.policy, patient.batch()
     gradients = []
     for micro_batch in (len(batch), 5):
         policy.model.network.zero_grad(set_to_none=True)
         accumulate(policy, patient.setup.objective, batch, micro_batch)
-        gradients.append(torch.cat([p.grad.flatten() for p in policy.trainable.values() if p.grad is not None]))
-    policy.model.network.zero_grad(set_to_none=True)
+        found = [p.grad.flatten() for p in policy.trainable.values() if p.grad is not None]
+        policy.model.network.zero_grad(set_to_none=True)
+        if not found:
+            return not_applicable(name, "the objective learns nothing from this small rollout")
+        gradients.append(torch.cat(found))
     deviation = ((gradients[0] - gradients[1]).norm() / gradients[0].norm()).item()
-    return within("gradients do not depend on the split", deviation, 1e-4, "a loss term divides by its own micro-batch")
+    return within(name, deviation, 1e-4, "a loss term divides by its own micro-batch")
 
 
 def batch_size(patient: Patient) -> Check:

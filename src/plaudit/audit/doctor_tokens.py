@@ -17,7 +17,7 @@ from plaudit.sampling.tokens import (
     token_log_probs,
 )
 
-DRAWS = 20_000
+DRAWS, NUMBERS = 20_000, 20_000_000  # fewer draws from a large vocabulary: so many numbers in memory at most
 
 
 def _completions(patient: Patient) -> Completions:
@@ -48,8 +48,8 @@ def packing(patient: Patient) -> Check:
     name, model, completions = "packed rows equal single ones", patient.setup.policy.model, _completions(patient)
     sampler = patient.recipe.sampler
     assert isinstance(sampler, TokenSampling)
-    if not (sampler.pack and model.packs):
-        return not_applicable(name, "every completion has a row of its own")
+    if not (sampler.pack and model.packs) or completions.temperature == 0:
+        return not_applicable(name, "every completion has a row of its own, or is greedy")
     packed, alone = (chosen_log_probs(replay_logits(model, completions, n), completions) for n in (sampler.pack, 0))
     return within(name, (packed - alone).abs().max().item(), 1e-4, "set sampler.pack to 0 for this model")
 
@@ -72,12 +72,15 @@ def draws_match_density(patient: Patient) -> Check:
     """How often each first token comes in many draws, against the probability that is recorded for it."""
     model, sampler, completions = patient.setup.policy.model, patient.recipe.sampler, _completions(patient)
     assert isinstance(sampler, TokenSampling)
+    if completions.temperature == 0:
+        return not_applicable("draws have the density's frequencies", "completions are greedy")
     log_probs = token_log_probs(replay_logits(model, completions.select(torch.tensor([0])), 0)[:1], 1.0)
-    numbers = (torch.arange(DRAWS) + 0.5) / DRAWS
-    drawn = pick(log_probs.expand(DRAWS, -1), numbers)
-    share = torch.bincount(drawn, minlength=log_probs.shape[1]).double() / DRAWS
-    deviation = (share - log_probs[0].double().exp()).abs().max().item()
-    return within("draws have the density's frequencies", deviation, 2 / DRAWS, "tokens are drawn from other numbers")
+    V = log_probs.shape[1]
+    draws = min(DRAWS, max(NUMBERS // V, 100))
+    drawn = pick(log_probs.expand(draws, -1), (torch.arange(draws) + 0.5) / draws)
+    share = torch.bincount(drawn.cpu(), minlength=V).double() / draws
+    deviation = (share - log_probs[0].double().exp().cpu()).abs().max().item()
+    return within("draws have the density's frequencies", deviation, 2 / draws, "tokens are drawn from other numbers")
 
 
 CHEAP = (padding, ends)

@@ -66,6 +66,7 @@ class CausalTokenModel:
         self.network: Any = network.eval()
         self.tokenizer = tokenizer
         self.config = network.config.get_text_config(decoder=True)
+        self.context: int | None = getattr(self.config, "max_position_embeddings", None)
         self.accepts = frozenset(inspect.signature(network.forward).parameters)
         if refusal := _refusal(network.config, self.accepts):
             raise RecipeError(f"model.path: {type(network).__name__} {refusal}; take a decoder-only language model")
@@ -87,7 +88,7 @@ class CausalTokenModel:
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Ids]:
         rows = [self.text.encode(prompt) for prompt in prompts]
-        limit = getattr(self.config, "max_position_embeddings", None)
+        limit = self.context
         lengths = [len(ids) for ids in rows]
         if limit is not None and (over := sum(length >= limit for length in lengths)):
             found = f"{over} of {len(rows)} prompts fill the model's context of {limit} tokens (longest {max(lengths)})"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import DataError
-from plaudit.lab.language import KeyValues, config, load_language
+from plaudit.lab.language import KeyValues, Shape, config, load_language
 from plaudit.lab.sums.grammar import END_ID, PAD_ID, VOCABULARY
 from plaudit.lab.sums.tokenizer import write_tokenizer
 from plaudit.models.lab import merged_state
@@ -25,6 +25,7 @@ class LabTokenModel:
 
     end_ids = frozenset({END_ID})
     pad_id = PAD_ID
+    context = Shape().longest
     packs = True
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -35,6 +35,8 @@ class TokenModel(Protocol):
     end_ids: frozenset[int]
     """Any of these ends a completion, and is its last token."""
     pad_id: int
+    context: int | None
+    """Tokens that prompt and completion may have together; None where there is no limit."""
     packs: bool
     """Whether `visible` may be any mask, so that completions of one prompt can share a row; recurrent layers cannot."""
 

@@ -26,15 +26,14 @@ from plaudit.objectives.token_terms import TokenTerms
 from plaudit.recipe.schema import DrpoConfig
 from plaudit.shaping.lengths import barrier_weight, decoupled_credit
 
-ROWS = 64
-
 
 class Drpo(Objective):
     whole_groups = True
 
-    def __init__(self, config: DrpoConfig, pack: int = 0, updates: int = 1) -> None:
-        """With one update per step the recorded log-probabilities are the current ones."""
-        self.config, self.pack, self.updates = config, pack, updates
+    def __init__(self, config: DrpoConfig, pack: int = 0, updates: int = 1, rows: int = 64) -> None:
+        """With one update per step the recorded log-probabilities are the current ones. `rows` samples at a time where no
+        gradient is needed."""
+        self.config, self.pack, self.updates, self.rows = config, pack, updates, rows
 
     def mask(self, batch: Batch) -> Tensor:
         return batch.completions.mask & batch.valid[:, None]
@@ -53,7 +52,7 @@ class Drpo(Objective):
 
     def prepare(self, policy: SnapshotPolicy, batch: Batch) -> Batch:
         old, mask = batch.completions.log_prob, self.mask(batch)
-        total = old.sum(1) if self.updates == 1 else in_parts(self._summed(policy), batch, ROWS)
+        total = old.sum(1) if self.updates == 1 else in_parts(self._summed(policy), batch, self.rows)
         length, config = batch.completions.length, self.config
         credit = decoupled_credit(
             total / length,

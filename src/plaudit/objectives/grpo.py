@@ -24,8 +24,6 @@ from plaudit.objectives.token_terms import TokenTerms
 from plaudit.recipe.schema import GrpoConfig
 from plaudit.sampling.tokens import Completions
 
-PENALTY_ROWS = 64
-
 
 def clipped_ratio_loss(log_ratio_BD: Tensor, advantage_BD: Tensor, clip_low: float, clip_high: float) -> Tensor:
     """PPO's pessimistic surrogate, unreduced; its gradient at ratio 1 is the policy gradient."""
@@ -41,8 +39,9 @@ def sequence_log_ratio(log_ratio_BD: Tensor, mask_BD: Tensor) -> Tensor:
 
 
 class Grpo(Objective):
-    def __init__(self, config: GrpoConfig, pack: int = 0) -> None:
-        self.config, self.pack = config, pack
+    def __init__(self, config: GrpoConfig, pack: int = 0, rows: int = 64) -> None:
+        """`rows` samples at a time where no gradient is needed."""
+        self.config, self.pack, self.rows = config, pack, rows
         self.snapshots = {"reference": None} if config.kl.weight > 0 else {}
 
     def mask(self, batch: Batch) -> Tensor:
@@ -71,7 +70,7 @@ class Grpo(Objective):
             return None
         mask = self.mask(batch)
         return kl.weight * in_parts(
-            lambda part: (self.terms(policy, part).kl(kl.scaling) * self.mask(part)).sum(1), batch, PENALTY_ROWS
+            lambda part: (self.terms(policy, part).kl(kl.scaling) * self.mask(part)).sum(1), batch, self.rows
         ).masked_fill(~mask.any(1), 0.0)
 
     def terms(self, policy: SnapshotPolicy, batch: Batch) -> FlowTerms | TokenTerms:

@@ -11,14 +11,18 @@ Shape legend: B samples, T tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from plaudit.data.prompt import Prompt
 from plaudit.objectives.base import Losses, Objective
 from plaudit.objectives.batch import Batch, SnapshotPolicy
 from plaudit.objectives.grpo import clipped_ratio_loss
 from plaudit.objectives.token_terms import TokenTerms
 from plaudit.recipe.schema import LikelihoodConfig
+from plaudit.rewards.call import column
 from plaudit.rewards.policy_likelihood import PolicyLikelihood, with_answers
 
 ANSWERS, REASONING = "answers", "reasoning"
@@ -47,14 +51,20 @@ class Likelihood(Objective):
             policy.model,
             batch.completions.prompt_ids,
             batch.completions.rows(),
-            [str(prompt.facts.get("answer") or "") for prompt in batch.prompts],
+            [str(self._answer(prompt) or "") for prompt in batch.prompts],
             self.reward.delimiter,
         )
         return batch.knowing(**{ANSWERS: answers, REASONING: lengths})
 
+    @staticmethod
+    def _answer(prompt: Prompt) -> Any:
+        """What the reward gets as its column `answer`."""
+        return column(prompt, "answer")
+
     def mask(self, batch: Batch) -> Tensor:
-        """One element per sample."""
-        return batch.valid[:, None]
+        """One element per sample that has a reference answer."""
+        answered = torch.tensor([bool(self._answer(prompt)) for prompt in batch.prompts])
+        return (batch.valid & answered)[:, None]
 
     def terms(self, policy: SnapshotPolicy, batch: Batch) -> TokenTerms:
         return TokenTerms(policy, batch, self.pack)

@@ -28,11 +28,11 @@ def make_objective(recipe: Recipe, rewards: Suite) -> Objective:
     pack = recipe.sampler.pack if isinstance(recipe.sampler, TokenSampling) else 0
     match recipe.objective:
         case GrpoConfig() as config:
-            return Grpo(config, pack)
+            return Grpo(config, pack, recipe.train.micro_batch)
         case NftConfig() as config:
             return Nft(config)
         case DrpoConfig() as config:
-            return Drpo(config, pack, recipe.train.updates_per_step)
+            return Drpo(config, pack, recipe.train.updates_per_step, recipe.train.micro_batch)
         case LikelihoodConfig() as config:
             return Likelihood(config, _own_likelihood(config, rewards), pack)
         case DpoConfig() as config:

@@ -21,18 +21,22 @@ class TokenPolicyTerms:
     def __init__(self, policy: SnapshotPolicy, name: str, completions: Completions, pack: int) -> None:
         self._policy, self._name, self.completions, self._pack = policy, name, completions, pack
 
-    @functools.cached_property
-    def logits(self) -> Tensor:
-        """Tempered logits `[M, V]` that the tokens were drawn from."""
+    def _replayed(self) -> Tensor:
         if self._name == "current":
             return replay_logits(self._policy.model, self.completions, self._pack)
         with torch.no_grad(), self._policy.using(self._name):
             return replay_logits(self._policy.model, self.completions, self._pack)
 
     @functools.cached_property
+    def logits(self) -> Tensor:
+        """Tempered logits `[M, V]` that the tokens were drawn from."""
+        return self._replayed()
+
+    @functools.cached_property
     def log_prob(self) -> Tensor:
-        """Log-probabilities `[B, T]` of the tokens, float64; 0 where there is none."""
-        return chosen_log_probs(self.logits, self.completions)
+        """Log-probabilities `[B, T]` of the tokens, float64; 0 where there is none. A snapshot's logits are not kept for it."""
+        kept = self._name == "current" or "logits" in self.__dict__
+        return chosen_log_probs(self.logits if kept else self._replayed(), self.completions)
 
     @property
     def entropy(self) -> Tensor:

@@ -32,6 +32,14 @@ class LoraConfig(Strict):
     targets: tuple[str, ...] | Literal["auto"] = "auto"
 
 
+def _check_precision(dtype: str, lora: LoraConfig | None) -> None:
+    if lora is None and dtype != "float32":
+        raise ValueError(
+            f"model.dtype: {dtype} with model.lora null; updates of full tuning are lost in half precision, so give float32, or "
+            "adapters, which are trained in float32"
+        )
+
+
 class LabModel(Strict):
     """A small pretrained generator that ships with Plaudit: pictures, or sums with a scratchpad."""
 
@@ -60,6 +68,11 @@ class Sd3Model(Strict):
     def family(self) -> Family:
         return "flow"
 
+    @model_validator(mode="after")
+    def _keeps_small_updates(self) -> Sd3Model:
+        _check_precision(self.dtype, self.lora)
+        return self
+
 
 class TransformersModel(Strict):
     """A causal language model through transformers: a hub name or a local folder."""
@@ -74,6 +87,11 @@ class TransformersModel(Strict):
     @property
     def family(self) -> Family:
         return "tokens"
+
+    @model_validator(mode="after")
+    def _keeps_small_updates(self) -> TransformersModel:
+        _check_precision(self.dtype, self.lora)
+        return self
 
 
 class DottedModel(Strict):
@@ -502,6 +520,28 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _nothing_ignored(self) -> Recipe:
+        """What would have no effect is refused."""
+        if self.shaping.normalise == "each" and (self.combine is not None or self.missing.impute is not None):
+            raise ValueError(
+                "shaping.normalise: each adds the rewards by their weights, so `combine` and `missing.impute`, which speak of "
+                "the total, would have no effect; leave them out, or use normalise total"
+            )
+        if not learns_from_data(self.objective):
+            return self
+        if self.train.refill or self.shaping != Shaping():
+            raise ValueError(
+                f"objective.type: {self.objective.type} learns from data, where there are no groups; leave train.refill and "
+                "shaping out"
+            )
+        if self.train.steps is None and self.train.minutes is None:
+            raise ValueError(
+                f"train.network_calls: objective {self.objective.type} draws nothing, so the run would never end; give steps or "
+                "minutes"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_family(self) -> Recipe:
         """A model, its samplers and its objective belong together."""
         family, tokens = self.model.family, isinstance(self.sampler, TokenSampling)
@@ -520,6 +560,15 @@ class Recipe(Strict):
             )
         if isinstance(self.sampler, TokenSampling) and not learns_from_data(self.objective):
             _check_exact(self.sampler)
+        if tokens and self.evaluate.reward.type.startswith("scene_"):
+            raise ValueError(
+                f"evaluate.reward: {self.evaluate.reward.type} looks at pictures, and this model writes texts; name a reward for "
+                "texts (`plaudit rewards list --kind text`)"
+            )
+        if tokens and isinstance(self.objective, GrpoConfig) and self.objective.density != "exact":
+            raise ValueError(
+                f"objective.density: {self.objective.density} belongs to Gaussian steps; tokens have exact"
+            )
         for key, name in _rewards_of(self.objective).items():
             if name not in self.rewards:
                 raise ValueError(

@@ -335,7 +335,7 @@ class Caller:
         carried = request.columns - given.keys()
         for name in sorted(carried):
             if self._asks(name):
-                given[name] = self._copies([_column(prompt, name) for prompt in request.prompts])
+                given[name] = self._copies([column(prompt, name) for prompt in request.prompts])
         absent = [
             name
             for name, parameter in self.parameters.items()
@@ -426,7 +426,7 @@ def _is_ours(function: RewardFunction) -> bool:
     return (home or "").startswith("plaudit.")
 
 
-def _column(prompt: Prompt, name: str) -> Any:
+def column(prompt: Prompt, name: str) -> Any:
     return prompt.facts.get(name, prompt.inputs.get(name))
 
 

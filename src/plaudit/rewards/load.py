@@ -95,6 +95,11 @@ def load_reward(name: str, config: RewardConfig, cache: ScoreCache | None = None
         function: RewardFunction = import_dotted(ISOLATED, f"rewards.{name}.python")(name, config)
     else:
         function = find_reward(name, config.type, config.arguments)
+    if hasattr(function, "bind") and (config.concurrency > 1 or config.deadline_s is not None):
+        raise RecipeError(
+            f"rewards.{name}: {config.type!r} runs the model in training, so its calls come one after another and are waited "
+            f"for; leave concurrency (now {config.concurrency}) and deadline_s (now {config.deadline_s}) out"
+        )
     handling = Handling(
         batch=config.batch,
         concurrency=config.concurrency,

@@ -157,11 +157,11 @@ class Suite:
         """Measuring is not learning: whatever is remembered inside is forgotten again."""
         before = self.formula.state() if self.formula else None
         with ExitStack() as stack:
+            if self.formula is not None:
+                stack.callback(self.formula.load_state, before)
             for reward in self.rewards:
                 stack.enter_context(reward.unchanged())
             yield
-        if self.formula is not None:
-            self.formula.load_state(before)
 
     def take_extra(self, count: int) -> dict[str, list[Any]]:
         """Columns that rewards have added to the table of the last batch, of `count` outputs; those of other lengths belong

@@ -12,6 +12,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "sum_correct": "plaudit.rewards.rules.sums:sum_correct",
         "sum_answer": "plaudit.rewards.rules.sums:sum_answer",
         "sum_format": "plaudit.rewards.rules.sums:sum_format",
+        "sum_steps": "plaudit.rewards.rules.sums:sum_steps",
         "sum_proxy": "plaudit.rewards.rules.sums:sum_proxy",
     },
     "images by arithmetic": {

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from plaudit.errors import RecipeError
 from plaudit.models.tokens import Ids, TokenModel
 from plaudit.recipe.schema import TokenSampling
 from plaudit.sampling.noise import SampleKey, uniform
@@ -162,6 +163,7 @@ def draw_completions(
     """One completion per prompt and key, all in one batch."""
     distinct = list(dict.fromkeys(prompt_ids))
     B, T = len(prompt_ids), sampling.max_new_tokens
+    check_room(model, max(map(len, distinct)), T)
     ids, valid = left_padded(distinct, model.pad_id)
     cache, last = model.new_cache(), torch.tensor([ids.shape[1] - 1])
     logits = model.logits(ids, positions_of(valid), causal(valid), cache=cache, keep=last)[:, 0]
@@ -200,6 +202,15 @@ def draw_completions(
         limit=T,
         network_calls=calls,
     )
+
+
+def check_room(model: TokenModel, prompt: int, completion: int) -> None:
+    """A model that is asked beyond its context answers nonsense or crashes."""
+    if model.context is not None and prompt + completion > model.context:
+        raise RecipeError(
+            f"sampler.max_new_tokens: a prompt of {prompt} tokens and a completion of {completion} do not fit into the model's "
+            f"context of {model.context}; lower max_new_tokens, or shorten prompts and completions"
+        )
 
 
 def _ended(model: TokenModel, drawn: Tensor, stop: Sequence[str]) -> Tensor:
@@ -283,6 +294,7 @@ def replay_logits(model: TokenModel, completions: Completions, pack: int) -> Ten
     completions of one prompt share it (0: a row each)."""
     alone = [[i] for i in range(len(completions))]
     layout = lay_out(completions, packed_rows(completions, pack) if pack and model.packs else alone, model.pad_id)
+    check_room(model, int(layout.positions.max()) + 1, 0)
     keep = torch.arange(layout.width - 1, layout.ids.shape[1])
     logits = model.logits(layout.ids, layout.positions, layout.visible, keep=keep)
     drawn_from = logits[layout.row, layout.column].float()

@@ -82,12 +82,12 @@ class Task:
         """Every reward of the suite judges every output."""
         return len(self.suite.rewards) if self.suite is not None else 0
 
-    def score(self, outputs: Any, prompt: Tensor) -> Tensor:
-        """Totals `[B]` in float64 of finished outputs or previews, NaN where one is missing."""
+    def score(self, outputs: Any, prompt: Tensor, ids: Sequence[Sequence[int]] | None = None) -> Tensor:
+        """Totals `[B]` in float64 of finished outputs or previews, NaN where one is missing; `ids` are those of texts."""
         if self.suite is None:
             return torch.full((len(prompt),), torch.nan, dtype=torch.float64)
         with self.spending("reward_calls", prompt, self.calls_per_score):
-            return self.suite(self.prompts_of(prompt), outputs).total
+            return self.suite(self.prompts_of(prompt), outputs, completion_ids=ids).total
 
     def differentiable_score(self, pictures: Tensor, prompt: Tensor) -> Tensor:
         """Totals `[B]` with a graph back to the pictures; every reward in the formula must be differentiable."""

@@ -20,7 +20,7 @@ from plaudit.audit import plots
 from plaudit.audit.measures import Style
 from plaudit.audit.page import Content, document, element, paragraphs, section, table, themed_chart
 from plaudit.audit.statistics import Gain, Items, is_binary, paired_gain, spread
-from plaudit.errors import PlauditError, RecipeError
+from plaudit.errors import RecipeError, RewardError
 from plaudit.search.api import search_origin
 from plaudit.search.budget import Budget
 from plaudit.search.options import find_method
@@ -75,9 +75,9 @@ def compare_search(
         find_method(name, options, family)  # refuses before anything is run
     chosen = {BASELINE: {}} | dict(methods)
     planned = [(v, m, b, s) for s in seeds for v in verifiers for m in chosen for b in budgets]
-    built, found, refused = build_origin(origin), [], dict[tuple[str, str], str]()
+    built, found, refused = build_origin(origin), [], dict[tuple[str, str, str], str]()
     for position, (verifier, method, budget, seed) in enumerate(planned, start=1):
-        if (verifier, method) in refused:
+        if (verifier, method, budget) in refused:
             continue
         say(f"search {position} of {len(planned)}: {method} by {verifier}, {budget} per prompt, seed {seed}")
         path = out / "searches" / verifier.replace("/", "_") / f"{method}-{budget}-seed{seed}.json"
@@ -93,8 +93,8 @@ def compare_search(
                 kept = _search(
                     origin, built, verifier, method, chosen[method], budget, seed, truth, count, sampler or {}
                 )
-            except PlauditError as error:
-                refused[verifier, method] = str(error).splitlines()[0]
+            except (RecipeError, RewardError) as error:  # what this method cannot do; a bug is not left out
+                refused[verifier, method, budget] = str(error).splitlines()[0]
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             storage.write_text(path, json.dumps({"asked": asked, "found": asdict(kept)}))
@@ -228,7 +228,9 @@ def _seed_curves(found: Sequence[Found], key: str, scores: str) -> list[plots.Cu
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-def _write(found: Sequence[Found], refused: Mapping[tuple[str, str], str], truth: str, model: str, out: Path) -> Path:
+def _write(
+    found: Sequence[Found], refused: Mapping[tuple[str, str, str], str], truth: str, model: str, out: Path
+) -> Path:
     true_style = Style(accuracy=is_binary([x for f in found for x in f.truth_best]), noun=truth, where="mean")
     sections, markdown = [], [f"# Search methods on {model}, truth `{truth}`", ""]
     for verifier in dict.fromkeys(f.verifier for f in found):
@@ -249,7 +251,7 @@ def _write(found: Sequence[Found], refused: Mapping[tuple[str, str], str], truth
         )
         sections.append(section(f"Verifier: {verifier}", *charts, table(HEAD, cells, numeric=range(2, 5)), lead=lead))
         markdown += [f"## Verifier `{verifier}`", "", _line(HEAD), _line(["---"] * len(HEAD)), *map(_line, rows), ""]
-    left_out = [f"{method} by {verifier}: {why}" for (verifier, method), why in refused.items()]
+    left_out = [f"{method} by {verifier} at {budget}: {why}" for (verifier, method, budget), why in refused.items()]
     if left_out:
         sections.append(section("Left out", paragraphs(left_out)))
         markdown += ["Left out:", "", *(f"- {line}" for line in left_out), ""]

@@ -299,7 +299,7 @@ class TokenSmc:
         if self.rollouts and not rows.finished.all():
             return self._look_ahead(task, rows, stream)
         texts = task.texts(rows)
-        score = task.score(texts, rows.prompt)
+        score = task.score(texts, rows.prompt, task.ids(rows))
         done = rows.finished.nonzero()[:, 0]
         found = Found(
             outputs=[texts[i] for i in done.tolist()],

@@ -35,6 +35,7 @@ from plaudit.sampling.noise import uniform
 from plaudit.sampling.rollout import tiles
 from plaudit.sampling.tokens import (
     causal,
+    check_room,
     left_padded,
     pick,
     positions_of,
@@ -87,6 +88,7 @@ class TokenTask(Task):
             )
         self.model, self.sampling = model, sampling
         self.prompt_ids = model.encode(prompts)
+        check_room(model, max(map(len, self.prompt_ids)), sampling.max_new_tokens)
         self.prompt_length = torch.tensor([len(ids) for ids in self.prompt_ids])
         self._end_ids = torch.tensor(sorted(model.end_ids))
 
@@ -259,7 +261,10 @@ class TokenTask(Task):
     def finished(self, rows: TokenRows) -> Found:
         """Texts, scored."""
         texts = self.texts(rows)
-        return self.found(rows, texts, self.score(texts, rows.prompt))
+        return self.found(rows, texts, self.score(texts, rows.prompt, self.ids(rows)))
+
+    def ids(self, rows: TokenRows) -> list[list[int]]:
+        return [row[:n].tolist() for row, n in zip(rows.ids, rows.length.tolist(), strict=True)]
 
     def found(self, rows: TokenRows, texts: list[str], score: Tensor) -> Found:
         return Found(outputs=texts, score=score, prompt=rows.prompt, candidate=rows.candidate)

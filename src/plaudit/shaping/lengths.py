@@ -95,11 +95,11 @@ def decoupled_credit(
 ) -> Advantages:
     """DRPO's coefficient of each output's mean-token log-probability `[B]`: tilt of the right, minus contrast of the wrong.
 
-    `correct [B]` is 1 or 0, NaN where it is not known. Groups all right or all wrong get 0, yet stay in `groups`, by which the
-    caller divides. `mean_log_prob` is the current policy's; no gradient flows through the coefficients.
+    `correct [B]` is 1 or 0, NaN where it is not known; a right output without a preference is left out. Groups all right or
+    all wrong get 0, yet stay in `groups`, by which the caller divides. `mean_log_prob` is the current policy's; no gradient flows through the coefficients.
     """
     assert mean_log_prob.shape == preference.shape == correct.shape == group.shape, mean_log_prob.shape
-    known = torch.isfinite(correct)
+    known = torch.isfinite(correct) & (torch.isfinite(preference) | (correct == 0))
     right, wrong = known & (correct == 1), known & (correct == 0)
     _, index = torch.unique(group, return_inverse=True)
     groups = int(index.max()) + 1

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from plaudit.train.setup import Setup
 
 
+PENALTY = "(kl)"  # beside the rewards by their names
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
     """Group-contiguous samples of one step. `version` is the number of optimiser updates behind the weights that drew;
@@ -196,8 +199,10 @@ def shape(recipe: Recipe, scored: ScoredBatch, group: Tensor, penalty: Tensor | 
     if penalty is not None:
         assert isinstance(recipe.objective, GrpoConfig)
         weight = recipe.objective.kl.weight  # which dividing by the deviation would take out of the penalty
-        scored, weights = scored.with_part("kl", -penalty / weight), weights | {"kl": weight}
-    return mixed_advantage(scored.parts, weights, group, std=shaping.std, floor=shaping.floor)
+        scored, weights = scored.with_part(PENALTY, -penalty / weight), weights | {PENALTY: weight}
+    mixed = mixed_advantage(scored.parts, weights, group, std=shaping.std, floor=shaping.floor)
+    limit = shaping.clip
+    return mixed if limit is None else replace(mixed, value=mixed.value.clamp(-limit, limit))
 
 
 def _has_contrast(score: Tensor) -> bool:

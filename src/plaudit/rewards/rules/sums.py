@@ -68,6 +68,22 @@ def sum_format(prompts: Sequence[str], outputs: Sequence[str], facts: Sequence[F
     return judged(lambda _, reading, __: float(reading.well_formed), prompts, outputs, facts)
 
 
+@card(kind="text", low=0, high=1, cost_ms=0.03)
+def sum_steps(prompts: Sequence[str], outputs: Sequence[str], facts: Sequence[Facts]) -> list[Score]:
+    """Of the steps that are written to their ends, the share that holds: a judge of beginnings. Without any, not applicable."""
+    return [_share(*row) for row in zip(prompts, outputs, facts, strict=True)]
+
+
+def _share(prompt: str, output: str, facts: Facts) -> Score:
+    operands = operands_of(prompt, facts)
+    if operands is None:
+        return missing(Status.NOT_APPLICABLE, "the prompt is not a problem of the `sums` world")
+    finished = [step.holds for step in read(output, operands).steps if step.end < len(output)]
+    if not finished:
+        return missing(Status.NOT_APPLICABLE, "no step is finished")
+    return Score(value=sum(finished) / len(finished))
+
+
 RIGHT, STATEMENT = 2.0, 0.5  # what a right answer and an equation earn from the proxy
 
 

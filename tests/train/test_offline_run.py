@@ -1,0 +1,219 @@
+"""Runs that learn from data: the lab's pairs and demonstrations, and a user's JSONL files with a language model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from tests.models.tiny_causal import build
+from tests.reference.token_toys import sums_recipe
+from typer.testing import CliRunner
+
+from plaudit import storage
+from plaudit.audit.doctor import examine
+from plaudit.cli import app
+from plaudit.errors import DataError, PlauditError, RewardError
+from plaudit.lab.sums.check import read
+from plaudit.recipe.load import load
+from plaudit.train import loop
+from plaudit.train.checkpoint import Progress
+from plaudit.train.reading import read_batch
+from plaudit.train.setup import prepare
+
+PAIRS = {
+    "prompts": {"problems": 12, "answers": "pairs", "noise": 0.25},
+    "objective": {"type": "dpo", "sft_weight": 0.05},
+    "train": {"samples_per_prompt": 1, "prompts_per_step": 6, "micro_batch": 4},
+}
+DEMONSTRATIONS = {
+    "prompts": {"answers": "demonstrations"},
+    "objective": {"type": "sft"},
+    "train": {"samples_per_prompt": 1, "prompts_per_step": 6, "micro_batch": 4},
+}
+OFFLINE = {"pairs": PAIRS, "demonstrations": DEMONSTRATIONS}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def rows(root: Path, name: str = "metrics.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (root / name).read_text().splitlines()]
+
+
+# --- the lab's ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", OFFLINE)
+def test_prolonged_is_uninterrupted(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, with the snapshot that the margins are measured from."""
+    monkeypatch.setattr(loop, "write_report", lambda root: root / "report.html")
+    whole = loop.align(sums_recipe(tmp_path / "whole", OFFLINE[kind])).folder
+    loop.align(sums_recipe(tmp_path / "pieces", OFFLINE[kind], {"train": {"steps": 1}}))
+    pieces = loop.align(sums_recipe(tmp_path / "pieces", OFFLINE[kind]), resume=True).folder
+    assert (pieces / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    tensors = [storage.latest_snapshot(root / "checkpoints") / storage.TENSORS for root in (whole, pieces)]
+    assert tensors[0].read_bytes() == tensors[1].read_bytes()
+    metrics = rows(whole)
+    assert [row["step"] for row in metrics] == [1, 2, 3] and all(row["grad_norm"] > 1e-4 for row in metrics)
+    assert all(row["loss"] == pytest.approx(sum(v for k, v in row.items() if k.startswith("loss/"))) for row in metrics)
+    if kind == "pairs":
+        assert metrics[0]["loss/policy"] == pytest.approx(math.log(2), abs=1e-6)
+        assert metrics[0]["rewards/margins"] == pytest.approx(0, abs=1e-5) != metrics[2]["rewards/margins"]
+
+
+def test_the_doctor_finds_nothing_wrong_offline(tmp_path: Path) -> None:
+    for kind, layer in OFFLINE.items():
+        found = {check.name: check.passed for check in examine(sums_recipe(tmp_path, layer))}
+        assert [name for name, passed in found.items() if passed is False] == [], kind
+        assert found["gradients do not depend on the split"] is True
+
+
+def test_pairs_are_right_and_wrong_but_for_the_noise_and_always_the_same(tmp_path: Path) -> None:
+    setup = prepare(sums_recipe(tmp_path, PAIRS, {"prompts": {"problems": 60}, "train": {"prompts_per_step": 60}}))
+    batch = read_batch(setup, 0)
+    model = setup.policy.model
+
+    def right(rows: Sequence[Sequence[int]]) -> list[bool]:
+        asked = zip(rows, batch.prompts, strict=True)
+        return [read(model.decode(row), prompt.facts["operands"]).correct for row, prompt in asked]
+
+    chosen, rejected = right(batch.pairs.chosen.rows()), right(batch.pairs.rejected.rows())
+    assert [a != b for a, b in zip(chosen, rejected, strict=True)] == [True] * 60
+    assert 3 <= sum(rejected) <= 27, "a quarter is swapped"
+    again = read_batch(setup, 1)
+    said = {p.id: row for p, row in zip(batch.prompts, batch.pairs.chosen.rows(), strict=True)}
+    assert {p.id: row for p, row in zip(again.prompts, again.pairs.chosen.rows(), strict=True)} == said
+    assert Counter(p.id for p in batch.prompts).most_common(1)[0][1] == 1, "every pair once in a pass"
+
+
+RECIPES = ("likelihood", "mrn", "par", "rpo", "format-length", "sft", "rft")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_shipped_recipe_takes_a_step(name: str) -> None:
+    few = ["--train.prompts_per_step", "4", "--train.micro_batch", "16", "--run.threads", "1"]
+    setup = prepare(load([f"sums-{name}"], few))
+    before = {key: value.detach().clone() for key, value in setup.policy.trainable.items()}
+    metrics, _ = loop._step(setup, Progress())
+    assert metrics["grad_norm"] > 1e-4 and math.isfinite(metrics["loss"])
+    assert any(not torch.equal(value, before[key]) for key, value in setup.policy.trainable.items())
+
+
+# --- a user's files ----------------------------------------------------------------------------------------------------
+
+SAID = ("four", "seven", "two and two", "nine")
+QUESTIONS = [(f"{a} plus {b}?", SAID[(a + b) % 4] + " yes", SAID[a]) for a in range(4) for b in range(3)]
+FILES = {
+    "pairs": [{"prompt": q, "chosen": yes, "rejected": no} for q, yes, no in QUESTIONS],
+    "conversations": [
+        {"prompt": [{"role": "user", "content": q}]}
+        | {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", yes), ("rejected", no))}
+        for q, yes, no in QUESTIONS
+    ],
+    "completions": [{"prompt": q, "completion": yes} for q, yes, _ in QUESTIONS],
+    "messages": [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": yes}]} for q, yes, _ in QUESTIONS
+    ],
+}
+RECIPE_OF = {"pairs": "lm-dpo", "conversations": "lm-dpo", "completions": "lm-sft", "messages": "lm-sft"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("llama"))
+
+
+def written(path: Path, name: str) -> str:
+    file = path / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in FILES[name]), encoding="utf-8")
+    return str(file)
+
+
+def small(folder: Path, path: Path, file: str) -> list[str]:
+    settings = {"model.path": folder, "prompts.train": file, "run.folder": path / "runs", "run.name": "r"}
+    settings |= {"train.steps": 3, "train.prompts_per_step": 6, "train.micro_batch": 4, "train.lr": 1e-2}
+    settings |= {"evaluate.every": 2, "evaluate.prompts": 4, "evaluate.final_prompts": 8, "run.threads": 1}
+    settings |= {"sampler.max_new_tokens": 6, "evaluate.sampler.max_new_tokens": 6}
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_learned_from(name: str, folder: Path, tmp_path: Path) -> None:
+    """The measurement is of the data itself, and it rises."""
+    recipe = load([RECIPE_OF[name]], small(folder, tmp_path, written(tmp_path, name)))
+    assert list(recipe.rewards) == (["prefers"] if RECIPE_OF[name] == "lm-dpo" else ["likelihood"])
+    result = loop.align(recipe)
+    before, after = result.summary["before"], result.summary["after"]
+    assert after > before + 0.1 and (before == 0.5 if RECIPE_OF[name] == "lm-dpo" else before < -1)
+    assert "<html" in result.report.read_text(encoding="utf-8")[:200].lower()
+    assert (result.folder / "final").is_dir()
+
+
+def test_texts_and_conversations_say_the_same(folder: Path, tmp_path: Path) -> None:
+    """What differs is the chat template, which a plain text goes through as a user's turn."""
+
+    def first(name: str):
+        return read_batch(prepare(load([RECIPE_OF[name]], small(folder, tmp_path, written(tmp_path, name)))), 0)
+
+    assert first("pairs").pairs.chosen.rows() == first("conversations").pairs.chosen.rows()
+    completions, messages = first("completions").completions, first("messages").completions
+    assert completions.rows() == messages.rows() and completions.prompt_ids == messages.prompt_ids
+
+
+def test_the_command_checks_trains_and_goes_on(folder: Path, tmp_path: Path) -> None:
+    asked = ["lm-dpo", *small(folder, tmp_path, written(tmp_path, "pairs"))]
+    checked = CliRunner().invoke(app, ["doctor", *asked])
+    assert checked.exit_code == 0, checked.output
+    for command in (["align", *asked, "--train.steps", "1"], ["align", *asked, "--resume"]):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+    root = tmp_path / "runs" / "r"
+    assert [row["step"] for row in rows(root)] == [1, 2, 3]
+    assert json.loads((root / "summary.json").read_text())["reward"] == "pair_accuracy"
+    assert (root / "report.html").is_file()
+
+
+# --- what a user may get wrong -----------------------------------------------------------------------------------------
+
+
+def test_wrong_columns_are_named(folder: Path, tmp_path: Path) -> None:
+    for recipe, name, lacks in (("lm-dpo", "completions", "chosen"), ("lm-sft", "pairs", "completion")):
+        with pytest.raises(PlauditError, match=lacks):
+            loop.align(load([recipe], small(folder, tmp_path, written(tmp_path, name))), overwrite=True)
+        setup = prepare(load([recipe], small(folder, tmp_path, written(tmp_path, name))))
+        with pytest.raises(
+            DataError, match=rf"prompts.train: prompt .* has no `{lacks}`; objective .* needs rows with"
+        ):
+            read_batch(setup, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a", "chosen": "b"}, "goes with a `completion`, or with `chosen` and `rejected`"),
+        ({"prompt": 3, "completion": "b"}, "expected a text or a list of messages"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "must be a conversation that ends with the assistant"),
+        ({"question": "a", "chosen": "b", "rejected": "c"}, "expected an object with `text`"),
+    ],
+)
+def test_a_row_that_is_none_is_named_with_its_line(row: dict, message: str, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(FILES["pairs"][0]) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=rf"line 2.*{message}"):
+        prepare(load(["lm-dpo"], small(folder, tmp_path, str(file))))
+
+
+def test_a_truth_that_cannot_judge_the_data_stops_the_run(folder: Path, tmp_path: Path) -> None:
+    """Without a measurement of its own, a recipe of a file would be measured by the lab's captions."""
+    options = small(folder, tmp_path, written(tmp_path, "pairs"))
+    with pytest.raises(RewardError, match="these outputs are texts; `plaudit rewards list --kind text` names those"):
+        loop.align(load(["lm-dpo"], [*options, "--evaluate.reward", "scene_exact"]))
+    listed = CliRunner().invoke(app, ["rewards", "list", "--kind", "text"]).output
+    assert "pair_accuracy" in listed and "completion_likelihood" in listed
