@@ -95,3 +95,8 @@ def test_plain_is_one_sample() -> None:
     result = run_search(make_task(None, Green(), "60nfe"), Plain())
     assert [one.candidate for one in result.candidates] == [0, 0, 0]
     assert result.ledger.total == Cost(network_calls=15, decodes=3, reward_calls=3)
+
+
+def test_a_budget_that_it_does_not_spend_is_refused() -> None:
+    with pytest.raises(RecipeError, match="would never end; add network calls or seconds"):
+        run_search(make_task(reward=Green(), budget="4gradients"), BestOfN())

@@ -24,6 +24,11 @@ class BestOfN:
         """Candidate by candidate over all prompts, so that an early end leaves every prompt with equally many."""
         count, P = self._count(task), len(task.prompts)
         if count is None:
+            if task.deadline is None:
+                raise RecipeError(
+                    f"best_of_n: plain samples spend nothing of the budget {task.budget}, so it would never end; add network "
+                    "calls or seconds, for example 200nfe"
+                )
             size = P * max(task.tile // P, 1)
             for start in itertools.count(0, size):
                 yield from _draw(task, start, start + size)

@@ -96,7 +96,8 @@ def decoupled_credit(
     """DRPO's coefficient of each output's mean-token log-probability `[B]`: tilt of the right, minus contrast of the wrong.
 
     `correct [B]` is 1 or 0, NaN where it is not known; a right output without a preference is left out. Groups all right or
-    all wrong get 0, yet stay in `groups`, by which the caller divides. `mean_log_prob` is the current policy's; no gradient flows through the coefficients.
+    all wrong get 0, yet stay in `groups`, by which the caller divides. `mean_log_prob` is the current policy's; no gradient
+    flows through the coefficients.
     """
     assert mean_log_prob.shape == preference.shape == correct.shape == group.shape, mean_log_prob.shape
     known = torch.isfinite(correct) & (torch.isfinite(preference) | (correct == 0))
