@@ -57,7 +57,7 @@ class Drpo(Objective):
         credit = decoupled_credit(
             total / length,
             batch.scores[config.prefer],
-            batch.scores[config.correct],
+            batch.scores[config.correct].masked_fill(~batch.valid, torch.nan),
             batch.group,
             temperature=config.temperature,
             contrast_temperature=config.contrast_temperature,
