@@ -35,7 +35,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(folder: Path, **changes: Any) -> CausalTokenModel:
-    return CausalTokenModel.from_config(TransformersModel(type="transformers", path=str(folder), lora=None, **changes))
+    return CausalTokenModel.from_config(TransformersModel(type="transformers", path=str(folder), **changes))
 
 
 @pytest.fixture(params=FAMILIES)

@@ -17,7 +17,6 @@ from tests.reference.token_toys import (
 )
 from torch import Tensor
 
-import plaudit.objectives.grpo as grpo
 from plaudit.objectives.batch import Batch
 from plaudit.objectives.estimates import kl_estimate
 from plaudit.objectives.grpo import Grpo
@@ -374,11 +373,10 @@ FROM_REWARD = GrpoConfig(type="grpo", kl=KlConfig(weight=0.3, scaling="k1", plac
 
 
 @pytest.mark.parametrize("rows", (64, 5))
-def test_kl_in_the_reward_is_the_sum_over_a_samples_tokens(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpo, "PENALTY_ROWS", rows)
+def test_kl_in_the_reward_is_the_sum_over_a_samples_tokens(rows: int) -> None:
     policy, _, batch = prepared()
     batch = with_gaps(batch)
-    objective = Grpo(FROM_REWARD, 64)
+    objective = Grpo(FROM_REWARD, 64, rows)
     assert objective.snapshots == {"reference": None}
     found = objective.penalty(policy, batch)
     terms = TokenTerms(policy, batch, 0)

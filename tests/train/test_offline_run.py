@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from plaudit import storage
 from plaudit.audit.doctor import examine
 from plaudit.cli import app
-from plaudit.errors import DataError, PlauditError, RewardError
+from plaudit.errors import DataError, PlauditError
 from plaudit.lab.sums.check import read
 from plaudit.recipe.load import load
 from plaudit.train import loop
@@ -210,10 +210,10 @@ def test_a_row_that_is_none_is_named_with_its_line(row: dict, message: str, fold
         prepare(load(["lm-dpo"], small(folder, tmp_path, str(file))))
 
 
-def test_a_truth_that_cannot_judge_the_data_stops_the_run(folder: Path, tmp_path: Path) -> None:
-    """Without a measurement of its own, a recipe of a file would be measured by the lab's captions."""
+def test_a_truth_that_cannot_judge_texts_is_refused(folder: Path, tmp_path: Path) -> None:
+    """And what could judge them is named: a file of pairs is measured by itself."""
     options = small(folder, tmp_path, written(tmp_path, "pairs"))
-    with pytest.raises(RewardError, match="these outputs are texts; `plaudit rewards list --kind text` names those"):
+    with pytest.raises(PlauditError, match=r"scene_exact looks at pictures.*`plaudit rewards list --kind text`"):
         loop.align(load(["lm-dpo"], [*options, "--evaluate.reward", "scene_exact"]))
     listed = CliRunner().invoke(app, ["rewards", "list", "--kind", "text"]).output
     assert "pair_accuracy" in listed and "completion_likelihood" in listed

@@ -135,15 +135,14 @@ class _Judged:
 
 def staying(score: Tensor, prompt: Tensor, keep: float) -> Tensor:
     """Of scores that begin with one plain sample per prompt, the other rows that stay: the best `keep` of each prompt's
-    candidates, at least one, and whoever is level with the last of them. Indices count from the first row that is no
-    plain sample."""
+    candidates, at least one, and all of them where all are level. Indices count from the first row that is no plain
+    sample."""
     stay = []
     for p in prompt.unique().tolist():
         own = (prompt == p).nonzero()[:, 0]
         count = max(math.floor(keep * len(own)), 1)
-        best = best_rows(score[own], torch.zeros_like(own), count)
-        tied = score[own] == score[own][best[-1]]  # scores that tell nothing apart drop nobody
-        stay.append(own[tied.index_fill(0, best, True)])
+        alike = bool((score[own] == score[own[0]]).all())  # scores that tell nothing apart drop nobody
+        stay.append(own if alike else own[best_rows(score[own], torch.zeros_like(own), count)])
     P = len(stay)
     chosen = torch.cat(stay).sort().values - P
     return chosen[chosen >= 0]

@@ -161,7 +161,7 @@ def attacked() -> dict[str, Drawn]:
     programs = ATTACKS | HARMLESS
     shop = Workshop(worker="figure_worker", size=64, item_s=0.5, memory_mb=768)
     drawn = dict(zip(programs, draw_afresh(shop, list(programs.values())), strict=True))
-    assert time.perf_counter() - started < 25
+    assert time.perf_counter() - started < 120, "bounded, also on a machine with other work"
     return drawn
 
 
