@@ -90,7 +90,12 @@ def _compare_search(
         raise RecipeError(f"--suite is {suite!r}; allowed: search")
     from plaudit.search.comparing import compare_search, default_methods
 
-    methods = dict(_method(text) for text in contestants or default_methods(model))
+    named = [_method(text) for text in contestants or default_methods(model)]
+    methods = dict(named)
+    if len(methods) < len(named):
+        raise RecipeError(
+            "compare: a method is named twice; compare one set of its options at a time, each with an --out"
+        )
     path = compare_search(
         model=model,
         verifiers=rewards or VERIFIERS,
