@@ -13,12 +13,12 @@ import statistics
 import numpy as np
 import torch
 
-from plaudit.lab.build_encoder import measure_encoder
-from plaudit.lab.build_proxy import area_under_curve
+from plaudit.builds.direction import generated
+from plaudit.builds.encoder import measure_encoder
+from plaudit.builds.proxy import area_under_curve
 from plaudit.lab.scenes.check import check
 from plaudit.lab.scenes.grammar import sample_prompts
 from plaudit.rewards.call import Caller, make_request
-from plaudit.rewards.encoders.build_direction import generated
 from plaudit.rewards.encoders.load import load_encoder
 from plaudit.rewards.load import find_reward
 

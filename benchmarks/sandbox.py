@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from plaudit.data.prompt import Prompt
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.load import load_reward
 from plaudit.rewards.rules.code import human_eval_prompts
 from plaudit.sandbox import level, run_python

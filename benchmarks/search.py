@@ -18,7 +18,7 @@ import torch
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.lab import LabFlowModel
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.suite import Suite, load_suite
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.plan import deterministic_plan

@@ -19,7 +19,7 @@ from torch import Tensor
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.lab import LabFlowModel
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.suite import Suite, load_suite
 from plaudit.search.base import Method

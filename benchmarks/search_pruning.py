@@ -19,7 +19,7 @@ import torch
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.lab import LabFlowModel
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.suite import load_suite
 from plaudit.search.api import measure
 from plaudit.search.base import Method

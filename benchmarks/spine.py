@@ -124,7 +124,7 @@ def cache_ratio(repeats: int) -> dict[str, float] | None:
         from tiny_sd3 import build
 
         from plaudit.models.sd3 import Sd3FlowModel
-        from plaudit.recipe.schema import Sd3Model
+        from plaudit.recipe.models import Sd3Model
     except ImportError:
         return None
     with tempfile.TemporaryDirectory() as folder:

@@ -21,15 +21,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from plaudit.lab.build import to_pixel_latents
 from plaudit.lab.encoder_networks import DualEncoder, PictureTower
-from plaudit.lab.networks import time_features
+from plaudit.lab.networks import time_features, to_pixel_latents
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.lab.scenes.render import rasterise, sample_scenes
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import EMPTY_PROMPT
 from plaudit.models.lab import LabFlowModel
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.encoders.lab import LabEncoder, read_words
 from plaudit.rewards.load import load_reward
 from plaudit.rewards.suite import load_suite

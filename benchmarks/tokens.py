@@ -48,7 +48,8 @@ from plaudit.objectives.dpo import Dpo
 from plaudit.objectives.grpo import Grpo
 from plaudit.objectives.token_terms import TokenTerms
 from plaudit.recipe.load import load
-from plaudit.recipe.schema import DpoConfig, GrpoConfig, KlConfig, Recipe
+from plaudit.recipe.objectives import DpoConfig, GrpoConfig, KlConfig
+from plaudit.recipe.schema import Recipe
 from plaudit.sampling.tokens import Completions
 from plaudit.train.checkpoint import Progress
 from plaudit.train.display import PlainDisplay

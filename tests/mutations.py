@@ -1053,7 +1053,7 @@ MUTATIONS = [
     Mutation(
         "frequencies are compared with themselves",
         "audit/doctor_tokens.py",
-        "(share - log_probs[0].double().exp())",
+        "(share - log_probs[0].double().exp().cpu())",
         "(share - share)",
         TOKEN_DOCTOR,
     ),

@@ -32,15 +32,16 @@ EXPERIMENT = Experiment(
 
 def merges(folder: Path) -> None:
     """Accuracy and length of the base model, of each run's, and of their merge, on the same held-out problems and noise."""
-    from plaudit.lab.language import WEIGHTS, load_language
+    from plaudit.audit.sums import attempts
+    from plaudit.lab.language import WEIGHTS
     from plaudit.lab.sums.grammar import evaluation_prompts
-    from plaudit.lab.sums.measure import attempts
+    from plaudit.models.lab_tokens import LabTokenModel
     from plaudit.models.merge import merge_folders
 
     asked = evaluation_prompts("heldout", 400)
 
     def show(label: str, weights: Path) -> None:
-        found = attempts(load_language(weights), asked, temperature=1.0)
+        found = attempts(LabTokenModel(str(weights)), asked, temperature=1.0)
         right = 100 * sum(a.reading.correct for a in found) / len(found)
         print(f"{label:20s} accuracy {right:5.1f} %  length {sum(len(a.text) + 1 for a in found) / len(found):5.1f}")
 

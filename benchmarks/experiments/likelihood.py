@@ -26,7 +26,7 @@ from plaudit.lab.sums.grammar import evaluation_prompts
 from plaudit.lab.sums.traces import parts
 from plaudit.models.lab_tokens import LabTokenModel
 from plaudit.models.tokens import TokenModel
-from plaudit.recipe.schema import TokenSampling
+from plaudit.recipe.sampling import TokenSampling
 from plaudit.rewards.policy_likelihood import answer_perplexity, token_log_probs_of, with_answers
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.tokens import draw_completions

@@ -324,7 +324,7 @@ def test_systems_as_table_and_as_json():
 
 
 def test_lab_build(fake):
-    build = fake("plaudit.lab.build", "build", Path("out/slots.safetensors"))
+    build = fake("plaudit.builds.generators", "build", Path("out/slots.safetensors"))
     set_num_threads = fake("torch", "set_num_threads", None)
     result = invoke("lab", "build", "slots", "--out", "out", "--steps", "3", "--threads", "1")
     assert result.stdout == "wrote out/slots.safetensors\n", result.output

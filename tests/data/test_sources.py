@@ -9,7 +9,7 @@ import pytest
 from plaudit.data.sources import load_prompts, read_prompts
 from plaudit.errors import DataError
 from plaudit.lab.sums.check import read_facts
-from plaudit.recipe.schema import PuzzlePrompts, SumsPrompts
+from plaudit.recipe.prompts import PuzzlePrompts, SumsPrompts
 
 
 def sums(**keys):

@@ -17,7 +17,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.models.epsilon import EpsilonFlowModel
 from plaudit.models.flow import Condition, Conditioning
-from plaudit.recipe.schema import Sampler
+from plaudit.recipe.sampling import Sampler
 from plaudit.sampling.kernels import transition
 from plaudit.sampling.noise import SampleKey, gaussian
 from plaudit.sampling.plan import stochastic_plan

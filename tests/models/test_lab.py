@@ -8,7 +8,7 @@ import torch
 
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.lab import LabFlowModel
-from plaudit.recipe.schema import LoraConfig
+from plaudit.recipe.models import LoraConfig
 from plaudit.train.policy import add_lora
 
 

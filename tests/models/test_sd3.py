@@ -27,7 +27,9 @@ from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import Conditioning
 from plaudit.models.sd3 import Sd3FlowModel
 from plaudit.recipe.load import load
-from plaudit.recipe.schema import EvaluationSampler, LoraConfig, Recipe, Sampler, Sd3Model, Window
+from plaudit.recipe.models import LoraConfig, Sd3Model
+from plaudit.recipe.sampling import EvaluationSampler, Sampler, Window
+from plaudit.recipe.schema import Recipe
 from plaudit.sampling.drawers import make_drawer
 from plaudit.sampling.noise import SampleKey, gaussian
 from plaudit.sampling.plan import stochastic_plan

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from plaudit.objectives.batch import Batch, Pairs
 from plaudit.objectives.dpo import Dpo, dpo_loss, token_margins
 from plaudit.objectives.token_terms import TokenTerms
-from plaudit.recipe.schema import DpoConfig
+from plaudit.recipe.objectives import DpoConfig
 from plaudit.sampling.tokens import Completions, given_completions
 from plaudit.train.learn import accumulate
 from plaudit.train.policy import Policy

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plaudit.objectives.batch import Batch
 from plaudit.objectives.drpo import Drpo
-from plaudit.recipe.schema import DrpoConfig
+from plaudit.recipe.objectives import DrpoConfig
 from plaudit.sampling.tokens import given_completions
 from plaudit.shaping.advantages import group_advantage
 from plaudit.train.learn import accumulate, update_rows

@@ -10,7 +10,8 @@ from tests.reference.toys import ToyFlowModel, gradients, perturb, rollout_batch
 
 from plaudit.objectives.grpo import Grpo, clipped_ratio_loss
 from plaudit.objectives.terms import FlowTerms
-from plaudit.recipe.schema import GrpoConfig, KlConfig, Sampler
+from plaudit.recipe.objectives import GrpoConfig, KlConfig
+from plaudit.recipe.sampling import Sampler
 from plaudit.sampling.kernels import kl_divergence
 from plaudit.train.policy import Policy
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from plaudit.data.prompt import Prompt
 from plaudit.objectives.batch import Batch
 from plaudit.objectives.likelihood import Likelihood, reduced
-from plaudit.recipe.schema import KlConfig, LikelihoodConfig
+from plaudit.recipe.objectives import KlConfig, LikelihoodConfig
 from plaudit.rewards.call import call_reward
 from plaudit.rewards.policy_likelihood import PolicyLikelihood
 from plaudit.sampling.tokens import given_completions
@@ -56,7 +56,7 @@ def prepared(reduction: str, *, valid: bool = True, **settings) -> tuple[Policy,
     flags = torch.tensor([True, True, valid])
     batch = dataclasses.replace(batch, prompts=asked, valid=flags, informative=flags)
     reward = PolicyLikelihood("#", reduction)
-    reward.bind(policy)
+    reward.bind(policy, None)
     config = LikelihoodConfig(type="likelihood", reward="likelihood", **settings)
     return policy, model, Likelihood(config, reward), batch
 

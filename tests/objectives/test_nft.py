@@ -12,7 +12,8 @@ from tests.reference.toys import ToyFlowModel, gradients, keys, perturb, rollout
 
 from plaudit.objectives.nft import Nft, branch_loss, nft_loss
 from plaudit.objectives.terms import forward_points, stratified_times
-from plaudit.recipe.schema import NftConfig, Sampler
+from plaudit.recipe.objectives import NftConfig
+from plaudit.recipe.sampling import Sampler
 from plaudit.train.policy import Policy
 
 ODE = Sampler(kernel="ode", steps=4)

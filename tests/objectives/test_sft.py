@@ -15,7 +15,7 @@ from torch import Tensor
 from plaudit.data.prompt import Prompt
 from plaudit.objectives.batch import Batch
 from plaudit.objectives.sft import KEPT, Sft, best_of_group
-from plaudit.recipe.schema import SftConfig
+from plaudit.recipe.objectives import SftConfig
 from plaudit.sampling.tokens import given_completions
 from plaudit.train.learn import accumulate
 from plaudit.train.policy import Policy

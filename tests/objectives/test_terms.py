@@ -13,7 +13,8 @@ from plaudit.objectives.batch import Batch
 from plaudit.objectives.grpo import Grpo
 from plaudit.objectives.nft import Nft
 from plaudit.objectives.terms import FlowTerms, stratified_times
-from plaudit.recipe.schema import GrpoConfig, KlConfig, NftConfig, Sampler
+from plaudit.recipe.objectives import GrpoConfig, KlConfig, NftConfig
+from plaudit.recipe.sampling import Sampler
 from plaudit.sampling.rollout import replay
 from plaudit.train.learn import accumulate, update_rows
 from plaudit.train.policy import Policy

@@ -21,7 +21,7 @@ from plaudit.objectives.batch import Batch
 from plaudit.objectives.estimates import kl_estimate
 from plaudit.objectives.grpo import Grpo
 from plaudit.objectives.token_terms import TokenTerms
-from plaudit.recipe.schema import GrpoConfig, KlConfig
+from plaudit.recipe.objectives import GrpoConfig, KlConfig
 from plaudit.sampling.tokens import Completions
 from plaudit.train.learn import accumulate
 from plaudit.train.policy import Policy

@@ -22,7 +22,7 @@ from plaudit.models.causal import CausalTokenModel
 from plaudit.objectives.batch import Batch, Pairs
 from plaudit.objectives.dpo import Dpo
 from plaudit.objectives.grpo import Grpo
-from plaudit.recipe.schema import DpoConfig, GrpoConfig, KlConfig
+from plaudit.recipe.objectives import DpoConfig, GrpoConfig, KlConfig
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.tokens import Completions, chosen_log_probs, given_completions, replay_logits
 from plaudit.train.learn import accumulate

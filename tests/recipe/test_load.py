@@ -15,7 +15,9 @@ import plaudit
 from plaudit.errors import RecipeError
 from plaudit.recipe.explain import nearest
 from plaudit.recipe.load import dump, load, shipped
-from plaudit.recipe.schema import GrpoConfig, LoraConfig, NftConfig, Recipe
+from plaudit.recipe.models import LoraConfig
+from plaudit.recipe.objectives import GrpoConfig, NftConfig
+from plaudit.recipe.schema import Recipe
 from plaudit.recipe.text import parse, render
 
 STEPS = {"train": {"steps": 5}}

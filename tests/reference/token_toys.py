@@ -17,7 +17,8 @@ from plaudit.models.lab_tokens import LabTokenModel
 from plaudit.models.tokens import Ids
 from plaudit.objectives.batch import Batch
 from plaudit.recipe.load import load
-from plaudit.recipe.schema import Recipe, TokenSampling
+from plaudit.recipe.sampling import TokenSampling
+from plaudit.recipe.schema import Recipe
 from plaudit.sampling.noise import SampleKey, uniform
 from plaudit.sampling.tokens import Completions, draw_completions
 

@@ -16,7 +16,8 @@ from plaudit.data.prompt import Prompt
 from plaudit.models.flow import Condition, Conditioning, shifted_times
 from plaudit.objectives.batch import Batch
 from plaudit.recipe.load import load
-from plaudit.recipe.schema import Recipe, Sampler
+from plaudit.recipe.sampling import Sampler
+from plaudit.recipe.schema import Recipe
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.plan import stochastic_plan
 from plaudit.sampling.rollout import draw

@@ -10,7 +10,7 @@ import pytest
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.adapters import ForTrl
 from plaudit.rewards.base import Status, card, missing
 from plaudit.rewards.call import Caller

@@ -15,7 +15,7 @@ from PIL import Image
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Score, Status, card, missing
 from plaudit.rewards.cache import ScoreCache, identity, media_hash
 from plaudit.rewards.call import Cached, Caller, make_request

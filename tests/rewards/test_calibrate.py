@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from plaudit.errors import RecipeError
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Card, Reference
 from plaudit.rewards.calibrate import fit, from_json, needs_outputs, to_json, unit_of
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from tests.rewards.ships import ships
 
+from plaudit.builds.encoder import measure_captioner, pictures_of
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
-from plaudit.lab.build_encoder import measure_captioner, pictures_of
 from plaudit.lab.encoder_networks import BEGIN, END
 from plaudit.lab.scenes.check import check
 from plaudit.lab.scenes.grammar import VOCABULARY, sample_prompts
@@ -292,8 +292,8 @@ def test_captions_that_cannot_be_read() -> None:
 @pytest.mark.slow
 def test_it_ranks_the_generators_pictures_as_the_exact_checker_does() -> None:
     """Among pictures of one caption, drawn by the lab's generator, the true ones score higher."""
-    from plaudit.lab.build_proxy import area_under_curve
-    from plaudit.rewards.encoders.build_direction import generated
+    from plaudit.builds.direction import generated
+    from plaudit.builds.proxy import area_under_curve
 
     prompts = [prompt for prompt in sample_prompts("heldout", 40, np.random.default_rng(2)) for _ in range(6)]
     images = generated(prompts, steps=16)

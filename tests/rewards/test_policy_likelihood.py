@@ -37,7 +37,7 @@ def slow(model: TinyLanguage, context: str, answer: str) -> torch.Tensor:
 
 
 def bound(reward, policy: Policy):
-    reward.bind(policy)
+    reward.bind(policy, None)
     return reward
 
 
@@ -209,4 +209,4 @@ def test_it_needs_a_language_model_in_training(reward) -> None:
         snapshots: dict = {}
 
     with pytest.raises(RecipeError, match="asks a language model for the likelihood of texts"):
-        reward.bind(Pictures())
+        reward.bind(Pictures(), None)

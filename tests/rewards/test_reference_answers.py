@@ -11,11 +11,11 @@ from tests.reference.token_toys import TinyLanguage, slow_completion, sums_recip
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
-from plaudit.recipe.schema import TokenSampling
+from plaudit.recipe.sampling import Sampler, TokenSampling
 from plaudit.rewards.base import Status
 from plaudit.rewards.call import Caller, make_request
 from plaudit.rewards.load import find_reward
-from plaudit.rewards.reference_answers import SEED, ReferenceScore
+from plaudit.rewards.reference_answers import SEED, ReferenceScore, key_of
 from plaudit.rewards.rules.sums import sum_proxy
 from plaudit.sampling.noise import SampleKey
 from plaudit.train import loop
@@ -38,9 +38,10 @@ LENGTH = {"type": f"{__name__}:length_of"}
 
 
 def made(policy: Policy | None = None, **arguments) -> ReferenceScore:
-    reward = ReferenceScore(**{"reward": LENGTH, "max_new_tokens": 12, **arguments})
+    tile = arguments.pop("tile", 64)
+    reward = ReferenceScore(**{"reward": LENGTH, **arguments})
     if policy is not None:
-        reward.bind(policy)
+        reward.bind(policy, TokenSampling(type="tokens", max_new_tokens=12, tile=tile))
     return reward
 
 
@@ -113,7 +114,13 @@ def test_what_is_known_travels_and_a_measurement_may_leave_it() -> None:
     before = reward.state()
     scores(reward, PROMPTS)
     reward.load_state(before)
-    assert set(reward.state()) == {p.id for p in PROMPTS}
+    assert set(reward.state()) == {key_of(p) for p in PROMPTS}
+
+
+def test_prompts_of_one_id_are_told_apart_by_their_texts() -> None:
+    reward = made(Policy(TinyLanguage()))
+    twins = [Prompt(id="0", text=prompt.text) for prompt in PROMPTS]
+    assert scores(reward, twins) == [len(text) for text in reward.answers(twins)] and len(reward.state()) == 4
 
 
 def test_a_reference_that_has_no_score_is_missing_and_not_remembered() -> None:
@@ -122,7 +129,7 @@ def test_a_reference_that_has_no_score_is_missing_and_not_remembered() -> None:
     lengths = scores(made(policy), PROMPTS)
     found = Caller("r", reward)(make_request(PROMPTS, [""] * 4))
     assert [s.status is Status.OK for s in found] == [n <= 3 for n in lengths]
-    assert {p.id for p, n in zip(PROMPTS, lengths, strict=True) if n <= 3} == set(reward.state())
+    assert {key_of(p) for p, n in zip(PROMPTS, lengths, strict=True) if n <= 3} == set(reward.state())
     assert any(s.status is not Status.OK for s in found)
 
 
@@ -139,19 +146,16 @@ def test_mistakes_are_named() -> None:
         made(reward={"name": "x"})
     with pytest.raises(RewardError, match="asks the model before training; use it in a recipe that trains"):
         Caller("r", made())(make_request(PROMPTS[:1], ["1"]))
-    with pytest.raises(RecipeError, match=r"rewards.ref.arguments: .*max_new_tokens"):
-        find_reward("ref", "reference_score", {"reward": LENGTH})
-
-    class Pictures:
-        model = object()
+    with pytest.raises(RecipeError, match=r"rewards.ref.arguments: .*'reward'"):
+        find_reward("ref", "reference_score", {})
 
     with pytest.raises(RecipeError, match="reference_score draws texts; model is of another family"):
-        made().bind(Pictures())
+        made().bind(object(), Sampler())
 
 
 # --- in a run --------------------------------------------------------------------------------------------------------
 
-REFERENCE = {"type": "reference_score", "arguments": {"reward": {"type": "sum_proxy"}, "max_new_tokens": 24}}
+REFERENCE = {"type": "reference_score", "arguments": {"reward": {"type": "sum_proxy"}}}
 PAR = {
     "rewards": dict.fromkeys(sums_recipe(Path()).rewards)
     | {"proxy": "sum_proxy", "ref0": REFERENCE}

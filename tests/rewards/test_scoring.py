@@ -16,7 +16,7 @@ from plaudit.cli import app
 from plaudit.data.outputs import gather
 from plaudit.data.prompt import Prompt
 from plaudit.errors import DataError, RecipeError, RewardError
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Status, card, missing
 from plaudit.rewards.scoring import CHUNK, score, score_request, summarise, write_scores
 from plaudit.rewards.suite import load_suite

@@ -14,13 +14,14 @@ import torch
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
-from plaudit.recipe.schema import Missing, RewardConfig
+from plaudit.recipe.rewards import Missing, RewardConfig
+from plaudit.recipe.schema import Recipe
 from plaudit.rewards.base import Card, Score, Status
 from plaudit.rewards.call import Caller, make_request
 from plaudit.rewards.catalogue import entry
 from plaudit.rewards.compose.formula import parse, weighted_sum_formula
 from plaudit.rewards.load import Reward, load_reward
-from plaudit.rewards.suite import ScoredBatch, Suite, enforce_missing, load_suite
+from plaudit.rewards.suite import ScoredBatch, Suite, enforce_missing, load_suite, recipe_suite
 from plaudit.rewards.table import BUILT_IN
 
 PROMPTS = [Prompt(id=f"p{i}", text=f"text {i}") for i in range(3)]
@@ -106,6 +107,11 @@ def test_mixing_scales_is_refused(my_rewards) -> None:
         load_suite({"a": exact, "b": plain})
     assert load_suite({"b": plain}).rewards[0].card is None
     assert load_suite({"a": exact, "b": wide}, "a * b").formula.text == "a * b", "a product needs no common scale"
+    both = {"a": exact, "b": wide}
+    each = Recipe.model_validate(
+        {"rewards": {n: c.model_dump() for n, c in both.items()}, "shaping": {"normalise": "each"}}
+    )
+    assert recipe_suite(each).formula.text == "a + b", "what is normalised by itself needs no common scale"
     scaled = {"calibrate": {"type": "minmax"}}
     assert load_suite({n: RewardConfig(type=c.type, **scaled) for n, c in (("a", exact), ("b", plain))}).uncalibrated
 
@@ -200,6 +206,39 @@ def test_measuring_is_not_learning_and_memory_survives_json() -> None:
     two = fresh()
     two.load_state(state)
     assert learn(one) == learn(two) and one.state() == two.state() != state
+
+
+class Asking:
+    """Right where the reward that it asks says so."""
+
+    card = Card(summary="", low=0, high=9, kind="text", batch_invariant=False)
+
+    def __init__(self, inner: Caller) -> None:
+        self.inner_rewards = (inner,)
+
+    def __call__(self, prompts, outputs, request):
+        return self.inner_rewards[0](request)
+
+
+def test_a_reward_that_another_one_asks_is_bound_and_remembered() -> None:
+    class Bound(Memory):
+        given = None
+
+        def bind(self, policy, sampler):
+            self.given = (policy, sampler)
+
+    def fresh() -> tuple[Suite, Bound]:
+        memory = Bound()
+        return suite(Reward(name="m", caller=Caller("m", Asking(Caller("m.inner", memory))))), memory
+
+    one, memory = fresh()
+    one.rewards[0].caller.bind("the policy", "the sampler")
+    assert memory.given == ("the policy", "the sampler")
+    assert one(PROMPTS, ["x"] * 3).total.tolist() == [1, 1, 1] and memory.seen == {}, "measuring is not learning"
+    one.score(make_request(PROMPTS, ["x"] * 3), learn=True)
+    two, other = fresh()
+    two.load_state(json.loads(json.dumps(one.state())))
+    assert other.seen == memory.seen == dict.fromkeys((prompt.id for prompt in PROMPTS), 1)
 
 
 def test_scales_are_measured_once_and_asked_for_before_use() -> None:

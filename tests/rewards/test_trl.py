@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.adapters import ForTrl
 from plaudit.rewards.base import Status, card, missing
 from plaudit.rewards.call import Caller

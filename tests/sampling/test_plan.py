@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.reference.toys import keys, prompts
 
 from plaudit.models.flow import shifted_times
-from plaudit.recipe.schema import Sampler, Window
+from plaudit.recipe.sampling import Sampler, Window
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.plan import SamplingPlan, deterministic_plan, noise_levels, stochastic_plan, window_start
 from plaudit.train.collect import expand_groups

@@ -15,7 +15,7 @@ from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import Condition, Conditioning, shifted_times
 from plaudit.models.lab import LabFlowModel
-from plaudit.recipe.schema import Sampler, Window
+from plaudit.recipe.sampling import Sampler, Window
 from plaudit.sampling.kernels import log_density, transition
 from plaudit.sampling.noise import gaussian
 from plaudit.sampling.plan import deterministic_plan, stochastic_plan

@@ -19,7 +19,7 @@ from tests.reference.token_toys import (
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
-from plaudit.recipe.schema import TokenSampling
+from plaudit.recipe.sampling import TokenSampling
 from plaudit.sampling.drawers import TokenDrawer
 from plaudit.sampling.tokens import (
     Completions,

@@ -10,12 +10,12 @@ import torch
 from tests.reference.search import best
 from tests.search.toys import CountingModel, Green, make_task
 
+from plaudit.builds.previews import PreviewPlan, Previews, draw_previews, predicted, train
 from plaudit.errors import RewardError
-from plaudit.lab.build_previews import PreviewPlan, Previews, draw_previews, predicted, train
 from plaudit.lab.scenes.grammar import evaluation_prompts, tokenise
 from plaudit.lab.scenes.render import rasterise, sample_scenes
 from plaudit.models.lab import LabFlowModel
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.learned.scene_proxy import SceneProxy
 from plaudit.rewards.suite import load_suite
 from plaudit.sampling.noise import SampleKey, gaussian

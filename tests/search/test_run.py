@@ -19,7 +19,7 @@ from plaudit.data.outputs import gather
 from plaudit.errors import RecipeError, RunError
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.lab import LabFlowModel
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.scoring import score
 from plaudit.rewards.suite import load_suite
 from plaudit.search.base import Task

@@ -14,7 +14,8 @@ from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import guided_velocity
 from plaudit.models.lab import LabFlowModel
-from plaudit.recipe.schema import EvaluationSampler, RewardConfig, Sampler
+from plaudit.recipe.rewards import RewardConfig
+from plaudit.recipe.sampling import EvaluationSampler, Sampler
 from plaudit.rewards.call import make_request
 from plaudit.rewards.suite import load_suite
 from plaudit.sampling.drawers import make_drawer

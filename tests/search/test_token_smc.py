@@ -16,7 +16,7 @@ from tests.search.toys import suite_of
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.models.tokens import Ids
-from plaudit.recipe.schema import TokenSampling
+from plaudit.recipe.sampling import TokenSampling
 from plaudit.search import smc
 from plaudit.search.base import TimeUp
 from plaudit.search.budget import Budget

@@ -14,7 +14,7 @@ from plaudit.errors import RecipeError, RunError
 from plaudit.lab.language import LanguageNetwork, initialise
 from plaudit.lab.sums.grammar import END_ID, evaluation_prompts
 from plaudit.models.lab_tokens import LabTokenModel
-from plaudit.recipe.schema import TokenSampling
+from plaudit.recipe.sampling import TokenSampling
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.tokens import Completions, chosen_log_probs, draw_completions, given_completions, replay_logits
 from plaudit.search.base import PLAIN_STEP, TimeUp
@@ -275,7 +275,7 @@ def test_transformers_caches_branch_too(tmp_path) -> None:
     from tests.models.tiny_causal import build
 
     from plaudit.models.causal import CausalTokenModel
-    from plaudit.recipe.schema import TransformersModel
+    from plaudit.recipe.models import TransformersModel
 
     model = CausalTokenModel.from_config(TransformersModel(type="transformers", path=str(build(tmp_path)), lora=None))
     asked = [Prompt(id="a", text="one two"), Prompt(id="b", text="three four five")]

@@ -16,7 +16,7 @@ from plaudit.lab.encoder_networks import DualEncoder
 from plaudit.lab.networks import PixelNetwork
 from plaudit.lab.scenes.grammar import MAX_TOKENS, evaluation_prompts
 from plaudit.models.lab import LabFlowModel
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.encoders.lab import LabEncoder
 from plaudit.rewards.suite import load_suite
 from plaudit.search.budget import Cost
@@ -170,7 +170,7 @@ def test_the_loss_by_hand(value: StitchedValue, network: PixelNetwork, encoder: 
 
 def test_noising_is_the_forward_process() -> None:
     batch = noised(400, rng(), torch.cat([torch.zeros(200), torch.ones(200)]))
-    from plaudit.lab.build import from_pixel_latents
+    from plaudit.lab.networks import from_pixel_latents
 
     torch.testing.assert_close(from_pixel_latents(batch.z[:200]), batch.images[:200], rtol=0, atol=1e-6)
     assert batch.z[200:].std().item() == pytest.approx(1.0, abs=0.01)

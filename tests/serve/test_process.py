@@ -16,7 +16,7 @@ from tests.serve.harness import LONG, texts_request, wait_for
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Status
 from plaudit.rewards.call import make_request
 from plaudit.rewards.load import load_reward

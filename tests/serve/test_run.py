@@ -19,7 +19,7 @@ from tests.serve.harness import LONG, get
 import plaudit.train.loop as loop
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.load import load_reward
 from plaudit.serve.client import Failed
 from plaudit.serve.remote import Remote

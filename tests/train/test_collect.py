@@ -20,9 +20,12 @@ from plaudit.data.sources import FileSource, ScenesSource, load_prompts, read_pr
 from plaudit.errors import DataError, RewardError
 from plaudit.lab.scenes.grammar import split_of
 from plaudit.models.conditioning import PromptEncoder
-from plaudit.recipe.schema import FilePrompts, ScenesPrompts
+from plaudit.recipe.objectives import Shaping
+from plaudit.recipe.prompts import FilePrompts, ScenesPrompts
+from plaudit.recipe.schema import Recipe
+from plaudit.rewards.suite import ScoredBatch
 from plaudit.sampling.noise import gaussian
-from plaudit.train.collect import Rollout, collect
+from plaudit.train.collect import Rollout, collect, has_contrast
 from plaudit.train.setup import Setup, prepare
 
 
@@ -222,6 +225,21 @@ def test_groups_without_contrast_are_replaced(tmp_path, monkeypatch) -> None:
         )
         replaced += rounds > 1
     assert replaced >= 3
+
+
+def test_contrast_in_any_reward_that_counts_keeps_a_group_where_each_is_normalised() -> None:
+    def drawn(weight: float, *scores: float) -> tuple[ScoredBatch, Recipe]:
+        """Two rewards whose sum is always 1."""
+        a = torch.tensor(scores).double()
+        rewards = {"a": {"type": "scene_exact", "weight": weight}, "b": {"type": "scene_exact", "weight": weight}}
+        recipe = Recipe.model_validate({"rewards": rewards, "shaping": {"normalise": "each"}})
+        return ScoredBatch(total=torch.ones(len(a)).double(), parts={"a": a, "b": 1 - a}, scores={}), recipe
+
+    assert has_contrast(*drawn(1.0, 0.2, 0.4)) and not has_contrast(*drawn(1.0, 0.2, 0.2))
+    assert not has_contrast(*drawn(0.0, 0.2, 0.4)), "what is only watched teaches nothing"
+    scored, recipe = drawn(1.0, 0.2, 0.4)
+    total = recipe.model_copy(update={"shaping": Shaping(normalise="total")})
+    assert not has_contrast(scored, total)
 
 
 def test_a_refilled_step_is_a_function_of_its_number(tmp_path, monkeypatch) -> None:

@@ -16,7 +16,9 @@ from plaudit.objectives.batch import Batch
 from plaudit.objectives.grpo import Grpo
 from plaudit.objectives.nft import Nft
 from plaudit.objectives.terms import FlowTerms
-from plaudit.recipe.schema import GrpoConfig, KlConfig, NftConfig, Recipe, Sampler, Train
+from plaudit.recipe.objectives import GrpoConfig, KlConfig, NftConfig
+from plaudit.recipe.sampling import Sampler
+from plaudit.recipe.schema import Recipe, Train
 from plaudit.train.learn import learn, make_optimizer
 from plaudit.train.policy import Policy
 

@@ -12,10 +12,10 @@ import torch
 from tests.reference.advantages import group_advantage as by_loops
 
 from plaudit import storage
-from plaudit.lab.language import load_language
+from plaudit.audit.sums import attempts
 from plaudit.lab.sums.check import read
 from plaudit.lab.sums.grammar import evaluation_prompts
-from plaudit.lab.sums.measure import complete
+from plaudit.models.lab_tokens import LabTokenModel
 from plaudit.recipe.load import load
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.rules.length_history import ShorterThanBefore
@@ -64,8 +64,8 @@ def groups(values: list) -> list[list]:
 
 def test_the_limit_is_two_fifths_of_the_base_models_length() -> None:
     limit = load("sums-dler").rewards["correct"].arguments["limit"]
-    texts = complete(load_language(), evaluation_prompts("heldout", 192), temperature=1.0)
-    drawn = [len(text) + 1 for text in texts]
+    found = attempts(LabTokenModel(), evaluation_prompts("heldout", 192), temperature=1.0)
+    drawn = [len(attempt.text) + 1 for attempt in found]
     error = statistics.stdev(drawn) / math.sqrt(len(drawn))
     assert limit == pytest.approx(0.4 * statistics.fmean(drawn), abs=0.4 * 3 * error) and error < 2
 

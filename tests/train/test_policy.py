@@ -10,7 +10,10 @@ from plaudit.errors import RecipeError
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.lab import LabFlowModel
 from plaudit.objectives.nft import Nft
-from plaudit.recipe.schema import LoraConfig, NftConfig, Recipe, Sampler, Train
+from plaudit.recipe.models import LoraConfig
+from plaudit.recipe.objectives import NftConfig
+from plaudit.recipe.sampling import Sampler
+from plaudit.recipe.schema import Recipe, Train
 from plaudit.train.learn import learn, make_optimizer
 from plaudit.train.policy import Policy, add_lora
 from plaudit.train.setup import prepare

@@ -11,7 +11,8 @@ from plaudit.audit.runs import read_run
 from plaudit.audit.standings import Outcome, standing_of, write_comparison
 from plaudit.errors import Interrupted, PlauditError, RecipeError, RunError
 from plaudit.recipe.load import load
-from plaudit.recipe.schema import FilePrompts, Recipe
+from plaudit.recipe.prompts import FilePrompts
+from plaudit.recipe.schema import Recipe
 from plaudit.storage import latest_snapshot
 
 if TYPE_CHECKING:

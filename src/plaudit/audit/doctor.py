@@ -16,7 +16,9 @@ from plaudit.audit import doctor_flow, doctor_tokens
 from plaudit.audit.checks import Check, Patient, admit, drawn, not_applicable, nudged, within
 from plaudit.objectives.terms import FlowTerms
 from plaudit.objectives.token_terms import TokenTerms
-from plaudit.recipe.schema import GrpoConfig, LikelihoodConfig, NftConfig, Recipe, TokenSampling
+from plaudit.recipe.objectives import GrpoConfig, LikelihoodConfig, NftConfig
+from plaudit.recipe.sampling import TokenSampling
+from plaudit.recipe.schema import Recipe
 from plaudit.sampling.rollout import FlowSamples
 from plaudit.sampling.tokens import Completions
 
@@ -31,11 +33,9 @@ def ratio_one(patient: Patient) -> Check:
         return not_applicable(name, absent)
     decisions = patient.piece.samples.decisions
     assert decisions is not None
-    with torch.no_grad():
-        deviation = _log_prob(patient) - decisions.log_prob
     limit = patient.recipe.train.ratio_tolerance * decisions.rounding
     remedy = "use float32, no dropout, and the same guidance or temperature in rollout and replay"
-    return within(name, (deviation.exp() - 1).abs()[decisions.mask].max().item(), limit, remedy)
+    return within(name, _drift(patient).expm1().abs().max().item(), limit, remedy)
 
 
 def mismatch_kl(patient: Patient) -> Check:
@@ -43,10 +43,7 @@ def mismatch_kl(patient: Patient) -> Check:
     name = "drawing and replay are one distribution"
     if (absent := _no_ratio(patient)) is not None:
         return not_applicable(name, absent)
-    decisions = patient.piece.samples.decisions
-    assert decisions is not None
-    with torch.no_grad():
-        drift = (_log_prob(patient) - decisions.log_prob)[decisions.mask]
+    drift = _drift(patient)
     kl = (drift.expm1() - drift).mean().item()
     return within(name, kl, patient.recipe.train.mismatch_kl, "use one precision for both, or raise train.mismatch_kl")
 
@@ -59,12 +56,17 @@ def _no_ratio(patient: Patient) -> str | None:
     return "no stochastic steps" if decisions is None or not decisions.mask.any() else None
 
 
-def _log_prob(patient: Patient) -> Tensor:
+@torch.no_grad()
+def _drift(patient: Patient) -> Tensor:
+    """Log-probability in the replay minus that of the draw, of every decision."""
     batch = dataclasses.replace(patient.batch(), samples=patient.piece.samples)
-    sampler = patient.recipe.sampler
+    sampler, decisions = patient.recipe.sampler, patient.piece.samples.decisions
+    assert decisions is not None
     if isinstance(sampler, TokenSampling):
-        return TokenTerms(patient.setup.policy, batch, sampler.pack).log_prob
-    return FlowTerms(patient.setup.policy, batch).log_prob
+        log_prob = TokenTerms(patient.setup.policy, batch, sampler.pack).log_prob
+    else:
+        log_prob = FlowTerms(patient.setup.policy, batch).log_prob
+    return (log_prob - decisions.log_prob)[decisions.mask]
 
 
 def kl_has_gradient(patient: Patient) -> Check:

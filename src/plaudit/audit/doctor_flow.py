@@ -9,7 +9,7 @@ import torch
 
 from plaudit.audit.checks import Check, Patient, not_applicable, within
 from plaudit.models.flow import Conditioning, guided_velocity
-from plaudit.recipe.schema import Sampler
+from plaudit.recipe.sampling import Sampler
 from plaudit.sampling.drawers import FlowDrawer
 from plaudit.sampling.kernels import Transition, kl_divergence, log_density, transition
 from plaudit.sampling.noise import gaussian

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from plaudit.audit.checks import Check, Patient, not_applicable, within
-from plaudit.recipe.schema import TokenSampling
+from plaudit.recipe.sampling import TokenSampling
 from plaudit.sampling.tokens import (
     Completions,
     causal,

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from plaudit.audit.statistics import Items
 from plaudit.errors import DataError, RecipeError, RunError
 from plaudit.recipe.load import load
-from plaudit.recipe.schema import Recipe, RewardConfig
+from plaudit.recipe.rewards import RewardConfig
+from plaudit.recipe.schema import Recipe
 
 HELDOUT = "heldout"
 BEFORE, AFTER = "before", "after"

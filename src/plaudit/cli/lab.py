@@ -60,35 +60,35 @@ def _built(name: LabNetwork, out: Path, *, steps: int | None, seed: int, install
         raise RecipeError(f"lab build {name}: --data FOLDER goes with picture-encoder, and only with it")
     match name:
         case LabNetwork.PROXY:
-            from plaudit.lab.build_proxy import build_proxy
+            from plaudit.builds.proxy import build_proxy
 
             return build_proxy(out, steps=steps, seed=seed, install=install)
         case LabNetwork.CAPTIONER | LabNetwork.ENCODER:
-            from plaudit.lab.build_encoder import build_encoder
+            from plaudit.builds.encoder import build_encoder
 
             return build_encoder(name.value, out, steps=steps, seed=seed, install=install)
         case LabNetwork.DIRECTION:
-            from plaudit.rewards.encoders.build_direction import build_direction
+            from plaudit.builds.direction import build_direction
 
             return build_direction(out, steps=steps, seed=seed, install=install)
         case LabNetwork.PICTURE_ENCODER:
-            from plaudit.rewards.encoders.build_picture import build_picture_encoder
+            from plaudit.builds.picture import build_picture_encoder
 
             assert data is not None
             return build_picture_encoder(out, data, steps=steps, seed=seed, install=install)
         case LabNetwork.SUMS:
-            from plaudit.lab.build_language import build_language
+            from plaudit.builds.language import build_language
 
             return build_language(out, steps=steps, seed=seed, install=install)
         case LabNetwork.PREVIEWS_PIXELS:
-            from plaudit.lab.build_previews import build_previews
+            from plaudit.builds.previews import build_previews
 
             return build_previews("pixels", out, steps=steps, seed=seed, install=install)
         case LabNetwork.SLOTS_TURBO:
-            from plaudit.lab.distil import build_turbo
+            from plaudit.builds.turbo import build_turbo
 
             return build_turbo(out, steps=steps, seed=seed, install=install)
         case LabNetwork.SLOTS | LabNetwork.PIXELS:
-            from plaudit.lab.build import build
+            from plaudit.builds.generators import build
 
             return build(name.value, out, steps=steps, seed=seed, install=install)

@@ -18,7 +18,7 @@ from plaudit.lab.scenes import grammar
 from plaudit.lab.sums import grammar as sums
 from plaudit.lab.sums.check import read_facts
 from plaudit.lab.sums.traces import sample_trace
-from plaudit.recipe.schema import FilePrompts, Prompts, PuzzlePrompts, ScenesPrompts, SumsPrompts
+from plaudit.recipe.prompts import FilePrompts, Prompts, PuzzlePrompts, ScenesPrompts, SumsPrompts
 
 
 class PromptSource(Protocol):

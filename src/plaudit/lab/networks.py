@@ -9,13 +9,17 @@ Shape legend: B batch, L caption tokens, N state tokens, T = L + N, D width.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plaudit.lab.scenes.grammar import MAX_OBJECTS, MAX_TOKENS, VOCABULARY
-from plaudit.lab.scenes.render import SLOT_DIM
+from plaudit.lab.scenes.render import BACKGROUND, SLOT_DIM
+
+WEIGHTS = Path(__file__).parent / "weights"  # all that ship
+PIXEL_SCALE = 2.0
 
 
 def time_features(t: Tensor, width: int) -> Tensor:
@@ -187,3 +191,15 @@ class ProxyNetwork(nn.Module):
         seen = F.silu(self.late(seen * (1 + scale) + shift))
         pooled = torch.cat([seen.mean((2, 3)), seen.amax((2, 3)), text], dim=1)
         return self.judge(pooled)[:, 0]
+
+
+NETWORKS: dict[str, type[nn.Module]] = {"slots": SlotNetwork, "pixels": PixelNetwork}
+
+
+def to_pixel_latents(images: Tensor) -> Tensor:
+    """Images in [0, 1] to latents in which the background is zero."""
+    return (images - images.new_tensor(BACKGROUND)[:, None, None]) * PIXEL_SCALE
+
+
+def from_pixel_latents(latents: Tensor) -> Tensor:
+    return (latents / PIXEL_SCALE + latents.new_tensor(BACKGROUND)[:, None, None]).clamp(0, 1)

@@ -6,7 +6,7 @@ from plaudit.dotted import import_dotted
 from plaudit.errors import RecipeError
 from plaudit.models.flow import FlowModel
 from plaudit.models.tokens import TokenModel
-from plaudit.recipe.schema import DottedModel, LabModel, Model, Sd3Model, TransformersModel
+from plaudit.recipe.models import DottedModel, LabModel, Model, Sd3Model, TransformersModel
 
 
 def build_model(config: Model) -> FlowModel | TokenModel:

@@ -24,7 +24,7 @@ from plaudit.models.tokens import Ids, TokenCache
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from plaudit.recipe.schema import TransformersModel
+    from plaudit.recipe.models import TransformersModel
 
 ADAPTER = "default"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

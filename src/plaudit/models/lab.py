@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
-from plaudit.lab.build import NETWORKS, WEIGHTS, from_pixel_latents
+from plaudit.lab.networks import NETWORKS, WEIGHTS, from_pixel_latents
 from plaudit.lab.scenes.grammar import tokenise
 from plaudit.lab.scenes.render import rasterise
 from plaudit.models.flow import Condition, shifted_times

@@ -10,14 +10,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
-from plaudit.errors import DataError
-from plaudit.lab.language import KeyValues, Shape, config, load_language
-from plaudit.lab.sums.grammar import END_ID, PAD_ID, VOCABULARY
+from plaudit.lab.language import KeyValues, LanguageNetwork, Shape, config, load_language
+from plaudit.lab.sums import grammar
+from plaudit.lab.sums.grammar import END_ID, PAD_ID
 from plaudit.lab.sums.tokenizer import write_tokenizer
 from plaudit.models.lab import merged_state
 from plaudit.models.tokens import Ids
-
-CHARACTERS = {number: character for character, number in VOCABULARY.items()}
 
 
 class LabTokenModel:
@@ -29,24 +27,17 @@ class LabTokenModel:
     packs = True
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-    def __init__(self, weights: str | None = None) -> None:
-        self.network = load_language(Path(weights) if weights else None)
+    def __init__(self, weights: str | None = None, network: LanguageNetwork | None = None) -> None:
+        self.network = network or load_language(Path(weights) if weights else None)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Ids]:
-        return [self._ids(prompt.text) for prompt in prompts]
+        return [grammar.encode(prompt.text) for prompt in prompts]
 
     def encode_completion(self, text: str) -> Ids:
-        return (*self._ids(text), END_ID)
+        return (*grammar.encode(text), END_ID)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return "".join(CHARACTERS[i] for i in ids if i not in (END_ID, PAD_ID))
-
-    def _ids(self, text: str) -> Ids:
-        unknown = sorted({character for character in text if character not in VOCABULARY})
-        if unknown:
-            known = "".join(character for character in VOCABULARY if len(character) == 1)
-            raise DataError(f"lab/sums cannot read {unknown[0]!r} in {text[:60]!r}; its characters: {known}")
-        return tuple(VOCABULARY[character] for character in text)
+        return grammar.decode(ids)
 
     def new_cache(self) -> KeyValues:
         return KeyValues()

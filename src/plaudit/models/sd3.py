@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.models.flow import Condition
-from plaudit.recipe.schema import Sd3Model
+from plaudit.recipe.models import Sd3Model
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline

@@ -17,7 +17,7 @@ from torch import Tensor
 from plaudit.objectives.base import Losses, Objective
 from plaudit.objectives.batch import Batch, SnapshotPolicy
 from plaudit.objectives.token_terms import TokenTerms
-from plaudit.recipe.schema import DpoConfig
+from plaudit.recipe.objectives import DpoConfig
 from plaudit.sampling.tokens import Completions
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from plaudit.objectives.base import Losses, Objective, in_parts, per_decision
 from plaudit.objectives.batch import Batch, SnapshotPolicy
 from plaudit.objectives.token_terms import TokenTerms
-from plaudit.recipe.schema import DrpoConfig
+from plaudit.recipe.objectives import DrpoConfig
 from plaudit.shaping.lengths import barrier_weight, decoupled_credit
 
 

@@ -21,7 +21,7 @@ from plaudit.objectives.base import Losses, Objective, divisor, in_parts, per_de
 from plaudit.objectives.batch import Batch, SnapshotPolicy
 from plaudit.objectives.terms import FlowTerms
 from plaudit.objectives.token_terms import TokenTerms
-from plaudit.recipe.schema import GrpoConfig
+from plaudit.recipe.objectives import GrpoConfig
 from plaudit.sampling.tokens import Completions
 
 

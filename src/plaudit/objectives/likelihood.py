@@ -21,7 +21,7 @@ from plaudit.objectives.base import Losses, Objective
 from plaudit.objectives.batch import Batch, SnapshotPolicy
 from plaudit.objectives.grpo import clipped_ratio_loss
 from plaudit.objectives.token_terms import TokenTerms
-from plaudit.recipe.schema import LikelihoodConfig
+from plaudit.recipe.objectives import LikelihoodConfig
 from plaudit.rewards.call import column
 from plaudit.rewards.policy_likelihood import PolicyLikelihood, with_answers
 

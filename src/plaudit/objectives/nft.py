@@ -20,7 +20,7 @@ from plaudit.models.flow import clean_prediction
 from plaudit.objectives.base import Losses, Objective
 from plaudit.objectives.batch import Batch, SnapshotPolicy
 from plaudit.objectives.terms import FlowTerms, stratified_times
-from plaudit.recipe.schema import NftConfig
+from plaudit.recipe.objectives import NftConfig
 from plaudit.shaping.advantages import optimality
 
 SMALLEST_WEIGHT = 1e-5

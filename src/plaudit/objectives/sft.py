@@ -13,7 +13,7 @@ from torch import Tensor
 from plaudit.objectives.base import Losses, Objective
 from plaudit.objectives.batch import Batch, SnapshotPolicy
 from plaudit.objectives.token_terms import TokenTerms
-from plaudit.recipe.schema import SftConfig
+from plaudit.recipe.objectives import SftConfig
 
 KEPT, KEPT_FRAC = "kept", "kept_frac"
 

@@ -10,16 +10,9 @@ from plaudit.objectives.grpo import Grpo
 from plaudit.objectives.likelihood import Likelihood
 from plaudit.objectives.nft import Nft
 from plaudit.objectives.sft import Sft
-from plaudit.recipe.schema import (
-    DpoConfig,
-    DrpoConfig,
-    GrpoConfig,
-    LikelihoodConfig,
-    NftConfig,
-    Recipe,
-    SftConfig,
-    TokenSampling,
-)
+from plaudit.recipe.objectives import DpoConfig, DrpoConfig, GrpoConfig, LikelihoodConfig, NftConfig, SftConfig
+from plaudit.recipe.sampling import TokenSampling
+from plaudit.recipe.schema import Recipe
 from plaudit.rewards.policy_likelihood import PolicyLikelihood
 from plaudit.rewards.suite import Suite
 

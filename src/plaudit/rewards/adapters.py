@@ -15,7 +15,7 @@ from typing import Any
 from plaudit.data.prompt import Prompt, text_of
 from plaudit.dotted import import_dotted
 from plaudit.errors import RewardError
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Card, RewardFunction, Score, Status, missing
 from plaudit.rewards.cache import source_of
 from plaudit.rewards.call import Caller

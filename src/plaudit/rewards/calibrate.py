@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plaudit.errors import RecipeError
-from plaudit.recipe.schema import MinMax, Quantile, ReferenceScale, RewardConfig, Zscore
+from plaudit.recipe.rewards import MinMax, Quantile, ReferenceScale, RewardConfig, Zscore
 from plaudit.rewards.base import Card
 
 Unit = tuple[float, float] | str | None

@@ -12,7 +12,7 @@ import functools
 import inspect
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -180,6 +180,32 @@ class Caller:
         """Whether the reward must see all outputs at once, because they are compared with each other."""
         return not self.card.batch_invariant if self.card is not None else "group" in self.parameters
 
+    # --- what it remembers -------------------------------------------------------------------------------------------
+
+    def functions(self) -> Iterator[tuple[str, RewardFunction]]:
+        """The reward, and those that it asks itself, which stand in its `inner_rewards`; each with a name of its own."""
+        yield self.name, self.function
+        for number, inner in enumerate(getattr(self.function, "inner_rewards", ())):
+            for name, function in inner.functions():
+                yield f"{self.name}/{number}/{name}", function
+
+    def state(self) -> dict[str, Any]:
+        """What the reward and those that it asks remember, by name."""
+        return {name: function.state() for name, function in self.functions() if hasattr(function, "state")}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        for name, function in self.functions():
+            if name in state:
+                function.load_state(state[name])
+
+    def bind(self, policy: Any, sampler: Any) -> None:
+        """Hand the policy, and how it is sampled, to those that ask the model in training."""
+        for _, function in self.functions():
+            if hasattr(function, "bind"):
+                function.bind(policy, sampler)
+
+    # --- calls -------------------------------------------------------------------------------------------------------
+
     def __call__(self, request: Request) -> list[Score]:
         """One score per output, in order."""
         if not len(request):
@@ -207,7 +233,7 @@ class Caller:
         return [found[key] for key in keys]
 
     def _with_retries(self, request: Request) -> list[Score]:
-        remembered = self.function.state() if self.handling.retries and hasattr(self.function, "state") else None
+        remembered = self.state() if self.handling.retries else {}
         scores = self._attempt(request, self._chunks(request))
         for attempt in range(self.handling.retries):
             failed = [i for i, score in enumerate(scores) if score.status in TRANSIENT]
@@ -215,8 +241,7 @@ class Caller:
             if not rows:
                 break
             time.sleep(self.handling.backoff_s * 2**attempt)
-            if remembered is not None:  # the batch that is scored again has not been seen before
-                self.function.load_state(remembered)
+            self.load_state(remembered)  # the batch that is scored again has not been seen before
             again = [rows] if self.whole_batch else [[i] for i in rows]  # alone, so that one slow output harms no other
             repeated = self._attempt(request, again)
             scores = [repeated[i] if i in set(rows) else score for i, score in enumerate(scores)]

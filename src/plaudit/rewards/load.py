@@ -12,7 +12,7 @@ from typing import Any
 from plaudit.data.prompt import Prompt
 from plaudit.dotted import import_dotted
 from plaudit.errors import RecipeError
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Card, RewardFunction, Score
 from plaudit.rewards.cache import ScoreCache, identity
 from plaudit.rewards.call import Cached, Caller, Handling, Outputs, Request, make_request
@@ -35,20 +35,13 @@ class Reward:
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Measuring is not learning: what the reward remembers and reports is afterwards as it was."""
-        function, meter = self.caller.function, self.caller.meter
-        before = function.state() if hasattr(function, "state") else None
+        meter, before = self.caller.meter, self.caller.state()
         metrics, meter.metrics = meter.metrics, {}
         try:
             yield
         finally:
             meter.metrics = metrics
-            if before is not None:
-                function.load_state(before)
-
-    def bind(self, policy: Any) -> None:
-        """Give a reward that asks the model in training its policy."""
-        if hasattr(self.caller.function, "bind"):
-            self.caller.function.bind(policy)
+            self.caller.load_state(before)
 
     @property
     def waits(self) -> bool:

@@ -81,7 +81,7 @@ class _AsksPolicy:
     name: str
     policy: Any = None
 
-    def bind(self, policy: Any) -> None:
+    def bind(self, policy: Any, sampler: Any) -> None:
         if not hasattr(policy.model, "encode_completion"):
             raise RecipeError(
                 f"{self.name} asks a language model for the likelihood of texts; model is of another family"
@@ -160,8 +160,8 @@ class PairAccuracy(_AsksPolicy):
         systems=("S119",),
     )
 
-    def bind(self, policy: Any) -> None:
-        super().bind(policy)
+    def bind(self, policy: Any, sampler: Any) -> None:
+        super().bind(policy, sampler)
         if "reference" not in policy.snapshots:
             policy.take("reference")
 

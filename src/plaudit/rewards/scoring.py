@@ -17,7 +17,7 @@ from plaudit.data.outputs import Gathered, pixels_of, read_picture
 from plaudit.data.prompt import Prompt
 from plaudit.data.sources import identify
 from plaudit.errors import DataError, RecipeError
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import RewardFunction, Score, Status, missing
 from plaudit.rewards.call import Caller, Outputs, make_request
 from plaudit.rewards.load import Reward, load_reward

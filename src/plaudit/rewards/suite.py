@@ -13,7 +13,8 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
-from plaudit.recipe.schema import Missing, Recipe, RewardConfig
+from plaudit.recipe.rewards import Missing, RewardConfig
+from plaudit.recipe.schema import Recipe
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.cache import ScoreCache
 from plaudit.rewards.calibrate import Scale, fit, from_json, needs_outputs, to_json, unit_of
@@ -142,13 +143,12 @@ class Suite:
 
     def state(self) -> dict[str, Any]:
         """What rewards and operators remember, as JSON."""
-        remembered = {r.name: r.caller.function.state() for r in self.rewards if hasattr(r.caller.function, "state")}
+        remembered = {name: own for r in self.rewards for name, own in r.caller.state().items()}
         return {"rewards": remembered, "formula": self.formula.state() if self.formula else None}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         for reward in self.rewards:
-            if reward.name in state["rewards"]:
-                reward.caller.function.load_state(state["rewards"][reward.name])
+            reward.caller.load_state(state["rewards"])
         if self.formula is not None:
             self.formula.load_state(state["formula"])
 
@@ -213,13 +213,18 @@ def load_suite(
     cache: ScoreCache | None = None,
     *,
     add: bool = True,
+    like_units: bool = True,
 ) -> Suite:
     store = cache or (ScoreCache() if any(config.cache for config in configs.values()) else None)
-    return make_suite([load_reward(name, config, store) for name, config in configs.items()], combine, add=add)
+    rewards = [load_reward(name, config, store) for name, config in configs.items()]
+    return make_suite(rewards, combine, add=add, like_units=like_units)
 
 
-def make_suite(rewards: Sequence[Reward], combine: str | None = None, *, add: bool = True) -> Suite:
-    """Rewards, checked to belong together: a weighted sum of unlike units is refused. Without `combine` they are added by
+def make_suite(
+    rewards: Sequence[Reward], combine: str | None = None, *, add: bool = True, like_units: bool = True
+) -> Suite:
+    """Rewards, checked to belong together: a weighted sum of unlike units is refused, unless it is not what is learned from
+    (`shaping.normalise` each). Without `combine` they are added by
     their weights, or, if they are not to be added, stand side by side; a single one is its own total."""
     if combine is None and not add:
         formula = weighted_sum_formula({rewards[0].name: 1.0}) if len(rewards) == 1 else None
@@ -228,7 +233,7 @@ def make_suite(rewards: Sequence[Reward], combine: str | None = None, *, add: bo
         formula = weighted_sum_formula({reward.name: reward.weight for reward in rewards})
     else:
         formula = _parsed(combine, rewards)
-    if formula is not None and (len(rewards) > 1 or combine is not None):
+    if formula is not None and like_units and (len(rewards) > 1 or combine is not None):
         units = {r.name: unit_of(r.config, r.card) if r.config else r.card and r.card.unit for r in rewards}
         formula.check_units(units)
     suite = Suite(rewards=rewards, formula=formula)
@@ -263,7 +268,7 @@ def _pull_down_what_is_bad(rewards: Sequence[Reward]) -> None:
 
 
 def recipe_suite(recipe: Recipe) -> Suite:
-    return load_suite(recipe.rewards, recipe.combine)
+    return load_suite(recipe.rewards, recipe.combine, like_units=recipe.shaping.normalise == "total")
 
 
 def enforce_missing(batch: ScoredBatch, missing: Missing) -> ScoredBatch:

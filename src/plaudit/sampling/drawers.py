@@ -11,7 +11,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import FlowModel
 from plaudit.models.tokens import TokenModel
-from plaudit.recipe.schema import EvaluationSampler, Sampler, TokenSampling
+from plaudit.recipe.sampling import EvaluationSampler, Sampler, TokenSampling
 from plaudit.sampling.base import Drawer, Piece
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.plan import deterministic_plan, stochastic_plan

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from plaudit.recipe.schema import Sampler
+from plaudit.recipe.sampling import Sampler
 from plaudit.sampling.noise import SampleKey, generator
 
 

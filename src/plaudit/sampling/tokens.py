@@ -18,7 +18,7 @@ from torch import Tensor
 
 from plaudit.errors import RecipeError
 from plaudit.models.tokens import Ids, TokenModel
-from plaudit.recipe.schema import TokenSampling
+from plaudit.recipe.sampling import TokenSampling
 from plaudit.sampling.noise import SampleKey, uniform
 
 STOP_SLACK = 8  # tokens more than a stop text has bytes are looked at for it: it may begin inside of one
@@ -38,8 +38,9 @@ class Completions:
     limit: int  # tokens that a completion could have had
     network_calls: int = 0
 
-    # A logit of some tens is rounded in its sixth digit after the point, in the draw and again in the replay.
-    rounding = 100.0
+    # One token of thousands may round in its fourth digit: logits of some tens in the draw, and again in a replay of another
+    # shape. What differs in more than a token shows in `train.mismatch_kl`.
+    rounding = 1000.0
 
     def __len__(self) -> int:
         return len(self.prompt_ids)

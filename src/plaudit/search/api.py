@@ -13,7 +13,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.models.flow import FlowModel
 from plaudit.models.tokens import TokenModel
-from plaudit.recipe.schema import TokenSampling
+from plaudit.recipe.sampling import TokenSampling
 from plaudit.rewards.load import Reward
 from plaudit.rewards.scoring import reward_of
 from plaudit.search.base import Task

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from plaudit.recipe.schema import Positive, PositiveFloat, Strict
+from plaudit.recipe.base import Positive, PositiveFloat, Strict
 
 
 class SearchSampler(Strict):

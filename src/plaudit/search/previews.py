@@ -6,7 +6,7 @@ same trajectory (`plaudit lab build previews-pixels`).
 
 Departures. The paper keeps weights per step; here one network is conditioned on the time, which is a fraction of the size.
 The paper leaves the last quarter of the way to the unchanged reward; here only the first quarter is learnt, because later
-the proxy's own ranks were better than those of any weights that we trained (see `plaudit.lab.build_previews`).
+the proxy's own ranks were better than those of any weights that we trained (see `plaudit.builds.previews`).
 
 Shape legend: B pictures, L caption tokens.
 """
@@ -23,8 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from plaudit.errors import RewardError
-from plaudit.lab.build import WEIGHTS
-from plaudit.lab.networks import ProxyNetwork, time_features
+from plaudit.lab.networks import WEIGHTS, ProxyNetwork, time_features
 from plaudit.lab.scenes.grammar import tokenise
 from plaudit.rewards.learned.scene_proxy import SceneProxy
 from plaudit.search.steps import Judge

@@ -19,7 +19,8 @@ from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import FlowModel
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.load import load
-from plaudit.recipe.schema import EvaluationSampler, Recipe, Sampler
+from plaudit.recipe.sampling import EvaluationSampler, Sampler
+from plaudit.recipe.schema import Recipe
 from plaudit.rewards.scoring import RewardLike, name_of, reward_of
 from plaudit.rewards.suite import Suite, load_suite, make_suite, recipe_suite
 from plaudit.search.budget import Budget

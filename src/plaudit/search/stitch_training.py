@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plaudit.lab.build import to_pixel_latents
 from plaudit.lab.encoder_networks import DualEncoder
+from plaudit.lab.networks import to_pixel_latents
 from plaudit.lab.scenes.grammar import sample_prompts
 from plaudit.lab.scenes.render import rasterise, sample_scenes
 from plaudit.search.stitch import Seam, Seen, StitchedValue, find_seam, tower_features, tower_tail, trunk_features

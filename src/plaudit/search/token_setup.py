@@ -11,7 +11,8 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.load import load
-from plaudit.recipe.schema import Recipe, TokenSampling
+from plaudit.recipe.sampling import TokenSampling
+from plaudit.recipe.schema import Recipe
 from plaudit.rewards.suite import Suite
 from plaudit.search.budget import Budget
 from plaudit.search.tokens import TokenTask

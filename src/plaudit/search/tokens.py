@@ -29,7 +29,7 @@ from torch import Tensor
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.models.tokens import TokenModel
-from plaudit.recipe.schema import TokenSampling
+from plaudit.recipe.sampling import TokenSampling
 from plaudit.rewards.suite import Suite
 from plaudit.sampling.noise import uniform
 from plaudit.sampling.rollout import tiles

@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from plaudit.errors import RecipeError
 from plaudit.optional import require
-from plaudit.recipe.schema import Positive, PositiveFloat, RewardConfig, Strict
+from plaudit.recipe.base import Positive, PositiveFloat, Strict
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.recipe.text import parse
 
 NOT_SERVED = ("weight", "calibrate")  # what a score counts is the recipe's to say

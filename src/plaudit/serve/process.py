@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from plaudit.errors import RewardError
-from plaudit.recipe.schema import RewardConfig
+from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.call import Outputs, Request
 from plaudit.serve.client import Client, Failed, Reply

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.objectives.batch import Batch
-from plaudit.recipe.schema import GrpoConfig, Recipe
+from plaudit.recipe.objectives import GrpoConfig
+from plaudit.recipe.schema import Recipe
 from plaudit.rewards.call import make_request
 from plaudit.rewards.suite import ScoredBatch, enforce_missing, join_scored
 from plaudit.sampling.base import Outputs, Piece
@@ -95,7 +96,7 @@ def collect(setup: Setup, *, step: int, version: int) -> Rollout:
         drawn = draw_scored(setup, step_prompts(setup, step, turn)[:wanted], step, seen)
         rounds.append(_checked(drawn, rounds, setup.recipe))
         for group in _groups(rounds[-1], train.samples_per_prompt):
-            (kept if _has_contrast(group.scored.total) else equal).append(group)
+            (kept if has_contrast(group.scored, setup.recipe) else equal).append(group)
     if train.refill == 0:
         chosen, dropped = rounds, 0
     else:
@@ -205,9 +206,14 @@ def shape(recipe: Recipe, scored: ScoredBatch, group: Tensor, penalty: Tensor | 
     return mixed if limit is None else replace(mixed, value=mixed.value.clamp(-limit, limit))
 
 
-def _has_contrast(score: Tensor) -> bool:
-    present = score[score.isfinite()]
-    return len(present) > 1 and bool(present.max() > present.min())
+def has_contrast(scored: ScoredBatch, recipe: Recipe) -> bool:
+    """Whether what is normalised differs within the group: the total, or any reward that counts."""
+    counting = [values for name, values in scored.parts.items() if recipe.rewards[name].weight != 0]
+    for score in [scored.total] if recipe.shaping.normalise == "total" else counting:
+        present = score[score.isfinite()]
+        if len(present) > 1 and bool(present.max() > present.min()):
+            return True
+    return False
 
 
 def _moved(advantage: Tensor, group: Tensor) -> Tensor:

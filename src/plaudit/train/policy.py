@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.errors import RecipeError
-from plaudit.recipe.schema import LoraConfig
+from plaudit.recipe.models import LoraConfig
 
 ADAPTER = "default"
 

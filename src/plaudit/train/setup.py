@@ -11,7 +11,8 @@ from plaudit.errors import RecipeError
 from plaudit.models.build import build_model
 from plaudit.objectives.base import Objective
 from plaudit.objectives.table import make_objective
-from plaudit.recipe.schema import GrpoConfig, Recipe
+from plaudit.recipe.objectives import GrpoConfig
+from plaudit.recipe.schema import Recipe
 from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.suite import Suite, recipe_suite
 from plaudit.sampling.base import Drawer
@@ -50,7 +51,7 @@ def prepare(recipe: Recipe) -> Setup:
         raise RecipeError("model: nothing is trainable; leave model.lora out for full tuning or name its targets")
     rewards, truth = recipe_suite(recipe), load_reward("evaluate", recipe.evaluate.reward)
     for reward in (*rewards.rewards, truth):
-        reward.bind(policy)
+        reward.caller.bind(policy, recipe.sampler)
     objective = make_objective(recipe, rewards)
     for name in (*objective.snapshots, *(["ema"] if recipe.train.ema > 0 else [])):
         policy.take(name)

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from tests.rewards.encoders.gradients import check_picture_gradient
 from tests.rewards.ships import ships
 
+from plaudit.builds.encoder import pictures_of
 from plaudit.errors import RecipeError, RewardError
-from plaudit.lab.build_encoder import pictures_of
 from plaudit.lab.scenes.grammar import sample_prompts
 from plaudit.rewards.encoders.direction import DirectionalSimilarity, corrected_text, fit_direction
 from plaudit.rewards.encoders.load import load_encoder
@@ -53,7 +53,7 @@ def test_fitting_finds_what_all_pictures_share() -> None:
 
 
 def test_the_shipped_direction_fits_the_labs_generator() -> None:
-    from plaudit.rewards.encoders.build_direction import generated
+    from plaudit.builds.direction import generated
 
     prompts = sample_prompts("heldout", 24, np.random.default_rng(7))
     images = generated(prompts, steps=8, seed=9)

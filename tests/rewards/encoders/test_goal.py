@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from tests.rewards.encoders.gradients import check_picture_gradient
 from tests.rewards.ships import ships
 
+from plaudit.builds.encoder import pictures_of
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
-from plaudit.lab.build_encoder import pictures_of
 from plaudit.lab.scenes.grammar import sample_prompts
 from plaudit.rewards.base import Status
 from plaudit.rewards.call import call_reward

@@ -10,9 +10,9 @@ from tests.rewards.encoders.needs import needs_minilm
 from tests.rewards.encoders.toy import TOY
 from tests.rewards.ships import ships
 
+from plaudit.builds.encoder import edited, make_trial, meaning, measure_encoder, pictures_of, surely_false
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
-from plaudit.lab.build_encoder import edited, make_trial, meaning, measure_encoder, pictures_of, surely_false
 from plaudit.lab.scenes.check import check
 from plaudit.lab.scenes.grammar import sample_prompts
 from plaudit.rewards.base import Status

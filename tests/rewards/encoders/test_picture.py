@@ -93,7 +93,7 @@ def pack(folder: Path, package: str, file: str, content: dict) -> None:
 
 def test_packed_emoji_are_named_and_drawn(tmp_path: Path) -> None:
     pytest.importorskip("resvg_py")
-    from plaudit.rewards.encoders.build_picture import named_drawings, read_drawings, read_packed, rendered
+    from plaudit.builds.picture import named_drawings, read_drawings, read_packed, rendered
 
     with pytest.raises(DataError, match="npm pack"):
         read_packed(tmp_path, "unicode-emoji-json", "data-by-emoji.json")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from plaudit.errors import RecipeError, RewardError
-from plaudit.lab.build import WEIGHTS
+from plaudit.lab.networks import WEIGHTS
 from plaudit.rewards.base import Card
 from plaudit.rewards.encoders.base import embed_once
 from plaudit.rewards.encoders.load import load_encoder

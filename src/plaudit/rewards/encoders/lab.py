@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from plaudit.errors import RewardError
-from plaudit.lab.build import WEIGHTS
 from plaudit.lab.encoder_networks import UNKNOWN, DualEncoder
+from plaudit.lab.networks import WEIGHTS
 from plaudit.lab.scenes.grammar import MAX_TOKENS, VOCABULARY
 from plaudit.lab.scenes.render import SIZE
 from plaudit.rewards.encoders.base import Encoder, check_pictures, resized, warn_if_cut

@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from plaudit.errors import RewardError
-from plaudit.lab.build import WEIGHTS
-from plaudit.lab.networks import ProxyNetwork
+from plaudit.lab.networks import WEIGHTS, ProxyNetwork
 from plaudit.lab.scenes.grammar import tokenise
 from plaudit.rewards.base import LAB_SCENES, Card, Reference
 

@@ -131,6 +131,7 @@ class FormatLength:
         positive("format_length", "limit", limit)
         self.limit, self.turn, self.curve, self.unit = limit, turn, curve, unit
         self.well_formed = Rightness("format_length", format, threshold, argument="format")
+        self.inner_rewards = self.well_formed.inner_rewards
         self.card = inheriting(type(self).card, self.well_formed)
 
     def __call__(

@@ -70,6 +70,7 @@ class Rightness:
     ) -> None:
         self.who, self.threshold = who, threshold
         self.caller = None if reward is None else inner_caller(f"{who}.{argument}", reward)
+        self.inner_rewards = () if self.caller is None else (self.caller,)
         if self.caller is not None and (card := self.caller.card) is not None and not card.low < threshold <= card.high:
             raise RecipeError(
                 f"reward {who}: `threshold` {threshold:g} is outside the scale of {reward!r}, {card.low:g} to {card.high:g}; "
@@ -108,6 +109,7 @@ class OutcomeReward:
     def __init__(self, who: str, unit: str, correct: Mapping[str, Any] | None, threshold: float) -> None:
         self.who, self.unit = who, unit
         self.right = Rightness(who, correct, threshold)
+        self.inner_rewards = self.right.inner_rewards
         self.card = inheriting(type(self).card, self.right)
 
     def __call__(

@@ -130,6 +130,7 @@ class NeededReasoning:
         self.unit, self.limit, self.beta, self.threshold = unit, limit, beta, threshold
         self.judge: Caller = inner_caller("needed_reasoning.judge", judge)
         self.right = Rightness("needed_reasoning", correct, threshold)
+        self.inner_rewards = (self.judge, *self.right.inner_rewards)
         self.card = replace(inheriting(type(self).card, self.right), high=1 + beta)
 
     def __call__(

@@ -208,6 +208,7 @@ class ReasoningNats:
             raise RecipeError(f"{WHO}: `part` {part!r}; allowed: thought, output")
         self.prior, self.beta, self.part = make_prior(prior), beta, part
         self.right = Rightness("reasoning_nats", correct, threshold)
+        self.inner_rewards = self.right.inner_rewards
         self.card = inheriting(type(self).card, self.right)
 
     def __call__(

@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
-from plaudit.lab.build import WEIGHTS
-from plaudit.lab.networks import ProxyNetwork
+from plaudit.lab.networks import WEIGHTS, ProxyNetwork
 from plaudit.lab.scenes.check import check
 from plaudit.lab.scenes.grammar import CATEGORIES, sample_prompts, tokenise
 from plaudit.lab.scenes.render import rasterise, sample_scenes

@@ -13,7 +13,6 @@ Shape legend: B samples, * latent dimensions.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,9 +24,20 @@ import torch
 from torch import Tensor, nn
 
 from plaudit import storage
+from plaudit.builds.generators import FlowPlan
+from plaudit.builds.training import (
+    copy_of,
+    export_weights,
+    follow,
+    log,
+    make_optimizers,
+    rate,
+    restore_state,
+    save_state,
+    update,
+)
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RunError
-from plaudit.lab.build import BuildPlan, export_weights, make_optimizers, rate, restore_state, save_state
 from plaudit.lab.scenes.check import check
 from plaudit.lab.scenes.grammar import evaluation_prompts, sample_prompts
 from plaudit.models.flow import EMPTY_PROMPT, Condition, Conditioning, clean_prediction, guided_velocity, per_sample
@@ -40,12 +50,11 @@ NAME = "slots-turbo"
 HALFWAY = 0.5  # the second time of two steps
 CHUNK = 64  # pairs that are drawn together
 SMALLEST_SCALE = 0.01  # of the matching gradient, in latent units
-LOG_EVERY, SAVE_EVERY = 250, 500
 EVALUATION_SEED, EVALUATION_STEP = 20_000_003, -1  # the noise of evaluations
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistilPlan(BuildPlan):
+class TurboPlan(FlowPlan):
     """How the teacher is distilled: `regression_steps`, at most half of all, come before the matching begins."""
 
     teacher_steps: int = 16
@@ -57,7 +66,7 @@ class DistilPlan(BuildPlan):
     halfway_share: float = 0.35  # of the samples
 
 
-PLAN = DistilPlan(
+PLAN = TurboPlan(
     steps=2_900,
     batch=64,
     adam_lr=1e-3,
@@ -102,7 +111,7 @@ def endpoints(model: LabFlowModel, conditioning: Conditioning, keys: Sequence[Sa
     return draw(model, conditioning, plan, keys, tile=CHUNK).latents
 
 
-def draw_pairs(teacher: LabFlowModel, plan: DistilPlan, seed: int, chunk: int) -> Pairs:
+def draw_pairs(teacher: LabFlowModel, plan: TurboPlan, seed: int, chunk: int) -> Pairs:
     """One chunk of pairs; a pure function of its arguments."""
     prompts = sample_prompts("train", CHUNK, np.random.default_rng([seed, chunk, 11]))
     keys, condition = make_keys(prompts, seed, chunk), teacher.encode(prompts)
@@ -113,7 +122,7 @@ def draw_pairs(teacher: LabFlowModel, plan: DistilPlan, seed: int, chunk: int) -
     )
 
 
-def load_pairs(teacher: LabFlowModel, plan: DistilPlan, seed: int, count: int, folder: Path) -> Pairs:
+def load_pairs(teacher: LabFlowModel, plan: TurboPlan, seed: int, count: int, folder: Path) -> Pairs:
     """Pairs of `folder`, drawn into it when there are none."""
     made = {"seed": seed, "teacher_steps": plan.teacher_steps, "guidance": plan.guidance, "count": count}
     if not folder.exists():
@@ -165,7 +174,7 @@ def times_of(share: float, rng: np.random.Generator, count: int) -> Tensor:
     return torch.from_numpy(np.where(rng.random(count) < share, HALFWAY, 1.0)).float()
 
 
-def regress(student: LabFlowModel, pairs: Pairs, plan: DistilPlan, rng: np.random.Generator) -> Tensor:
+def regress(student: LabFlowModel, pairs: Pairs, plan: TurboPlan, rng: np.random.Generator) -> Tensor:
     rows = torch.from_numpy(rng.integers(len(pairs.noise), size=plan.batch))
     return regression_loss(student, pairs.select(rows), times_of(plan.halfway_share, rng, plan.batch))
 
@@ -179,7 +188,7 @@ class Matching:
 
 
 def match(
-    student: LabFlowModel, critic: LabFlowModel, teacher: LabFlowModel, plan: DistilPlan, seed: int, step: int
+    student: LabFlowModel, critic: LabFlowModel, teacher: LabFlowModel, plan: TurboPlan, seed: int, step: int
 ) -> Matching:
     """Losses on fresh captions and noise; a pure function of weights, seed and step."""
     rng = np.random.default_rng([seed, step, 12])
@@ -204,50 +213,32 @@ def build_turbo(out: Path, *, steps: int | None = None, seed: int = 0, install: 
     teacher, student, critic = (LabFlowModel("slots") for _ in range(3))
     teacher.network.requires_grad_(False)
     both = nn.ModuleDict({"student": student.network, "critic": critic.network})
-    average = {key: value.detach().clone() for key, value in student.network.state_dict().items()}
+    average = copy_of(student.network)
     optimizers = {name: make_optimizers(network, plan)["adam"] for name, network in both.items()}
     first = restore_state(out, both, average, optimizers)
     pairs = load_pairs(teacher, plan, seed, min(plan.num_pairs, steps * plan.batch), out / "pairs")
     started, regression_steps = time.monotonic(), min(plan.regression_steps, steps // 2)
     for step in range(first, steps):
         matching = step >= regression_steps
-        stage_rate = plan.matching_rate if matching else 1.0
-        optimizers["student"].param_groups[0]["lr"] = plan.adam_lr * stage_rate * rate(plan, steps, step)
+        stage_rate = (plan.matching_rate if matching else 1.0) * rate(plan, steps, step)
         loss = regress(student, pairs, plan, np.random.default_rng([seed, step, 13]))
         entry = {"step": step + 1, "steps": steps, "regression": loss.item()}
         if matching:
             losses = match(student, critic, teacher, plan, seed, step)
-            _update(critic.network, optimizers["critic"], losses.critic)
+            update(critic.network, {"": optimizers["critic"]}, {"": plan.adam_lr}, losses.critic)
             loss = plan.regression_weight * loss + losses.student
             entry |= {"critic": losses.critic.item()}
-        _update(student.network, optimizers["student"], loss)
-        decay = min(plan.ema, (1 + step) / (10 + step))
-        for key, value in student.network.state_dict().items():
-            average[key].lerp_(value, 1 - decay)
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+        update(student.network, {"": optimizers["student"]}, {"": plan.adam_lr * stage_rate}, loss)
+        follow(average, student.network, plan, step)
+        if (step + 1) % plan.log_every == 0 or step + 1 == steps:
             entry |= {"seconds": round(time.monotonic() - started, 1)} | _accuracies(average, count=120)
-            _log(out, entry)
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            log(out, entry)
+        if (step + 1) % plan.save_every == 0 or step + 1 == steps:
             save_state(out, step + 1, both, average, optimizers)
     path = export_weights(out, NAME, average, install)
     measured = {"teacher_exact_at_10_steps": accuracy(teacher, 10)} | _accuracies(average, count=600)
-    _log(out, measured)
+    log(out, measured)
     return path
-
-
-def _update(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    if not loss.isfinite():
-        raise RunError(f"lab build {NAME}: the loss is {loss.item()}; start again from an older checkpoint")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    optimizer.step()
-
-
-def _log(out: Path, entry: dict[str, float]) -> None:
-    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
-        log.write(json.dumps(entry) + "\n")
-    print(json.dumps(entry), flush=True)
 
 
 def accuracy(model: LabFlowModel, steps: int, count: int = 600) -> float:

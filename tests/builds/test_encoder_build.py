@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from plaudit.builds import encoder as module
+from plaudit.builds.encoder import build_encoder
 from plaudit.errors import RecipeError
-from plaudit.lab import build_encoder as module
-from plaudit.lab.build_encoder import build_encoder
 from plaudit.lab.encoder_networks import Captioner, DualEncoder, PictureTower
 
 

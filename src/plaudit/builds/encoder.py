@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
-from plaudit.lab.build import WEIGHTS
 from plaudit.lab.encoder_networks import UNKNOWN, Captioner, DualEncoder
+from plaudit.lab.networks import WEIGHTS
 from plaudit.lab.scenes.grammar import (
     CATEGORIES,
     COLORS,

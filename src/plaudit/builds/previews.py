@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
-from plaudit.lab.build import WEIGHTS
+from plaudit.lab.networks import WEIGHTS
 from plaudit.lab.scenes.grammar import evaluation_prompts, sample_prompts, tokenise
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import FlowModel, clean_prediction

@@ -11,10 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from plaudit.errors import RunError
-from plaudit.lab import distil
-from plaudit.lab.build import WEIGHTS
-from plaudit.lab.distil import (
+from plaudit.builds import turbo
+from plaudit.builds.turbo import (
     PLAN,
     Pairs,
     accuracy,
@@ -26,6 +24,8 @@ from plaudit.lab.distil import (
     regression_loss,
     student_samples,
 )
+from plaudit.errors import RunError
+from plaudit.lab.networks import WEIGHTS
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.flow import EMPTY_PROMPT, Conditioning
 from plaudit.models.lab import LabFlowModel
@@ -40,11 +40,10 @@ def teacher() -> LabFlowModel:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = dataclasses.replace(PLAN, batch=3, teacher_steps=2, num_pairs=6, regression_steps=2, warmup=1)
-    monkeypatch.setattr(distil, "PLAN", plan)
-    monkeypatch.setattr(distil, "SAVE_EVERY", 2)
-    monkeypatch.setattr(distil, "CHUNK", 4)
-    monkeypatch.setattr(distil, "accuracy", lambda model, steps, count=12: 0.0)
+    plan = dataclasses.replace(PLAN, batch=3, teacher_steps=2, num_pairs=6, regression_steps=2, warmup=1, save_every=2)
+    monkeypatch.setattr(turbo, "PLAN", plan)
+    monkeypatch.setattr(turbo, "CHUNK", 4)
+    monkeypatch.setattr(turbo, "accuracy", lambda model, steps, count=12: 0.0)
 
 
 def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -82,7 +81,7 @@ def test_regression_is_on_the_straight_line(teacher: LabFlowModel) -> None:
 def test_student_samples_are_what_one_and_two_euler_steps_draw(teacher: LabFlowModel) -> None:
     prompts = evaluation_prompts("heldout", 6)
     keys, condition = make_keys(prompts, 0, 0), teacher.encode(prompts)
-    noise = distil.gaussian(keys, "initial", teacher.latent_shape)
+    noise = turbo.gaussian(keys, "initial", teacher.latent_shape)
     for steps, t in ((1, 1.0), (2, 0.5)):
         plan = deterministic_plan(teacher.schedule(steps, None), len(keys))
         drawn = draw(teacher, Conditioning(condition=condition), plan, keys, tile=64).latents
@@ -147,11 +146,11 @@ def test_a_resumed_build_equals_an_uninterrupted_one(small: None, tmp_path: Path
 
 
 def test_pairs_of_another_seed_are_refused(teacher: LabFlowModel, small: None, tmp_path: Path) -> None:
-    made = load_pairs(teacher, distil.PLAN, 0, 6, tmp_path / "pairs")
-    again = load_pairs(teacher, distil.PLAN, 0, 6, tmp_path / "pairs")
+    made = load_pairs(teacher, turbo.PLAN, 0, 6, tmp_path / "pairs")
+    again = load_pairs(teacher, turbo.PLAN, 0, 6, tmp_path / "pairs")
     assert len(made.noise) == 6 and torch.equal(made.endpoint, again.endpoint)
     with pytest.raises(RunError, match="another --out"):
-        load_pairs(teacher, distil.PLAN, 1, 6, tmp_path / "pairs")
+        load_pairs(teacher, turbo.PLAN, 1, 6, tmp_path / "pairs")
 
 
 # --- what ships ------------------------------------------------------------------------------------------------------

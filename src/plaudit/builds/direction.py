@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
-from plaudit.lab.build import WEIGHTS
+from plaudit.lab.networks import WEIGHTS
 from plaudit.lab.scenes.grammar import sample_prompts
 from plaudit.models.flow import Conditioning
 from plaudit.models.lab import LabFlowModel

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from plaudit.errors import DataError
-from plaudit.lab.build import WEIGHTS
+from plaudit.lab.networks import WEIGHTS
 from plaudit.optional import require
 from plaudit.rewards.encoders.minilm import MiniLm
 from plaudit.rewards.encoders.mobilenet import load_mobilenet

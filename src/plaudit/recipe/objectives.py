@@ -1,0 +1,145 @@
+"""From scores to a loss."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from plaudit.recipe.base import Fraction, Positive, PositiveFloat, Strict
+
+
+class Shaping(Strict):
+    """Scores to advantages. `floor` is the smallest standard deviation divided by, in reward units. `normalise` the total,
+    or each reward in its groups before they are added by their weights."""
+
+    normalise: Literal["total", "each"] = "total"
+    std: Literal["group", "batch", "none", "loo"] = "group"
+    floor: PositiveFloat = 1e-3
+    clip: PositiveFloat | None = 5.0
+
+
+class KlConfig(Strict):
+    """KL to the reference policy. `exact` is that of a whole decision: of the Gaussian transition, or over the vocabulary;
+    `mean` and `flow_grpo` are published scalings of the Gaussian one. `k2` and `k3` are estimates from the decisions drawn,
+    as is `k1`, which has no useful gradient and can only be taken from the reward."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    scaling: Literal["exact", "mean", "flow_grpo", "k1", "k2", "k3"] = "exact"
+    place: Literal["loss", "reward"] = "loss"
+
+    @model_validator(mode="after")
+    def _has_gradient(self) -> KlConfig:
+        if (self.scaling == "k1") != (self.place == "reward"):
+            raise ValueError(
+                f"objective.kl.scaling: {self.scaling} with place {self.place}; the gradient of k1 is zero on average, so "
+                "k1 goes with place reward, and the others with place loss"
+            )
+        return self
+
+
+class GrpoConfig(Strict):
+    """Clipped likelihood ratio over the decisions of a rollout: denoising steps (Flow-GRPO) or tokens. Names as in TRL:
+    `importance_sampling_level` sequence is GSPO's ratio; `loss_type` says what the sum over decisions is divided by: dapo all
+    decisions, grpo each sample's own and then all samples, dr_grpo the longest possible, luspo the samples only."""
+
+    type: Literal["grpo"]
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "luspo"] = "dapo"
+    density: Literal["exact", "mean", "flow_grpo", "cps"] = "exact"  # of flow models
+    kl: KlConfig = KlConfig()
+
+
+class DrpoConfig(Strict):
+    """DRPO: a preference re-weighs the right answers among themselves, wrong ones are a contrast, and KL has a barrier.
+    `correct` and `prefer` name rewards."""
+
+    type: Literal["drpo"]
+    correct: str
+    prefer: str
+    temperature: PositiveFloat = 0.1  # lambda
+    contrast_temperature: PositiveFloat = 10.0  # tau
+    barrier: Annotated[float, Field(ge=0)] = 1e3
+    margin: Annotated[float, Field(ge=0)] = 1e-4
+
+
+class LikelihoodConfig(Strict):
+    """The likelihood of a reference answer after the drawn reasoning, as reward and by its own gradient."""
+
+    type: Literal["likelihood"]
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    reward: str  # which of the recipe's rewards is the policy's own likelihood
+    direct: Annotated[float, Field(ge=0)] = 1.0  # weight of the reward's own gradient
+    kl: KlConfig = KlConfig()
+
+    @model_validator(mode="after")
+    def _kl_in_loss(self) -> LikelihoodConfig:
+        if self.kl.place != "loss":
+            raise ValueError(
+                "objective.kl.place: reward with objective likelihood, which adds it to the loss; use loss"
+            )
+        return self
+
+
+class DpoConfig(Strict):
+    """DPO on pairs `chosen` and `rejected`. `sft_weight` adds the likelihood of the chosen answer (RPO: eta beta on the sum)."""
+
+    type: Literal["dpo"]
+    beta: PositiveFloat = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    sft_weight: Annotated[float, Field(ge=0)] = 0.0
+    sft_reduction: Literal["sum", "mean"] = "sum"
+
+
+class SftConfig(Strict):
+    """Likelihood of given completions, or with `keep` of the model's own that scored well: the `best` of each group, or all
+    that reach `threshold`."""
+
+    type: Literal["sft"]
+    keep: Literal["given", "best", "threshold"] = "given"
+    threshold: float | None = None
+
+    @model_validator(mode="after")
+    def _threshold(self) -> SftConfig:
+        if (self.keep == "threshold") != (self.threshold is not None):
+            raise ValueError(
+                f"objective.threshold: {self.threshold} with keep {self.keep}; keep threshold needs it, only"
+            )
+        return self
+
+
+class NftConfig(Strict):
+    """DiffusionNFT: forward process, positive and negative branch around an old policy that is an average."""
+
+    type: Literal["nft"] = "nft"
+    beta: PositiveFloat = 1.0
+    advantage_clip: PositiveFloat = 5.0  # advantage +-clip maps to optimality probability 1 or 0
+    times_per_sample: Positive = 2
+    time_range: tuple[Fraction, Fraction] = (0.0, 1.0)
+    time_shift: PositiveFloat = 1.0
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-4
+    old_decay_max: Fraction = 0.5
+    old_decay_rate: Fraction = 1e-3
+
+
+Objective = Annotated[
+    GrpoConfig | NftConfig | DrpoConfig | LikelihoodConfig | DpoConfig | SftConfig, Field(discriminator="type")
+]
+GIVEN = "given"  # an objective that learns from data instead of samples of its own
+
+
+def learns_from_data(objective: Objective) -> bool:
+    return isinstance(objective, DpoConfig) or (isinstance(objective, SftConfig) and objective.keep == GIVEN)
+
+
+def rewards_of(objective: Objective) -> dict[str, str]:
+    """The rewards that an objective reads by name, by its key."""
+    match objective:
+        case DrpoConfig():
+            return {"correct": objective.correct, "prefer": objective.prefer}
+        case LikelihoodConfig():
+            return {"reward": objective.reward}
+    return {}
