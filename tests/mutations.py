@@ -1,7 +1,7 @@
 """Does the suite notice? Each mutation breaks one invariant or brings back one pitfall in a copy of the sources; the named
 tests must fail on it.
 
-    python tests/mutations.py              all of them, about ten minutes
+    python tests/mutations.py              all of them, about half an hour
     python tests/mutations.py kernels nft  those whose file or name contains one of the words
 
 A mutation that survives is a hole in the tests. One whose text is no longer found has to follow the sources.
@@ -42,6 +42,7 @@ TOKEN_RUN, TOKEN_DOCTOR = "tests/train/test_token_run.py", "tests/audit/test_doc
 CALL, SUITE, CACHE, CALIBRATE, ADAPTERS = (
     f"tests/rewards/test_{n}.py" for n in ("call", "suite", "cache", "calibrate", "adapters")
 )
+REFERENCES = "tests/rewards/test_reference_answers.py"
 TRAINED = "tests/train/test_rewards.py"
 POLICY, LEARN, COLLECT = (f"tests/train/test_{n}.py" for n in ("policy", "learn", "collect"))
 RESUME, FOLDER, DOCTOR = (f"tests/train/test_{n}.py" for n in ("resume", "folder", "doctor"))
@@ -776,8 +777,8 @@ MUTATIONS = [
     ),
     Mutation("an order that never changes", "data/sources.py", "[seed, turn, 2]", "[seed, 2]", COLLECT),
     # --- calling a reward
-    Mutation("rewards get the picture itself", "rewards/call.py", "outputs.detach().clone()", "outputs", CALL),
-    Mutation("rewards get the facts themselves", "rewards/call.py", "= copy.deepcopy(value)", "= value", CALL),
+    Mutation("rewards get the picture itself", "rewards/handing.py", "outputs.detach().clone()", "outputs", CALL),
+    Mutation("rewards get the facts themselves", "rewards/handing.py", "= copy.deepcopy(value)", "= value", CALL),
     Mutation("generator not put back", "rewards/generators.py", "self._set(self.outside)", "pass", CALL),
     Mutation(
         "an exception is a zero",
@@ -839,11 +840,31 @@ MUTATIONS = [
         CALL,
     ),
     Mutation(
-        "every group is one", "rewards/call.py", "seen.setdefault((prompt.id, prompt.text), len(seen))", "0", CALL
+        "every group is one", "rewards/request.py", "seen.setdefault((prompt.id, prompt.text), len(seen))", "0", CALL
+    ),
+    Mutation("a second look is a second visit", "rewards/call.py", "self.load_state(remembered)", "pass", CALL),
+    Mutation(
+        "an inner reward is forgotten",
+        "rewards/call.py",
+        'getattr(self.function, "inner_rewards", ())',
+        "()",
+        SUITE,
     ),
     Mutation(
-        "a second look is a second visit", "rewards/call.py", "self.function.load_state(remembered)", "pass", CALL
+        "prompts of one id are one",
+        "rewards/reference_answers.py",
+        'f"{prompt.id} {prompt.text}"',
+        "prompt.id",
+        REFERENCES,
     ),
+    Mutation(
+        "contrast of the total only",
+        "train/collect.py",
+        'if recipe.shaping.normalise == "total" else counting',
+        "",
+        COLLECT,
+    ),
+    Mutation("what is watched is contrast", "train/collect.py", "if recipe.rewards[name].weight != 0]", "]", COLLECT),
     Mutation(
         "failed scores with a number",
         "rewards/base.py",
@@ -897,8 +918,8 @@ MUTATIONS = [
     Mutation(
         "measuring is learning",
         "rewards/load.py",
-        "                function.load_state(before)",
-        "                pass",
+        "self.caller.load_state(before)",
+        "pass",
         SUITE,
     ),
     Mutation("units are not checked", "rewards/suite.py", "formula.check_units(", "str(", SUITE),

@@ -18,8 +18,9 @@ from plaudit.errors import RecipeError, RewardError
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Score, Status, card, missing
 from plaudit.rewards.cache import ScoreCache, identity, media_hash
-from plaudit.rewards.call import Cached, Caller, make_request
+from plaudit.rewards.call import Cached, Caller
 from plaudit.rewards.load import load_reward
+from plaudit.rewards.request import make_request
 
 
 def prompts(*texts: str) -> list[Prompt]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Card, Score, Status, card, missing
-from plaudit.rewards.call import Caller, Handling, call_reward, make_request
+from plaudit.rewards.call import Caller, Handling, call_reward
+from plaudit.rewards.request import make_request
 
 PROMPTS = [Prompt(id=f"p{i}", text=f"text {i}", facts={"objects": [i]}, inputs={"image": i}) for i in range(3)]
 PICTURES = torch.arange(3 * 3 * 2 * 2, dtype=torch.float32).reshape(3, 3, 2, 2) / 36

@@ -13,7 +13,7 @@ from tests.rewards.ships import ships
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Score
-from plaudit.rewards.call import Caller, make_request
+from plaudit.rewards.call import Caller
 from plaudit.rewards.novelty import (
     Distillation,
     Ellipsoid,
@@ -28,6 +28,7 @@ from plaudit.rewards.novelty import (
     pieces,
 )
 from plaudit.rewards.pinned.media import make
+from plaudit.rewards.request import make_request
 
 VARIANTS = [
     {},

@@ -12,7 +12,7 @@ from tests.reference.token_toys import TinyLanguage, slow_log_probs
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import Caller, Handling, call_reward, make_request
+from plaudit.rewards.call import Caller, Handling, call_reward
 from plaudit.rewards.load import find_reward
 from plaudit.rewards.policy_likelihood import (
     CompletionLikelihood,
@@ -22,6 +22,7 @@ from plaudit.rewards.policy_likelihood import (
     reasoning_length,
     with_answers,
 )
+from plaudit.rewards.request import make_request
 from plaudit.train.policy import Policy
 
 

@@ -17,10 +17,11 @@ from plaudit.errors import RecipeError, RewardError
 from plaudit.recipe.rewards import Missing, RewardConfig
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.base import Card, Score, Status
-from plaudit.rewards.call import Caller, make_request
+from plaudit.rewards.call import Caller
 from plaudit.rewards.catalogue import entry
 from plaudit.rewards.compose.formula import parse, weighted_sum_formula
 from plaudit.rewards.load import Reward, load_reward
+from plaudit.rewards.request import make_request
 from plaudit.rewards.suite import ScoredBatch, Suite, enforce_missing, load_suite, recipe_suite
 from plaudit.rewards.table import BUILT_IN
 

@@ -15,7 +15,8 @@ from plaudit.errors import RecipeError
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Card, RewardFunction, Score
 from plaudit.rewards.cache import ScoreCache, identity
-from plaudit.rewards.call import Cached, Caller, Handling, Outputs, Request, make_request
+from plaudit.rewards.call import Cached, Caller, Handling
+from plaudit.rewards.request import Outputs, Request, make_request
 from plaudit.rewards.table import BUILT_IN, ISOLATED
 
 

@@ -17,8 +17,8 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.models.tokens import Ids, TokenModel
 from plaudit.rewards.base import Card, Score, Status, missing
-from plaudit.rewards.call import Request
 from plaudit.rewards.likelihood import Reduction, likelihood_score, reduction_card
+from plaudit.rewards.request import Request
 from plaudit.sampling.tokens import Completions, chosen_log_probs, given_completions, replay_logits
 
 ROWS = 64

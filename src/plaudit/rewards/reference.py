@@ -9,8 +9,9 @@ from plaudit.errors import RewardError
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.lab.scenes.render import rasterise, sample_scenes
 from plaudit.rewards.base import LAB_SCENES, Reference
-from plaudit.rewards.call import Caller, make_request
+from plaudit.rewards.call import Caller
 from plaudit.rewards.load import find_reward
+from plaudit.rewards.request import make_request
 
 COUNT = 600
 

@@ -13,7 +13,7 @@ from plaudit.errors import RecipeError, RewardError
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.sampling import AnySampler, TokenSampling
 from plaudit.rewards.base import Card, Score, Status
-from plaudit.rewards.call import Request, make_request
+from plaudit.rewards.request import Request, make_request
 from plaudit.rewards.rules.outcomes import inner_caller
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.tokens import draw_completions

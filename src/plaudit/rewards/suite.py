@@ -18,9 +18,9 @@ from plaudit.recipe.schema import Recipe
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.cache import ScoreCache
 from plaudit.rewards.calibrate import Scale, fit, from_json, needs_outputs, to_json, unit_of
-from plaudit.rewards.call import Outputs, Request, make_request
 from plaudit.rewards.compose.formula import Formula, parse, weighted_sum_formula
 from plaudit.rewards.load import Reward, load_reward
+from plaudit.rewards.request import Outputs, Request, make_request
 
 
 @dataclass(frozen=True, kw_only=True)

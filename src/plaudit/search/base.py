@@ -12,8 +12,8 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
-from plaudit.rewards.call import make_request
 from plaudit.rewards.compose.nodes import Call, walk
+from plaudit.rewards.request import make_request
 from plaudit.rewards.suite import Suite
 from plaudit.sampling.noise import SampleKey, gaussian
 from plaudit.search.budget import Budget, Cost

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from plaudit.errors import RewardError
-from plaudit.rewards.call import Request
 from plaudit.rewards.load import Reward
+from plaudit.rewards.request import Request
 from plaudit.rewards.suite import Suite
 
 
@@ -39,7 +39,7 @@ def _values(reward: Reward, request: Request) -> Tensor:
             f"rewards.{reward.name} has no gradient (its card says so); use a differentiable reward (`plaudit rewards list` "
             "names them), or a method that needs none, such as best_of_n"
         )
-    given = caller.arguments(request) | {caller.output_name: request.outputs}
+    given = caller.arguments(request) | {caller.arguments.output_name: request.outputs}
     result = caller.function(**given)
     if not isinstance(result, Tensor) or not result.requires_grad or result.shape != (len(request),):
         shown = (

@@ -22,7 +22,7 @@ from plaudit.recipe.load import load
 from plaudit.recipe.sampling import EvaluationSampler, Sampler
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.scoring import RewardLike, name_of, reward_of
-from plaudit.rewards.suite import Suite, load_suite, make_suite, recipe_suite
+from plaudit.rewards.suite import Suite, load_suite, make_suite
 from plaudit.search.budget import Budget
 from plaudit.search.config import SearchSampler
 from plaudit.search.task import FlowTask
@@ -92,7 +92,7 @@ def find_suite(origin: Origin, named: Mapping[str, Any] | None, combine: str | N
     Several are combined by `combine`, or added by their weights as in a recipe."""
     own = origin.recipe
     if named is None:
-        suite = recipe_suite(own) if combine is None else load_suite(own.rewards, combine)
+        suite = load_suite(own.rewards, own.combine if combine is None else combine)
     else:
         suite = make_suite([reward_of(name, _resolved(own, value)) for name, value in named.items()], combine)
     if origin.calibration is not None and suite.uncalibrated:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from safetensors.torch import save
 from torch import Tensor
 
-from plaudit.rewards.call import Request
+from plaudit.rewards.request import Request
 from plaudit.serve.wire import DTYPES, JSON, MAX_RANK, SAFETENSORS, tensor_hash
 
 

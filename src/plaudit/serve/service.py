@@ -14,8 +14,8 @@ from typing import Any
 from plaudit import __version__
 from plaudit.errors import PlauditError, RewardError
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import Request
 from plaudit.rewards.load import Reward, load_reward
+from plaudit.rewards.request import Request
 from plaudit.serve.answers import card_json, decided, error_json, remembering, results_json
 from plaudit.serve.batching import Batcher, QueueFull
 from plaudit.serve.config import MIB, ServeConfig, ServeFile

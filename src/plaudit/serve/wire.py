@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
-from plaudit.rewards.call import Request
+from plaudit.rewards.request import Request
 
 JSON, SAFETENSORS = "application/json", "application/vnd.safetensors"
 FROM_SAFETENSORS = {

@@ -15,7 +15,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.objectives.batch import Batch
 from plaudit.recipe.objectives import GrpoConfig
 from plaudit.recipe.schema import Recipe
-from plaudit.rewards.call import make_request
+from plaudit.rewards.request import make_request
 from plaudit.rewards.suite import ScoredBatch, enforce_missing, join_scored
 from plaudit.sampling.base import Outputs, Piece
 from plaudit.sampling.noise import SampleKey

@@ -12,7 +12,8 @@ from tests.rewards.ships import ships
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import Caller, make_request
+from plaudit.rewards.call import Caller
+from plaudit.rewards.request import make_request
 from plaudit.rewards.rules.length_groups import (
     CorrectWithinTiers,
     ShortWhereSolved,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from plaudit.errors import RecipeError
 from plaudit.rewards.base import Card, Score
-from plaudit.rewards.call import Request
+from plaudit.rewards.request import Request
 from plaudit.rewards.rules.outcomes import (
     Column,
     Outcome,

@@ -22,7 +22,7 @@ from torch import Tensor
 from plaudit.errors import RecipeError
 from plaudit.optional import require
 from plaudit.rewards.base import Card, Score
-from plaudit.rewards.call import Request
+from plaudit.rewards.request import Request
 from plaudit.rewards.rules.outcomes import Column, Rightness, count, inheriting, positive
 
 Part = Literal["thought", "output"]
