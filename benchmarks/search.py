@@ -160,11 +160,10 @@ class Measured:
 
 
 def by_method(work: Workload, method: str) -> Measured:
-    """A search between two runs of the bare work."""
-    drawing, scoring, drawing_again, scoring_again = [
-        seconds(part, time.perf_counter) / work.calls
-        for part in (lambda: list(work.bare()), work.scores) * 2  # draws, and draws, decodes and scores
-    ]
+    """A search after the bare work: drawing alone, and with decoding and scoring."""
+    drawing, scoring = (
+        seconds(part, time.perf_counter) / work.calls for part in (lambda: list(work.bare()), work.scores)
+    )
     task = work.task()
     total = seconds(lambda: run_search(task, find_method(method, {}, "flow")), time.perf_counter)
     spent, calls = task.ledger.total_seconds(), task.ledger.total.network_calls
@@ -172,8 +171,8 @@ def by_method(work: Workload, method: str) -> Measured:
     rest = total - beside - spent["network_calls"]
     return Measured(
         milliseconds=tuple(1000 * value / calls for value in (*spent.values(), rest)),
-        all=total / calls / ((scoring + scoring_again) / 2),
-        steering=(total - beside) / calls / ((drawing + drawing_again) / 2),
+        all=total / calls / scoring,
+        steering=(total - beside) / calls / drawing,
     )
 
 

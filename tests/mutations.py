@@ -129,6 +129,9 @@ MUTATIONS = [
     Mutation(
         "decisions overlap", "sampling/noise.py", "counter=[0, 0, 0, decision]", "counter=[decision, 0, 0, 0]", NOISE
     ),
+    Mutation(
+        "decisions drawn in one place", "sampling/noise.py", '["counter"][3] = decision', '["counter"][3] = 0', NOISE
+    ),
     Mutation("identical members of a group", "sampling/noise.py", "{key.prompt}|{key.index}|", "{key.prompt}|", NOISE),
     Mutation("noise that never changes", "sampling/noise.py", "{key.seed}|{key.step}|", "{key.seed}|", NOISE),
     Mutation(

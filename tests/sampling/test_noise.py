@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -36,6 +37,24 @@ def test_a_sample_has_the_same_noise_in_any_batch_and_order(order: list[int], pa
     assert torch.equal(
         uniform([keys(6)[i] for i in order], "times", 5), uniform(keys(6), "times", 5)[torch.tensor(order)]
     )
+
+
+def test_batches_hold_the_numbers_of_each_samples_own_generator() -> None:
+    """Odd counts leave half of a word over, which must not reach the next sample; nor must threads disturb each other."""
+    few = keys(5)
+
+    def alone() -> tuple[torch.Tensor, torch.Tensor]:
+        normal = [generator(k, "transition", 4).standard_normal((3, 7), dtype=np.float32) for k in few]
+        flat = [generator(k, "tokens").random(7, dtype=np.float32) for k in few]
+        return torch.from_numpy(np.stack(normal)), torch.from_numpy(np.stack(flat))
+
+    def together(_: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return gaussian(few, "transition", (3, 7), decision=4), uniform(few, "tokens", 7)
+
+    expected = alone()
+    with ThreadPoolExecutor(4) as pool:
+        for found in (together(0), *pool.map(together, range(40))):
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_every_part_of_the_key_matters() -> None:
