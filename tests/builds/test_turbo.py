@@ -19,7 +19,6 @@ from plaudit.builds.turbo import (
     build_turbo,
     draw_pairs,
     load_pairs,
-    make_keys,
     matching_gradient,
     regression_loss,
     student_samples,
@@ -29,6 +28,8 @@ from plaudit.lab.networks import WEIGHTS
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.flow import EMPTY_PROMPT, Conditioning
 from plaudit.models.lab import LabFlowModel
+from plaudit.sampling.noise import gaussian as gaussian_noise
+from plaudit.sampling.noise import numbered_keys
 from plaudit.sampling.plan import deterministic_plan
 from plaudit.sampling.rollout import draw
 
@@ -80,8 +81,8 @@ def test_regression_is_on_the_straight_line(teacher: LabFlowModel) -> None:
 
 def test_student_samples_are_what_one_and_two_euler_steps_draw(teacher: LabFlowModel) -> None:
     prompts = evaluation_prompts("heldout", 6)
-    keys, condition = make_keys(prompts, 0, 0), teacher.encode(prompts)
-    noise = turbo.gaussian(keys, "initial", teacher.latent_shape)
+    keys, condition = numbered_keys(prompts, seed=0, step=0), teacher.encode(prompts)
+    noise = gaussian_noise(keys, "initial", teacher.latent_shape)
     for steps, t in ((1, 1.0), (2, 0.5)):
         plan = deterministic_plan(teacher.schedule(steps, None), len(keys))
         drawn = draw(teacher, Conditioning(condition=condition), plan, keys, tile=64).latents

@@ -15,7 +15,7 @@ from plaudit.lab.sums.traces import STYLES, style_of
 from plaudit.models.lab_tokens import LabTokenModel
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.sampling import TokenSampling
-from plaudit.sampling.noise import SampleKey
+from plaudit.sampling.noise import numbered_keys
 from plaudit.sampling.tokens import draw_completions
 
 QUANTILES = (5, 25, 50, 75, 95)
@@ -38,7 +38,7 @@ def attempts(model: TokenModel, prompts: Sequence[Prompt], *, temperature: float
     found = []
     for start in range(0, len(prompts), CHUNK):
         chunk = prompts[start : start + CHUNK]
-        keys = [SampleKey(seed=seed, step=DRAWN, prompt=prompt.id, index=0) for prompt in chunk]
+        keys = numbered_keys(chunk, seed=seed, step=DRAWN)
         completions = draw_completions(model, model.encode(chunk), sampling, keys)
         for prompt, ids in zip(chunk, completions.rows(), strict=True):
             text = model.decode(ids)

@@ -8,7 +8,6 @@ batch and from edited ones (another count, colour, shape or relation, or colours
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from plaudit.builds.training import export_weights, write_measured
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.lab.encoder_networks import UNKNOWN, Captioner, DualEncoder
@@ -245,11 +245,8 @@ def build_encoder(name: str, out: Path, *, steps: int | None = None, seed: int =
             print(f"step {step + 1} of {steps}: loss {loss.item():.4f}, {time.monotonic() - started:.0f} s", flush=True)
     network.eval()
     measured = (measure_captioner if name == "captioner" else measure_encoder)(network)
-    print(json.dumps(measured, indent=1))
-    (out / f"{name}.json").write_text(json.dumps(measured), encoding="utf-8")
-    path = (WEIGHTS if install else out) / f"{name}.safetensors"
-    save_file({key: value.half().contiguous() for key, value in network.state_dict().items()}, path)
-    return path
+    write_measured(out, name, measured)
+    return export_weights(out, name, network.state_dict(), install)
 
 
 def _take_tower(network: nn.Module, out: Path) -> None:

@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from plaudit.builds.training import export_weights, write_measured
 from plaudit.errors import DataError
-from plaudit.lab.networks import WEIGHTS
 from plaudit.optional import require
 from plaudit.rewards.encoders.minilm import MiniLm
 from plaudit.rewards.encoders.mobilenet import load_mobilenet
@@ -153,9 +152,5 @@ def build_picture_encoder(
     projections = train(drawings.of(known), steps or STEPS, seed)
     measured: dict[str, object] = {"drawings": len(drawings.name), "names": len(drawings.names), "held_out": HELD_OUT}
     measured |= recall(projections, drawings.of(held_out), held_out.tolist(), (1, 5))
-    print(json.dumps(measured))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "picture-encoder.json").write_text(json.dumps(measured), encoding="utf-8")
-    path = (WEIGHTS if install else out) / "picture-encoder.safetensors"
-    save_file({key: value.half().contiguous() for key, value in projections.state_dict().items()}, path)
-    return path
+    write_measured(out, "picture-encoder", measured)
+    return export_weights(out, "picture-encoder", projections.state_dict(), install)

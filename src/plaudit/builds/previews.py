@@ -12,24 +12,22 @@ Shape legend: N trajectories, S previews of each, B batch.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from plaudit.builds.training import export_weights, write_measured
 from plaudit.data.prompt import Prompt
-from plaudit.lab.networks import WEIGHTS
 from plaudit.lab.scenes.grammar import evaluation_prompts, sample_prompts, tokenise
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import FlowModel, clean_prediction
 from plaudit.models.lab import LabFlowModel
 from plaudit.rewards.learned.scene_proxy import SceneProxy
 from plaudit.sampling.kernels import transition
-from plaudit.sampling.noise import SampleKey, gaussian
+from plaudit.sampling.noise import gaussian, numbered_keys
 from plaudit.search.previews import UNCHANGED, PreviewNetwork, from_proxy
 from plaudit.search.simulate import RewardTensor, rank_correlation
 
@@ -71,7 +69,7 @@ def draw_previews(
 ) -> Previews:
     """One trajectory per prompt; a prompt that comes again counts its trajectories."""
     times, teacher = model.schedule(steps, None), SceneProxy()
-    keys = _keys(prompts, step, seed)
+    keys = numbered_keys(prompts, seed=seed, step=step)
     pictures, targets = [], []
     for start in range(0, len(prompts), chunk):
         asked, own = prompts[start : start + chunk], keys[start : start + chunk]
@@ -96,15 +94,6 @@ def draw_previews(
 def shows_something(t: Tensor) -> Tensor:
     """Whether the preview at this time is neither noise nor left to the unchanged proxy."""
     return (t > UNCHANGED) & (t < 1)
-
-
-def _keys(prompts: list[Prompt], step: int, seed: int) -> list[SampleKey]:
-    seen: dict[str, int] = {}
-    keys = []
-    for prompt in prompts:
-        seen[prompt.id] = seen.get(prompt.id, -1) + 1
-        keys.append(SampleKey(seed=seed, step=step, prompt=prompt.id, index=seen[prompt.id]))
-    return keys
 
 
 def _bytes(pictures: Tensor) -> Tensor:
@@ -178,9 +167,5 @@ def build_previews(
     heldout = [prompt for prompt in evaluation_prompts("heldout", chosen.measured) for _ in range(SEEDS)]
     trial = draw_previews(model, heldout, chosen.sampling_steps, MEASURE_STEP, seed)
     measured = measure({"before": from_proxy(), "after": network.eval()}, trial, SEEDS) | {"loss": losses}
-    print(json.dumps(measured))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"previews-{name}.json").write_text(json.dumps(measured), encoding="utf-8")
-    path = (WEIGHTS if install else out) / f"previews-{name}.safetensors"
-    save_file({key: value.half().contiguous() for key, value in network.state_dict().items()}, path)
-    return path
+    write_measured(out, f"previews-{name}", measured)
+    return export_weights(out, f"previews-{name}", network.state_dict(), install)

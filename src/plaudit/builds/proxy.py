@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
+from plaudit.builds.training import export_weights, write_measured
 from plaudit.data.prompt import Prompt
-from plaudit.lab.networks import WEIGHTS, ProxyNetwork
+from plaudit.lab.networks import ProxyNetwork
 from plaudit.lab.scenes.check import check
 from plaudit.lab.scenes.grammar import CATEGORIES, sample_prompts, tokenise
 from plaudit.lab.scenes.render import rasterise, sample_scenes
@@ -71,13 +70,9 @@ def build_proxy(out: Path, *, steps: int | None = None, seed: int = 0, install: 
         loss.backward()
         optimizer.step()
         schedule.step()
-    out.mkdir(parents=True, exist_ok=True)
     measured = measure_flaw(network.eval())
-    print(json.dumps(measured))
-    (out / "proxy.json").write_text(json.dumps(measured), encoding="utf-8")
-    path = (WEIGHTS if install else out) / "proxy.safetensors"
-    save_file({key: value.half().contiguous() for key, value in network.state_dict().items()}, path)
-    return path
+    write_measured(out, "proxy", measured)
+    return export_weights(out, "proxy", network.state_dict(), install)
 
 
 @torch.no_grad()

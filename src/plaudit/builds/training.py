@@ -111,11 +111,19 @@ def restore_state(out: Path, network: nn.Module, average: dict[str, Tensor], opt
     return step
 
 
-def export_weights(out: Path, name: str, average: Mapping[str, Tensor], install: bool) -> Path:
-    """The average in half precision, in `out` or in the place of the weights that ship."""
+def write_measured(out: Path, name: str, measured: Mapping[str, Any]) -> None:
+    """What was measured of a network, printed and beside its weights."""
+    text = json.dumps(measured)
+    print(text)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def export_weights(out: Path, name: str, weights: Mapping[str, Tensor], install: bool) -> Path:
+    """Weights in half precision, in `out` or in the place of the weights that ship."""
     path = (WEIGHTS if install else out) / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.half().contiguous() for key, value in average.items()}, path)
+    save_file({key: value.half().contiguous() for key, value in weights.items()}, path)
     return path
 
 

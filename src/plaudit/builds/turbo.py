@@ -14,7 +14,6 @@ Shape legend: B samples, * latent dimensions.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +35,12 @@ from plaudit.builds.training import (
     save_state,
     update,
 )
-from plaudit.data.prompt import Prompt
 from plaudit.errors import RunError
 from plaudit.lab.scenes.check import check
 from plaudit.lab.scenes.grammar import evaluation_prompts, sample_prompts
 from plaudit.models.flow import EMPTY_PROMPT, Condition, Conditioning, clean_prediction, guided_velocity, per_sample
 from plaudit.models.lab import LabFlowModel
-from plaudit.sampling.noise import SampleKey, gaussian
+from plaudit.sampling.noise import SampleKey, gaussian, numbered_keys
 from plaudit.sampling.plan import deterministic_plan
 from plaudit.sampling.rollout import draw
 
@@ -95,16 +93,6 @@ def guided(model: LabFlowModel, condition: Condition, guidance: float) -> Condit
     return Conditioning(condition=condition, unconditional=model.encode([EMPTY_PROMPT]), guidance=guidance)
 
 
-def make_keys(prompts: Sequence[Prompt], seed: int, step: int) -> list[SampleKey]:
-    """Keys of a batch; a prompt that comes up again counts its samples."""
-    seen: Counter[str] = Counter()
-    keys = []
-    for prompt in prompts:
-        keys.append(SampleKey(seed=seed, step=step, prompt=prompt.id, index=seen[prompt.id]))
-        seen[prompt.id] += 1
-    return keys
-
-
 def endpoints(model: LabFlowModel, conditioning: Conditioning, keys: Sequence[SampleKey], steps: int) -> Tensor:
     """Clean latents `[B, *]` after so many Euler steps from the keys' initial noise."""
     plan = deterministic_plan(model.schedule(steps, None), len(keys))
@@ -114,7 +102,7 @@ def endpoints(model: LabFlowModel, conditioning: Conditioning, keys: Sequence[Sa
 def draw_pairs(teacher: LabFlowModel, plan: TurboPlan, seed: int, chunk: int) -> Pairs:
     """One chunk of pairs; a pure function of its arguments."""
     prompts = sample_prompts("train", CHUNK, np.random.default_rng([seed, chunk, 11]))
-    keys, condition = make_keys(prompts, seed, chunk), teacher.encode(prompts)
+    keys, condition = numbered_keys(prompts, seed=seed, step=chunk), teacher.encode(prompts)
     return Pairs(
         noise=gaussian(keys, "initial", teacher.latent_shape),
         endpoint=endpoints(teacher, guided(teacher, condition, plan.guidance), keys, plan.teacher_steps),
@@ -193,7 +181,7 @@ def match(
     """Losses on fresh captions and noise; a pure function of weights, seed and step."""
     rng = np.random.default_rng([seed, step, 12])
     prompts = sample_prompts("train", plan.batch, rng)
-    keys, condition = make_keys(prompts, seed, step), student.encode(prompts)
+    keys, condition = numbered_keys(prompts, seed=seed, step=step), student.encode(prompts)
     noise = gaussian(keys, "student", student.latent_shape)
     x0 = student_samples(student, noise, times_of(plan.halfway_share, rng, plan.batch), condition)
     again = gaussian(keys, "matching", student.latent_shape)
@@ -244,7 +232,7 @@ def build_turbo(out: Path, *, steps: int | None = None, seed: int = 0, install: 
 def accuracy(model: LabFlowModel, steps: int, count: int = 600) -> float:
     """Share of held-out captions drawn exactly (`scene_exact`), with the prompts and the noise of evaluations."""
     prompts = evaluation_prompts("heldout", count)
-    keys = make_keys(prompts, EVALUATION_SEED, EVALUATION_STEP)
+    keys = numbered_keys(prompts, seed=EVALUATION_SEED, step=EVALUATION_STEP)
     images = model.decode(endpoints(model, Conditioning(condition=model.encode(prompts)), keys, steps))
     return sum(verdict.correct for verdict in check(images, prompts)) / count
 

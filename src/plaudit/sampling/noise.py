@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from plaudit.data.prompt import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,16 @@ class SampleKey:
     step: int
     prompt: str
     index: int
+
+
+def numbered_keys(prompts: Sequence[Prompt], *, seed: int, step: int) -> list[SampleKey]:
+    """Keys of one sample of each prompt; one that comes again counts its samples."""
+    seen = Counter[str]()
+    keys = []
+    for prompt in prompts:
+        keys.append(SampleKey(seed=seed, step=step, prompt=prompt.id, index=seen[prompt.id]))
+        seen[prompt.id] += 1
+    return keys
 
 
 def generator(key: SampleKey, stream: str, decision: int = 0) -> np.random.Generator:

@@ -16,7 +16,7 @@ from plaudit.data.sources import load_prompts
 from plaudit.errors import RecipeError, RunError
 from plaudit.recipe.schema import Recipe
 from plaudit.sampling.base import Drawer, Piece
-from plaudit.sampling.noise import SampleKey
+from plaudit.sampling.noise import numbered_keys
 from plaudit.train.policy import Generator
 
 EVALUATION_STEP = -1  # the step number of noise that belongs to no training step
@@ -24,12 +24,7 @@ EVALUATION_STEP = -1  # the step number of noise that belongs to no training ste
 
 def generate(drawer: Drawer, prompts: Sequence[Prompt], seed: int) -> Piece:
     """Outputs of prompts as a measurement draws them, at fixed noise."""
-    seen: dict[str, int] = {}
-    keys = []
-    for prompt in prompts:
-        seen[prompt.id] = seen.get(prompt.id, -1) + 1
-        keys.append(SampleKey(seed=seed, step=EVALUATION_STEP, prompt=prompt.id, index=seen[prompt.id]))
-    return drawer.evaluation(prompts, keys)
+    return drawer.evaluation(prompts, numbered_keys(prompts, seed=seed, step=EVALUATION_STEP))
 
 
 def grid_image(images: Tensor, columns: int, scale: int | None = None) -> Image.Image:
