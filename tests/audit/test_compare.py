@@ -299,7 +299,7 @@ def test_curves_place_a_measurement_at_what_was_spent_before_it(fabricate: Fabri
 def _drawn(monkeypatch: pytest.MonkeyPatch, curves: list[plots.Curve]) -> Any:
     figures: list[Any] = []
     keep: Callable[[Any], bytes] = lambda figure: figures.append(figure) or b""  # noqa: E731
-    monkeypatch.setattr(plots, "_png", keep)
+    monkeypatch.setattr(plots, "png_of", keep)
     plots.comparison_png({"training time (s)": {"a": curves}}, STYLE)
     return figures[0].axes[0]
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tests.audit.fabricated import COLUMNS, Fabricate, fabricate_run, write_lines
 
-from plaudit.audit import plots
+from plaudit.audit import look, panels, plots
 from plaudit.audit.gallery import cut
 from plaudit.audit.measures import category_changes, change, style_of
 from plaudit.audit.page import VOID_TAGS
@@ -69,7 +69,7 @@ def read(html: str) -> Page:
 def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes seconds; tests of words and numbers do without."""
     monkeypatch.setattr(plots, "panel_png", lambda panel, theme: b"a chart")
-    monkeypatch.setattr(plots, "_png", lambda figure: b"a chart")
+    monkeypatch.setattr(plots, "png_of", lambda figure: b"a chart")
 
 
 def edit_json(path: Path, change: Callable[[dict], object]) -> None:
@@ -483,16 +483,16 @@ def test_grids_that_cannot_be_cut_are_shown_whole_with_the_prompts(fabricate: Fa
 # --- charts --------------------------------------------------------------------------------------------------------
 
 
-def _axes(panel: plots.Panel) -> Axes:
+def _axes(panel: panels.Panel) -> Axes:
     axes = Figure().subplots()
-    panel.draw(axes, plots.LIGHT)
+    panel.draw(axes, look.LIGHT)
     return axes
 
 
 def test_panels_draw_the_recorded_numbers_and_say_them_in_their_titles(fabricate: Fabricate) -> None:
     run = read_run(fabricate(before=0.40, after=0.65, pictures=False))
-    drawn = {panel.name: panel for panel in plots.panels(run)}
-    assert plots.absent_panels(run) == ["ratio deviation"]
+    drawn = {panel.name: panel for panel in panels.panels(run)}
+    assert panels.absent_panels(run) == ["ratio deviation"]
     assert drawn["held-out score"].title == "Held-out accuracy: 40.0 % to 65.0 %"
     heldout = _axes(drawn["held-out score"]).lines[0]
     rows = [row for row in run.evaluations if row.split == "heldout"]
@@ -500,7 +500,7 @@ def test_panels_draw_the_recorded_numbers_and_say_them_in_their_titles(fabricate
     assert list(heldout.get_ydata()) == pytest.approx([row.mean for row in rows])
     raw, smooth = _axes(drawn["reward"]).lines
     assert np.array_equal(raw.get_ydata(), run.series("reward").values)
-    assert np.array_equal(smooth.get_ydata(), plots.moving_mean(run.series("reward").values))
+    assert np.array_equal(smooth.get_ydata(), panels.moving_mean(run.series("reward").values))
     assert drawn["reward"].title.startswith("Training reward rises from ")
     norms = run.series("grad_norm").values
     assert drawn["gradient norm"].title == f"Gradient norm: median {np.median(norms):.3g}, largest {norms.max():.3g}"
@@ -510,8 +510,8 @@ def test_panels_draw_the_recorded_numbers_and_say_them_in_their_titles(fabricate
 def test_ratio_deviation_is_drawn_where_the_objective_has_one(fabricate: Fabricate) -> None:
     recipe = Recipe.model_validate({"objective": {"type": "grpo"}, "sampler": {"type": "flow", "kernel": "flow_sde"}})
     run = read_run(fabricate(recipe=recipe, pictures=False))
-    assert plots.absent_panels(run) == []
-    (panel,) = [panel for panel in plots.panels(run) if panel.name == "ratio deviation"]
+    assert panels.absent_panels(run) == []
+    (panel,) = [panel for panel in panels.panels(run) if panel.name == "ratio deviation"]
     assert _axes(panel).lines[-1].get_ydata()[0] == recipe.train.ratio_tolerance
 
 
@@ -520,7 +520,7 @@ def test_moving_mean_agrees_with_the_slow_one(length: int) -> None:
     values = np.random.default_rng(0).normal(size=length)
     reach = length // 24
     slow = [values[max(i - reach, 0) : i + reach + 1].mean() for i in range(length)]
-    assert plots.moving_mean(values) == pytest.approx(slow)
+    assert panels.moving_mean(values) == pytest.approx(slow)
 
 
 def test_charts_are_written_and_survive_a_dollar_sign(fabricate: Fabricate) -> None:
@@ -531,15 +531,15 @@ def test_charts_are_written_and_survive_a_dollar_sign(fabricate: Fabricate) -> N
     written = plots.write_charts(read_run(folder))
     assert [path.name for path in written] == ["curves.png", "categories.png"]
     widths = {path.name: Image.open(path).size for path in written}
-    assert widths["curves.png"][0] == 2 * plots.PANEL_SIZE[0] * plots.DPI
-    dark = Image.open(io.BytesIO(plots.categories_png(read_run(folder), plots.DARK) or b"")).convert("RGB")
+    assert widths["curves.png"][0] == 2 * plots.PANEL_SIZE[0] * look.DPI
+    dark = Image.open(io.BytesIO(plots.categories_png(read_run(folder), look.DARK) or b"")).convert("RGB")
     light = Image.open(folder / "categories.png").convert("RGB")
     assert (light.getpixel((0, 0)), dark.getpixel((0, 0))) == ((255, 255, 255), (22, 27, 34))
 
 
 def test_categories_chart_has_a_bar_for_each_side(fabricate: Fabricate, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(plots, "png_of", lambda figure: figures.append(figure) or b"")
     run = read_run(fabricate(pictures=False))
     plots.categories_png(run)
     before, after = figures[0].axes[0].containers[0], figures[0].axes[0].containers[2]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from plaudit.audit import plots
+from plaudit.audit import look, panels, plots
 from plaudit.audit.gallery import gallery
 from plaudit.audit.measures import (
     ABSENT,
@@ -166,23 +166,23 @@ def _verdict(run: RunRecord) -> Html:
 
 
 def _curves(run: RunRecord) -> Html:
-    drawn = plots.panels(run)
+    drawn = panels.panels(run)
     if not drawn:
         return section("Curves", element("p", "Missing: no step was recorded in metrics.jsonl.", cls="muted"))
     charts = (element("figure", _chart(panel)) for panel in drawn)
-    absent = plots.absent_panels(run)
+    absent = panels.absent_panels(run)
     note = element("p", f"Nothing was recorded to draw: {', '.join(absent)}.", cls="muted") if absent else None
     lead = "Long curves are moving means over the faint values of single steps; bands are 95 % intervals."
     return section("Curves", element("div", *charts, cls="charts"), note, lead=lead)
 
 
-def _chart(panel: plots.Panel) -> Html:
-    return themed_chart(plots.panel_png(panel, plots.LIGHT), plots.panel_png(panel, plots.DARK), panel.title)
+def _chart(panel: panels.Panel) -> Html:
+    return themed_chart(plots.panel_png(panel, look.LIGHT), plots.panel_png(panel, look.DARK), panel.title)
 
 
 def _categories(run: RunRecord) -> Html:
     title = "By category"
-    light, dark = (plots.categories_png(run, theme) for theme in (plots.LIGHT, plots.DARK))
+    light, dark = (plots.categories_png(run, theme) for theme in (look.LIGHT, look.DARK))
     if light is None or dark is None:
         return section(title, element("p", "Missing: no category was measured before and after.", cls="muted"))
     chart = element("figure", themed_chart(light, dark, "score by category, before and after"), cls="wide scroll")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from plaudit.audit import plots
+from plaudit.audit import look, plots
 from plaudit.audit.measures import Style, capital, number, style_of
 from plaudit.audit.page import Content, Html, document, element, join, paragraphs, section, table, themed_chart
 from plaudit.audit.runs import RunRecord, Summary, series
@@ -154,7 +154,7 @@ def _spent_by(steps: np.ndarray, values: np.ndarray, step: int) -> float:
 def write_comparison(standings: Sequence[Standing], budget: str, out: Path) -> Path:
     style = next(style_of(o.run) for s in standings for o in s.outcomes if o.run is not None)
     curves = _curves(standings)
-    light, dark = (plots.comparison_png(curves, style, theme) for theme in (plots.LIGHT, plots.DARK))
+    light, dark = (plots.comparison_png(curves, style, theme) for theme in (look.LIGHT, look.DARK))
     with explain_write_errors(out / "comparison.png"):
         (out / "comparison.png").write_bytes(light)
     write_text(out / "comparison.json", json.dumps(_as_json(standings, budget), indent=1, allow_nan=False))

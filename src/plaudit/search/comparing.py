@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from plaudit import storage
-from plaudit.audit import plots
+from plaudit.audit import look, plots
 from plaudit.audit.measures import Style
 from plaudit.audit.page import Content, document, element, paragraphs, section, table, themed_chart
 from plaudit.audit.statistics import Gain, Items, is_binary, paired_gain, spread
@@ -241,7 +241,7 @@ def _write(
             ("proxy_best", Style(accuracy=False, noun=verifier, where="mean")),
         ):
             curves = _curves(found, verifier, scores)
-            light, dark = (plots.comparison_png(curves, style, theme) for theme in (plots.LIGHT, plots.DARK))
+            light, dark = (plots.comparison_png(curves, style, theme) for theme in (look.LIGHT, look.DARK))
             with storage.explain_write_errors(out):
                 (out / f"{verifier.replace('/', '_')}-{scores.removesuffix('_best')}.png").write_bytes(light)
             charts.append(element("figure", themed_chart(light, dark, f"{style.truth} against three costs")))
