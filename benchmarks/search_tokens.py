@@ -156,7 +156,7 @@ LIST_STEPS, LIST_BATCH, LIST_LENGTH = 700, 64, 20
 class Lister:
     """An object is one token, right or garbled, and what ends it another."""
 
-    pad_id, end_ids, packs, lora_targets = 0, frozenset({1}), True, ()
+    pad_id, end_ids, context, packs, lora_targets = 0, frozenset({1}), None, True, ()
 
     def __init__(self, seed: int) -> None:
         shape = Shape(vocabulary=len(WORDS), width=64, inner=128, layers=2, heads=4)

@@ -11,7 +11,11 @@ from plaudit.audit.statistics import Gain
 from plaudit.cli import app
 from plaudit.errors import RecipeError
 from plaudit.search import comparing
-from plaudit.search.comparing import compare_search, verdict
+from plaudit.search.comparing import Contestant, compare_search, verdict
+
+
+def method(label: str, **options) -> Contestant:
+    return Contestant(label=label, method=label.partition("[")[0], options=options)
 
 
 def compare(tmp_path, **changes):
@@ -19,7 +23,7 @@ def compare(tmp_path, **changes):
         "model": "lab/slots",
         "verifiers": ["scene_proxy"],
         "truth": "scene_exact",
-        "methods": {},
+        "contestants": [],
         "budgets": ["8nfe", "16nfe"],
         "seeds": [0, 1],
         "count": 3,
@@ -39,6 +43,18 @@ def test_best_of_n_is_always_there_and_what_is_done_is_not_done_again(tmp_path, 
     assert (tmp_path / "comparison.md").read_text(encoding="utf-8") == markdown
 
 
+def test_a_method_with_other_options_is_another_contestant(tmp_path):
+    compare(tmp_path, contestants=[method("best_of_n[candidates=1]", candidates=1)], seeds=[0])
+    searches = sorted((tmp_path / "searches" / "scene_proxy").glob("*.json"))
+    assert [file.stem for file in searches] == [
+        f"{name}-{budget}nfe-seed0" for name in ("best_of_n", "best_of_n_candidates=1") for budget in (16, 8)
+    ]
+    found = {file.stem: json.loads(file.read_text())["found"] for file in searches}
+    assert found["best_of_n-16nfe-seed0"]["network_calls"] == 16
+    assert found["best_of_n_candidates=1-16nfe-seed0"]["network_calls"] == 4
+    assert found["best_of_n_candidates=1-16nfe-seed0"]["method"] == "best_of_n[candidates=1]"
+
+
 def test_costs_are_those_of_the_ledger(tmp_path):
     compare(tmp_path)
     file = tmp_path / "searches" / "scene_proxy" / "best_of_n-16nfe-seed1.json"
@@ -54,7 +70,7 @@ def test_another_comparison_in_the_same_folder_is_refused(tmp_path):
 
 
 def test_a_method_that_cannot_use_a_verifier_is_left_out_and_named(tmp_path):
-    compare(tmp_path, verifiers=["scene_match"], methods={"noise": {}}, seeds=[0])
+    compare(tmp_path, verifiers=["scene_match"], contestants=[method("noise")], seeds=[0])
     assert (
         "- noise by scene_match at 8nfe: rewards.scene_match has no gradient"
         in (tmp_path / "comparison.md").read_text()
@@ -63,7 +79,7 @@ def test_a_method_that_cannot_use_a_verifier_is_left_out_and_named(tmp_path):
 
 def test_wrong_methods_are_refused_before_anything_runs(tmp_path):
     with pytest.raises(RecipeError, match="did you mean beam"):
-        compare(tmp_path, methods={"beem": {}})
+        compare(tmp_path, contestants=[method("beem")])
     assert not list(tmp_path.iterdir())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,12 +13,10 @@ from plaudit.errors import RecipeError
 
 if TYPE_CHECKING:
     from plaudit.recipe.schema import Recipe
+    from plaudit.search.comparing import Contestant
 
-
-VERIFIERS = (
-    "scene_proxy",
-    "caption_likelihood",
-)  # of the lab's pictures: a cheap one with a flaw, and an expensive one
+# Of the lab's pictures: a cheap one with a flaw, and an expensive one.
+VERIFIERS = ("scene_proxy", "caption_likelihood")
 
 
 def run(
@@ -90,17 +88,14 @@ def _compare_search(
         raise RecipeError(f"--suite is {suite!r}; allowed: search")
     from plaudit.search.comparing import compare_search, default_methods
 
-    named = [_method(text) for text in contestants or default_methods(model)]
-    methods = dict(named)
-    if len(methods) < len(named):
-        raise RecipeError(
-            "compare: a method is named twice; compare one set of its options at a time, each with an --out"
-        )
+    named = contestants or default_methods(model)
+    if again := [text for text in named if named.count(text) > 1]:
+        raise RecipeError(f"compare: {again[0]} is named twice; with other options it would be another contestant")
     path = compare_search(
         model=model,
         verifiers=rewards or VERIFIERS,
         truth=truth,
-        methods=methods,
+        contestants=[_contestant(text) for text in named],
         budgets=[budget.strip() for budget in budgets.split(",")],
         seeds=seeds,
         count=count,
@@ -111,15 +106,17 @@ def _compare_search(
     typer.echo(f"report: {path}")
 
 
-def _method(text: str) -> tuple[str, dict[str, Any]]:
+def _contestant(text: str) -> Contestant:
     """`beam` or `beam[lookahead=2,children=4]`."""
     from plaudit.recipe.text import parse
+    from plaudit.search.comparing import Contestant
 
     name, bracket, rest = text.partition("[")
     if bracket and not rest.endswith("]"):
         raise RecipeError(f"compare: {text!r}; write options as `{name}[key=value,...]`")
     pairs = [pair.partition("=") for pair in rest.removesuffix("]").split(",") if pair]
-    return name, {key.strip(): parse(value, text) for key, _, value in pairs}
+    options = {key.strip(): parse(value, text) for key, _, value in pairs}
+    return Contestant(label=text, method=name, options=options)
 
 
 def load_contestants(contestants: Sequence[str], overrides: Sequence[str]) -> dict[str, Recipe]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,8 +38,18 @@ HEAD = ("method", "budget", "network calls", "reward calls", "seconds", "searche
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """A method with some of its options, and what it is called in the comparison."""
+
+    label: str
+    method: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Found:
-    """One search: scores per prompt of the plain samples and of the best, by the verifier and by the truth."""
+    """One search: scores per prompt of the plain samples and of the best, by the verifier and by the truth. `method` is the
+    contestant's label."""
 
     verifier: str
     method: str
@@ -59,7 +70,7 @@ def compare_search(
     model: str,
     verifiers: Sequence[str],
     truth: str,
-    methods: Mapping[str, Mapping[str, Any]],
+    contestants: Sequence[Contestant],
     budgets: Sequence[str],
     seeds: Sequence[int],
     count: int,
@@ -67,32 +78,31 @@ def compare_search(
     say: Callable[[str], None] = lambda text: None,
     sampler: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Search `count` held-out prompts with every method (a name of the table to its options) under every budget; returns
-    `comparison.html`. A method that cannot use a verifier, such as one that needs its gradient, is left out and named."""
+    """Search `count` held-out prompts with best-of-N and every contestant under every budget; returns `comparison.html`. A
+    method that cannot use a verifier, such as one that needs its gradient, is left out and named."""
     origin = find_origin(model)
     family = origin.recipe.model.family
-    for name, options in methods.items():
-        find_method(name, options, family)  # refuses before anything is run
-    chosen = {BASELINE: {}} | dict(methods)
+    for one in contestants:
+        find_method(one.method, one.options, family)  # refuses before anything is run
+    baseline = Contestant(label=BASELINE, method=BASELINE, options={})
+    chosen = {one.label: one for one in (baseline, *contestants)}
     planned = [(v, m, b, s) for s in seeds for v in verifiers for m in chosen for b in budgets]
     built, found, refused = build_origin(origin), [], dict[tuple[str, str, str], str]()
     for position, (verifier, method, budget, seed) in enumerate(planned, start=1):
         if (verifier, method, budget) in refused:
             continue
         say(f"search {position} of {len(planned)}: {method} by {verifier}, {budget} per prompt, seed {seed}")
-        path = out / "searches" / verifier.replace("/", "_") / f"{method}-{budget}-seed{seed}.json"
+        path = out / "searches" / verifier.replace("/", "_") / f"{_file_name(method)}-{budget}-seed{seed}.json"
         asked = {
             "model": model,
             "truth": truth,
-            "options": dict(chosen[method]),
+            "options": dict(chosen[method].options),
             "count": count,
             "sampler": dict(sampler or {}),
         }
         if (kept := _kept(path, asked)) is None:
             try:
-                kept = _search(
-                    origin, built, verifier, method, chosen[method], budget, seed, truth, count, sampler or {}
-                )
+                kept = _search(origin, built, verifier, chosen[method], budget, seed, truth, count, sampler or {})
             except (RecipeError, RewardError) as error:  # what this method cannot do; a bug is not left out
                 refused[verifier, method, budget] = str(error).splitlines()[0]
                 continue
@@ -108,8 +118,7 @@ def _search(
     origin: Origin,
     built: Any,
     verifier: str,
-    method: str,
-    options: Mapping[str, Any],
+    contestant: Contestant,
     budget: str,
     seed: int,
     truth: str,
@@ -121,8 +130,8 @@ def _search(
         find_suite(origin, {verifier: verifier}, None),
         model=built,
         budget=Budget.parse(budget),
-        method=method,
-        options=options,
+        method=contestant.method,
+        options=contestant.options,
         prompts=find_prompts(origin.recipe, None, count),
         truth=[truth],
         seed=seed,
@@ -135,7 +144,7 @@ def _search(
     spent, judged = result.ledger.total, result.truth[truth]
     return Found(
         verifier=verifier,
-        method=method,
+        method=contestant.label,
         budget=budget,
         seed=seed,
         proxy_plain=result.plain_scores.tolist(),
@@ -147,6 +156,10 @@ def _search(
         gradient_calls=spent.gradient_calls / count,
         s=result.seconds / count,
     )
+
+
+def _file_name(label: str) -> str:
+    return re.sub(r"[^\w.=-]+", "_", label).strip("_")
 
 
 def _kept(path: Path, asked: Mapping[str, Any]) -> Found | None:
