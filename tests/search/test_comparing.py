@@ -98,4 +98,6 @@ def test_on_the_command_line(tmp_path):
     command += " --budgets 40nfe --reward scene_proxy"
     result = CliRunner().invoke(app, [*command.split(), "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert "| beam[beams=1,children=2,lookahead=1] | 40nfe |" in result.output and "| best_of_n | 40nfe |" in result.output
+    assert (
+        "| beam[beams=1,children=2,lookahead=1] | 40nfe |" in result.output and "| best_of_n | 40nfe |" in result.output
+    )

@@ -92,7 +92,7 @@ def test_the_numbers_of_a_run_are_complete_and_counted(tmp_path: Path) -> None:
         assert row["loss"] == pytest.approx(row["loss/policy"] + row["loss/kl"], abs=1e-12)
         assert 1 <= row["completions/mean_length"] <= 24 and 0 <= row["completions/clipped_ratio"] <= 1
         assert 0 < row["diversity"] <= 1 and 0 < row["entropy"] < 3 and 0 <= row["mismatch_kl"] < 1e-8
-        assert row["ratio/first_step_max_dev"] <= row["ratio/limit"] == pytest.approx(1e-4)
+        assert row["ratio/first_step_max_dev"] <= row["ratio/limit"] == pytest.approx(1e-3)
         assert row["ratio/deviation"] > row["ratio/first_step_max_dev"], "later updates have moved"
     setup = prepare(recipe)
     first = collect(setup, step=0, version=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from plaudit.dotted import import_dotted
 from plaudit.errors import RecipeError
 from plaudit.models.flow import FlowModel
@@ -28,5 +30,18 @@ def build_model(config: Model) -> FlowModel | TokenModel:
 
             return CausalTokenModel.from_config(config)
         case DottedModel():
-            return import_dotted(config.factory, "model.factory")(**config.arguments)
+            model = import_dotted(config.factory, "model.factory")(**config.arguments)
+            _check_complete(model, config)
+            return model
     raise RecipeError(f"model.type: {config!r} is not known")
+
+
+def _check_complete(model: Any, config: DottedModel) -> None:
+    """What a run would miss only when it comes to it, at the latest in saving its result."""
+    protocol = TokenModel if config.makes == "tokens" else FlowModel
+    asked = sorted(name for name in {*protocol.__annotations__, *vars(protocol)} if not name.startswith("_"))
+    if lacking := [name for name in asked if not hasattr(model, name)]:
+        raise RecipeError(
+            f"model.factory: {config.factory} made a {type(model).__name__} without {', '.join(lacking)}; with makes "
+            f"{config.makes} it needs all of a {protocol.__name__}: {', '.join(asked)}"
+        )
