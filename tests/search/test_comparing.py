@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 
 from plaudit.audit.statistics import Gain
 from plaudit.cli import app
-from plaudit.errors import RecipeError
+from plaudit.errors import Interrupted, RecipeError
 from plaudit.search import comparing
-from plaudit.search.comparing import Contestant, compare_search, verdict
+from plaudit.search.best_of_n import BestOfN
+from plaudit.search.comparing import Contestant, compare_search, defaults_of, verdict
 
 
 def method(label: str, **options) -> Contestant:
@@ -81,6 +82,57 @@ def test_wrong_methods_are_refused_before_anything_runs(tmp_path):
     with pytest.raises(RecipeError, match="did you mean beam"):
         compare(tmp_path, contestants=[method("beem")])
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_search_is_no_result_and_the_next_comparison_makes_up_for_it(tmp_path, monkeypatch):
+    expected = compare(tmp_path / "whole").parent / "comparison.md"
+    began, whole = [], comparing._search
+
+    def interrupted(*asked):
+        began.append(asked)
+        if len(began) < 3:
+            return whole(*asked)
+        with monkeypatch.context() as patch:  # Ctrl-C inside of the third search
+            patch.setattr(BestOfN, "run", stopped)
+            return whole(*asked)
+
+    def stopped(self, task):
+        yield task.plain()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparing, "_search", interrupted)
+    with pytest.raises(Interrupted, match="the same command goes on after them"):
+        compare(tmp_path / "pieces")
+    assert len(began) == 3 and len(list((tmp_path / "pieces").rglob("*.json"))) == 2
+    monkeypatch.setattr(comparing, "_search", whole)
+    said = []
+    compare(tmp_path / "pieces", say=said.append)
+    assert sum("done before" in line for line in said) == 2
+    rows = [file.read_text().split("seconds")[0] for file in (expected, tmp_path / "pieces" / "comparison.md")]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    (
+        ({"truth": "scene_exakt"}, "did you mean scene_exact"),
+        ({"verifiers": ["scene_proxi"]}, "did you mean scene_proxy"),
+        ({"truth": "sum_correct"}, "judges outputs of kind text"),
+    ),
+)
+def test_wrong_rewards_are_refused_before_anything_runs(tmp_path, changes, said):
+    with pytest.raises(RecipeError, match=said):
+        compare(tmp_path, say=lambda text: pytest.fail(text), **changes)
+
+
+def test_a_world_brings_its_own_defaults():
+    flow, tokens = defaults_of("lab/slots", needed=True), defaults_of("lab/sums", needed=True)
+    assert {"beam", "best_of_n"} < set(flow.methods) and flow.truth == "scene_exact"
+    assert set(tokens.methods) == {"best_of_n", "smc", "streaming"} and tokens.truth == "sum_correct"
+    assert tokens.verifiers == ("sum_proxy", "sum_steps")
+    assert defaults_of("lm-grpo", needed=False).verifiers == ()
+    with pytest.raises(RecipeError, match="lm-grpo has prompts of its own; give --reward"):
+        defaults_of("lm-grpo", needed=True)
 
 
 def test_verdicts():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import plaudit
 from plaudit.data.outputs import gather
-from plaudit.errors import RecipeError, RunError
+from plaudit.errors import RecipeError, RewardError, RunError
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.lab import LabFlowModel
 from plaudit.recipe.rewards import RewardConfig
@@ -189,6 +189,23 @@ def test_a_method_that_overspends_is_stopped_before_it_does() -> None:
     assert sum(model.rows) == 3 * 12  # five steps twice, and two of the third round
 
 
+def test_a_search_that_can_score_nothing_ends_with_the_reason_after_the_plain_samples() -> None:
+    model = CountingModel()
+    task = make_task(model, Green(lost=lambda value: value < 2), "200nfe")
+    with pytest.raises(RewardError, match=r"no plain sample of 3 prompts has a score \(rewards.r0: errored: .*nan"):
+        run_search(task, find_method("beam", {}, "flow"))
+    assert sum(model.rows) == 3 * 5
+
+
+def test_missing_scores_are_counted_and_the_first_has_its_reason() -> None:
+    middle = make_task(None, Green(), "60nfe").plain().score.median()
+    result = run_search(make_task(None, Green(lost=lambda value: value > middle), "200nfe"), BestOfN())
+    lost = [one for one in result.candidates if one.score != one.score]
+    assert 0 < len(lost) == result.missing_scores < len(result.candidates)
+    assert result.first_missing.startswith("rewards.r0: errored: ")
+    assert run_search(make_task(None, Green(), "60nfe"), BestOfN()).first_missing is None
+
+
 def test_a_budget_below_one_sample_is_refused_before_any_work() -> None:
     model = CountingModel()
     with pytest.raises(RecipeError, match="one plain sample costs 5 network_calls and 4 are allowed"):
@@ -357,6 +374,10 @@ def test_the_package_is_the_function_whatever_was_imported_first() -> None:
         ({"method": "best"}, "method 'best' is not known"),
         ({"truth": "scene_exakt"}, "scene_exact"),
         ({"combine": "match * nothing"}, "nothing"),
+        ({"budget": 200}, "budget: 200 has no unit; give a text"),
+        ({"method": 3}, "method: 3 is not a name"),
+        ({"truth": "sum_correct"}, "reward sum_correct judges outputs of kind text, and this model makes images"),
+        ({"prompts": "a red circle"}, r"to search for one prompt give a list of it, \['a red circle'\]"),
     ],
 )
 def test_wrong_words_are_named_before_anything_is_drawn(keywords: dict, said: str, tmp_path) -> None:

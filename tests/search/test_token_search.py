@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import plaudit
 from plaudit.cli import app
 from plaudit.data.prompt import Prompt
+from plaudit.data.sources import read_prompts
 from plaudit.errors import RecipeError
 from plaudit.lab.sums.grammar import evaluation_prompts, split_of
 from plaudit.models.lab_tokens import LabTokenModel
@@ -47,18 +48,22 @@ def test_the_command_line_writes_texts_that_train(method: str, tmp_path: Path) -
     for p, row in enumerate(best):
         own = [one for one in every if one["prompt"] == p]
         assert row["score"] == max(one["score"] for one in own) and row["facts"]["operands"]
-        assert row["output"] in {one["output"] for one in own}
+        assert row["completion"] in {one["output"] for one in own}
         worst = min(one["score"] for one in own)
         pairs = [pair for pair in lines(out / "pairs.jsonl") if pair["prompt"] == row["prompt"]]
         assert len(pairs) == (worst < row["score"])
         for pair in pairs:
-            assert pair["chosen"] == row["output"]
+            assert pair["chosen"] == row["completion"]
             assert pair["rejected"] in {one["output"] for one in own if one["score"] == worst}
-        assert row["output"][:40] in (out / "texts.md").read_text()
+        assert row["completion"][:40] in (out / "texts.md").read_text()
     assert saved["truth"]["sum_correct"]["best"] == pytest.approx(
-        sum(sum_correct([r["prompt"]], [r["output"]], [r["facts"]])[0].value for r in best) / 3
+        sum(sum_correct([r["prompt"]], [r["completion"]], [r["facts"]])[0].value for r in best) / 3
     )
     assert lines(out / "pairs.jsonl") and not (out / "grid.png").exists()
+    read = {prompt.text: prompt for prompt in read_prompts(str(out / "best.jsonl"), "prompts.train")}
+    assert {text: prompt.inputs["completion"] for text, prompt in read.items()} == {
+        r["prompt"]: r["completion"] for r in best
+    }
 
 
 def test_plain_texts_are_those_that_an_evaluation_draws() -> None:

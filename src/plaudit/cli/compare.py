@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from plaudit.recipe.schema import Recipe
     from plaudit.search.comparing import Contestant
 
-# Of the lab's pictures: a cheap one with a flaw, and an expensive one.
-VERIFIERS = ("scene_proxy", "caption_likelihood")
-
 
 def run(
     context: typer.Context,
@@ -43,13 +40,21 @@ def run(
     reward: Annotated[
         list[str] | None,
         typer.Option(
-            help="With --suite search: a verifier, may be repeated.", show_default="a cheap and an expensive one"
+            help="With --suite search: a verifier, may be repeated.",
+            show_default="of the lab's worlds a cheap one with a flaw and a better one",
         ),
     ] = None,
-    truth: Annotated[str, typer.Option(help="With --suite search: what is true.")] = "scene_exact",
+    truth: Annotated[
+        str | None,
+        typer.Option(help="With --suite search: what is true.", show_default="scene_exact, or sum_correct"),
+    ] = None,
     budgets: Annotated[
-        str, typer.Option(help="With --suite search: budgets per prompt, with commas.")
-    ] = "40nfe,80nfe,160nfe",
+        str | None,
+        typer.Option(
+            help="With --suite search: budgets per prompt, with commas.",
+            show_default="40nfe,80nfe,160nfe, or 200nfe,400nfe,800nfe",
+        ),
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="With --suite search: held-out prompts.")] = 48,
 ) -> None:
     """Run recipes, or methods of search, against each other at equal cost."""
@@ -78,25 +83,26 @@ def _compare_search(
     contestants: Sequence[str] | None,
     model: str,
     rewards: Sequence[str] | None,
-    truth: str,
-    budgets: str,
+    truth: str | None,
+    budgets: str | None,
     seeds: Sequence[int],
     count: int,
     out: Path,
 ) -> None:
     if suite != "search":
         raise RecipeError(f"--suite is {suite!r}; allowed: search")
-    from plaudit.search.comparing import compare_search, default_methods
+    from plaudit.search.comparing import compare_search, defaults_of
 
-    named = contestants or default_methods(model)
+    usual = defaults_of(model, needed=not (rewards and truth and budgets))
+    named = contestants or usual.methods
     if again := [text for text in named if named.count(text) > 1]:
         raise RecipeError(f"compare: {again[0]} is named twice; with other options it would be another contestant")
     path = compare_search(
         model=model,
-        verifiers=rewards or VERIFIERS,
-        truth=truth,
+        verifiers=rewards or usual.verifiers,
+        truth=truth or usual.truth,
         contestants=[_contestant(text) for text in named],
-        budgets=[budget.strip() for budget in budgets.split(",")],
+        budgets=usual.budgets if budgets is None else [budget.strip() for budget in budgets.split(",")],
         seeds=seeds,
         count=count,
         out=out,

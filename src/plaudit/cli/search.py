@@ -70,6 +70,10 @@ def run(
     level: Annotated[
         float | None, typer.Option(min=0, help="Noise level of stochastic steps.", show_default=False)
     ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of a text. Default: the recipe's.", show_default=False)
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Of texts.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     tile: Annotated[int | None, typer.Option(min=1, help="Samples in one network call.", show_default=False)] = None,
     truth: Annotated[
@@ -102,7 +106,10 @@ def run(
     if method in (None, own.method):
         method, options = own.method, {**own.options, **options}
     suite = suite_of(origin, reward or [], rewards, combine)
-    choices = {"steps": steps, "guidance": guidance, "kernel": kernel, "level": level, "tile": tile}
+    choices = {
+        **{"steps": steps, "guidance": guidance, "kernel": kernel, "level": level, "tile": tile},
+        **{"max_new_tokens": max_new_tokens, "temperature": temperature},
+    }
     with showing(plain) as watch:
         result = search_origin(
             origin,
@@ -159,10 +166,19 @@ def report(result: SearchResult) -> list[str]:
         for kind, s in seconds.items()
     ]
     how = {"finished": "", "time": "; the time was up", "interrupted": "; stopped by the user"}[result.stopped]
+    lacking = (
+        []
+        if not result.missing_scores
+        else [
+            f"{result.missing_scores} of {len(result.candidates)} candidates have no score (first: {result.first_missing})",
+            "",
+        ]
+    )
     return [
         f"{result.method}: {len(result.candidates)} candidates for {len(result.prompts)} prompts, budget {result.budget} per "
         f"prompt, {result.seconds:.1f} s{how}",
         "",
+        *lacking,
         *aligned(("mean", "plain", "best"), cells),
         "",
         *aligned(("spent", "in all", "per prompt", "seconds"), spent),

@@ -37,8 +37,20 @@ class ScoredBatch:
     def calls(self) -> int:
         return sum(len(values) for values in self.parts.values())
 
+    def first_missing(self) -> str | None:
+        """Why the first score that is missing is, in words."""
+        for name, scores in self.scores.items():
+            for score in scores:
+                if score.status is not Status.OK:
+                    return f"rewards.{name}: {in_words(score)}"
+        return "the formula has no value there" if self.total.isnan().any() else None
+
     def with_part(self, name: str, values: Tensor) -> ScoredBatch:
         return replace(self, parts={**self.parts, name: values})
+
+
+def in_words(score: Score) -> str:
+    return f"{score.status}{': ' + score.note if score.note else ''}"
 
 
 def join_scored(batches: Sequence[ScoredBatch], rows: Tensor | None = None) -> ScoredBatch:
@@ -283,7 +295,7 @@ def enforce_missing(batch: ScoredBatch, missing: Missing) -> ScoredBatch:
         absent = values.isnan() & (failed | lost)
         if absent.sum() > limit * len(values):
             score = batch.scores[name][int(absent.nonzero()[0])]
-            first = f"{score.status}{': ' + score.note if score.note else ''}"
+            first = in_words(score)
             raise RewardError(
                 f"rewards.{name}: {int(absent.sum())} of {len(values)} scores are missing, more than "
                 f"missing.max_missing_fraction {limit:g} allows (first: {first}); mend the reward or raise the limit"

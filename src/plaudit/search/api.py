@@ -17,7 +17,7 @@ from plaudit.recipe.sampling import TokenSampling
 from plaudit.rewards.load import Reward
 from plaudit.rewards.scoring import reward_of
 from plaudit.search.base import Task
-from plaudit.search.budget import Budget
+from plaudit.search.budget import EXAMPLE, Budget
 from plaudit.search.folder import claim
 from plaudit.search.options import find_method
 from plaudit.search.results import SearchResult, Truth
@@ -25,6 +25,7 @@ from plaudit.search.run import Watch, run_search
 from plaudit.search.setup import (
     Origin,
     build_origin,
+    check_kinds,
     find_origin,
     find_prompts,
     find_suite,
@@ -78,7 +79,7 @@ def search(
         origin,
         suite,
         model=None if isinstance(model, str) else model,
-        budget=Budget.parse(budget) if isinstance(budget, str) else budget,
+        budget=_as_budget(budget),
         method=method,
         options=options or {},
         prompts=find_prompts(origin.recipe, _as_path(prompts), count),
@@ -111,9 +112,11 @@ def search_origin(
 ) -> SearchResult:
     """What the command line and `search` have in common. Whatever is wrong is said before the model is loaded."""
     family = origin.recipe.model.family
+    check_kinds({} if suite is None else {r.name: r.card for r in suite.rewards}, family)
     chosen = find_method(method, options, family)
     drawing = make_sampler(sampler) if family == "flow" else make_token_sampling(origin.recipe, sampler)
     judges = {name: reward_of(name, name) for name in truth}
+    check_kinds({name: judge.card for name, judge in judges.items()}, family)
     if out is not None:
         claim(out, overwrite=overwrite)
     built = model if model is not None else build_origin(origin)
@@ -157,4 +160,16 @@ def _judged(judge: Reward, result: SearchResult, kept: Sequence[Kept | None]) ->
 
 def _as_path(prompts: Sequence[str | Prompt] | str | Path | None) -> Sequence[str | Prompt] | Path | None:
     """A single text names a file: one prompt is a list of one."""
+    if isinstance(prompts, str) and not Path(prompts).is_file():
+        raise RecipeError(
+            f"prompts: there is no file {prompts!r}; to search for one prompt give a list of it, [{prompts!r}]"
+        )
     return Path(prompts) if isinstance(prompts, str) else prompts
+
+
+def _as_budget(budget: object) -> Budget:
+    if isinstance(budget, Budget):
+        return budget
+    if not isinstance(budget, str):
+        raise RecipeError(f"budget: {budget!r} has no unit; give a text, {EXAMPLE}")
+    return Budget.parse(budget)

@@ -59,11 +59,14 @@ class Task:
         self.ledger = Ledger(len(prompts), budget, clock)
         self.deadline: float | None = None
         self.watch: Callable[[], None] = lambda: None
+        self.first_missing: str | None = None  # why the first score that is missing is
         self._occurrence = _occurrences(prompts)
 
     def sample(self, prompt: Tensor, candidate: Tensor) -> Found:
         """Whole plain draws, scored. Those of candidate 0 are drawn even when the time is up."""
         raise NotImplementedError
+
+    shorter = "the number of sampling steps"  # what makes a plain sample cheaper
 
     @property
     def sample_cost(self) -> Cost:
@@ -87,7 +90,10 @@ class Task:
         if self.suite is None:
             return torch.full((len(prompt),), torch.nan, dtype=torch.float64)
         with self.spending("reward_calls", prompt, self.calls_per_score):
-            return self.suite(self.prompts_of(prompt), outputs, completion_ids=ids).total
+            scored = self.suite(self.prompts_of(prompt), outputs, completion_ids=ids)
+        if self.first_missing is None and scored.total.isnan().any():
+            self.first_missing = scored.first_missing()
+        return scored.total
 
     def differentiable_score(self, pictures: Tensor, prompt: Tensor) -> Tensor:
         """Totals `[B]` with a graph back to the pictures; every reward in the formula must be differentiable."""

@@ -21,11 +21,12 @@ from plaudit.audit import look, plots
 from plaudit.audit.measures import Style
 from plaudit.audit.page import Content, document, element, paragraphs, section, table, themed_chart
 from plaudit.audit.statistics import Gain, Items, is_binary, paired_gain, spread
-from plaudit.errors import RecipeError, RewardError
+from plaudit.errors import Interrupted, RecipeError, RewardError
+from plaudit.rewards.scoring import reward_of
 from plaudit.search.api import search_origin
 from plaudit.search.budget import Budget
 from plaudit.search.options import find_method
-from plaudit.search.setup import Origin, build_origin, find_origin, find_prompts, find_suite
+from plaudit.search.setup import Origin, build_origin, check_kinds, find_origin, find_prompts, find_suite
 from plaudit.search.table import METHODS
 
 BASELINE = "best_of_n"
@@ -84,6 +85,8 @@ def compare_search(
     family = origin.recipe.model.family
     for one in contestants:
         find_method(one.method, one.options, family)  # refuses before anything is run
+    judges = {name: find_suite(origin, {name: name}, None).rewards[0] for name in verifiers}
+    check_kinds({name: judge.card for name, judge in (judges | {truth: reward_of(truth, truth)}).items()}, family)
     baseline = Contestant(label=BASELINE, method=BASELINE, options={})
     chosen = {one.label: one for one in (baseline, *contestants)}
     planned = [(v, m, b, s) for s in seeds for v in verifiers for m in chosen for b in budgets]
@@ -91,7 +94,6 @@ def compare_search(
     for position, (verifier, method, budget, seed) in enumerate(planned, start=1):
         if (verifier, method, budget) in refused:
             continue
-        say(f"search {position} of {len(planned)}: {method} by {verifier}, {budget} per prompt, seed {seed}")
         path = out / "searches" / verifier.replace("/", "_") / f"{_file_name(method)}-{budget}-seed{seed}.json"
         asked = {
             "model": model,
@@ -100,7 +102,10 @@ def compare_search(
             "count": count,
             "sampler": dict(sampler or {}),
         }
-        if (kept := _kept(path, asked)) is None:
+        kept = _kept(path, asked)
+        done = " (done before)" if kept else ""
+        say(f"search {position} of {len(planned)}: {method} by {verifier}, {budget} per prompt, seed {seed}{done}")
+        if kept is None:
             try:
                 kept = _search(origin, built, verifier, chosen[method], budget, seed, truth, count, sampler or {})
             except (RecipeError, RewardError) as error:  # what this method cannot do; a bug is not left out
@@ -110,7 +115,9 @@ def compare_search(
             storage.write_text(path, json.dumps({"asked": asked, "found": asdict(kept)}))
         found.append(kept)
     if not found:
-        raise RecipeError(f"compare: no method could search: {'; '.join(sorted(set(refused.values())))}")
+        raise RecipeError(
+            "compare: no method could search:\n" + "\n".join(f"- {why}" for why in sorted(set(refused.values())))
+        )
     return _write(found, refused, truth, model, out)
 
 
@@ -141,6 +148,8 @@ def _search(
         watch=lambda share, tracker: None,
         sampler=sampler,
     )
+    if result.stopped == "interrupted":  # half a search is no result
+        raise Interrupted("stopped; the searches that are done are kept, and the same command goes on after them")
     spent, judged = result.ledger.total, result.truth[truth]
     return Found(
         verifier=verifier,
@@ -278,7 +287,31 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def default_methods(model: str) -> list[str]:
-    """All methods of the table that search this family."""
-    family = find_origin(model).recipe.model.family
-    return [name for name, entry in METHODS.items() if family in entry.families and name != "none"]
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What is compared where the user does not say: every method of the family, and rewards of the lab's worlds, a cheap one
+    with a planted flaw and a better one."""
+
+    methods: Sequence[str]
+    verifiers: Sequence[str]
+    truth: str
+    budgets: Sequence[str]
+
+
+WORLDS = {
+    "scenes": (("scene_proxy", "caption_likelihood"), "scene_exact", ("40nfe", "80nfe", "160nfe")),
+    "sums": (("sum_proxy", "sum_steps"), "sum_correct", ("200nfe", "400nfe", "800nfe")),
+}
+
+
+def defaults_of(model: str, *, needed: bool) -> Defaults:
+    """`needed`: whether the rewards of the model's world are asked for, which only the lab's worlds have."""
+    recipe = find_origin(model).recipe
+    family, world = recipe.model.family, WORLDS.get(recipe.prompts.type)
+    if world is None and needed:
+        raise RecipeError(
+            f"compare: {model} has prompts of its own; give --reward (what is searched for), --truth (what is true) and --budgets"
+        )
+    verifiers, truth, budgets = world or ((), "", ())
+    methods = [name for name, entry in METHODS.items() if family in entry.families and name != "none"]
+    return Defaults(methods=methods, verifiers=verifiers, truth=truth, budgets=budgets)

@@ -1,7 +1,8 @@
 """The folder of a search, and its exports as training data.
 
 `pairs.jsonl` has TRL's columns `prompt`, `chosen`, `rejected` (paths of pictures, relative to the file): the best against
-the worst candidate. `best.jsonl` is what `plaudit score` and best-of-N fine-tuning read: `prompt` and `image` or `output`.
+the worst candidate. `best.jsonl` is what `plaudit score` and fine-tuning on the best of N read: `prompt` and `image` or
+`completion`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from torch import Tensor
 
 from plaudit import storage
 from plaudit.errors import RunError
+from plaudit.search.grid import grid_png
 from plaudit.search.results import SearchResult, mean_of
 from plaudit.search.text_table import text_table
 from plaudit.search.track import Kept
 
 SUMMARY = "search.json"
-GRID_PROMPTS = 12
 
 
 def claim(folder: Path, *, overwrite: bool) -> None:
@@ -54,7 +55,9 @@ def write(result: SearchResult, folder: Path) -> Path:
     _lines(folder / "candidates.jsonl", _candidates(result, every))
     _lines(folder / "best.jsonl", _best(result, best))
     _lines(folder / "pairs.jsonl", _pairs(result, best, worst))
-    _grid(result, folder / "grid.png")
+    if (grid := grid_png(result)) is not None:
+        with storage.explain_write_errors(folder / "grid.png"):
+            (folder / "grid.png").write_bytes(grid)
     if (texts := text_table(result)) is not None:
         storage.write_text(folder / "texts.md", texts)
     storage.write_text(folder / SUMMARY, json.dumps(_json(summary(result, plain, best)), indent=1, ensure_ascii=False))
@@ -92,7 +95,7 @@ def _best(result: SearchResult, shown: Sequence[Any]) -> Iterator[dict[str, Any]
     """A winner without a score is no training example."""
     for prompt, kept, output in zip(result.prompts, result.best, shown, strict=True):
         if kept is not None and not math.isnan(kept.score):
-            name = "image" if isinstance(kept.output, Tensor) else "output"
+            name = "image" if isinstance(kept.output, Tensor) else "completion"
             facts = {"facts": dict(prompt.facts)} if prompt.facts else {}
             yield {"prompt": prompt.text, name: output, "score": kept.score} | facts
 
@@ -112,19 +115,6 @@ def _pairs(result: SearchResult, best: Sequence[Any], worst: Sequence[Any]) -> I
         }
 
 
-def _grid(result: SearchResult, path: Path) -> None:
-    """The plain samples above, the best below."""
-    both = [
-        (plain.output, best.output)
-        for plain, best in zip(result.plain, result.best, strict=True)
-        if plain is not None and best is not None and isinstance(best.output, Tensor)
-    ][:GRID_PROMPTS]
-    if both:
-        from plaudit.train.preview import save_grid
-
-        save_grid(torch.stack([plain for plain, _ in both] + [best for _, best in both]), path, columns=len(both))
-
-
 def summary(result: SearchResult, plain: Sequence[Any], best: Sequence[Any]) -> dict[str, Any]:
     from plaudit import __version__
 
@@ -142,7 +132,8 @@ def summary(result: SearchResult, plain: Sequence[Any], best: Sequence[Any]) -> 
         "mean": {"plain": mean_of(result.plain_scores), "best": mean_of(result.scores)},
         "truth": truth,
         "candidates": len(result.candidates),
-        "missing_scores": sum(math.isnan(one.score) for one in result.candidates),
+        "missing_scores": result.missing_scores,
+        "first_missing": result.first_missing,
         "seconds": result.seconds,
         "ledger": result.ledger.to_json(),
         "prompts": [

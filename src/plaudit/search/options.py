@@ -18,6 +18,8 @@ from plaudit.search.table import METHODS
 
 def find_method(name: str, options: Mapping[str, Any], family: str) -> Method:
     """The method of the table, or at a dotted path, with these options."""
+    if not isinstance(name, str):
+        raise RecipeError(f"method: {name!r} is not a name; allowed: {', '.join(METHODS)}, or `package.module:Class`")
     if name not in METHODS and ":" not in name:
         near = get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

@@ -46,7 +46,13 @@ class SearchResult:
     plain: Sequence[Kept | None]
     kept: Sequence[tuple[int, Kept]] = ()
     truth: Mapping[str, Truth] = field(default_factory=dict)
+    first_missing: str | None = None  # why the first score that is missing is
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def missing_scores(self) -> int:
+        """Candidates without a score."""
+        return sum(math.isnan(one.score) for one in self.candidates)
 
     @property
     def outputs(self) -> list[Any]:

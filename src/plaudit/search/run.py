@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from plaudit.errors import RecipeError, RunError
+from plaudit.errors import RecipeError, RewardError, RunError
 from plaudit.search.base import Method, Task, TimeUp
 from plaudit.search.budget import KINDS
 from plaudit.search.options import options_of
@@ -44,6 +44,7 @@ def run_search(
         with torch.no_grad(), interruptible():
             for found in method.run(task) if task.suite is not None else iter([task.plain()]):
                 tracker.add(found)
+                _check_scored(task, tracker)
                 task.watch()
     except TimeUp:
         stopped = "time"
@@ -69,7 +70,18 @@ def run_search(
         worst=tuple(tracker.worst),
         plain=tuple(tracker.plain),
         kept=tuple(tracker.kept),
+        first_missing=task.first_missing,
         about=about or {},
+    )
+
+
+def _check_scored(task: Task, tracker: Tracker) -> None:
+    """Where no plain sample has a score, none will: nothing more is spent."""
+    if task.suite is None or any(plain is None or plain.score == plain.score for plain in tracker.plain):
+        return
+    raise RewardError(
+        f"no plain sample of {len(tracker.plain)} prompts has a score ({task.first_missing}); mend the reward, or choose prompts "
+        "that it can judge"
     )
 
 
@@ -82,7 +94,7 @@ def _check_budget(task: Task) -> None:
     kind = next(kind for kind in KINDS if kind in short)
     raise RecipeError(
         f"budget {task.budget}: one plain sample costs {getattr(cost, kind)} {kind} and {short[kind]} are allowed; raise the "
-        "budget or draw with fewer steps"
+        f"budget, or lower {task.shorter}"
     )
 
 

@@ -21,6 +21,7 @@ from plaudit.models.tokens import TokenModel
 from plaudit.recipe.load import load
 from plaudit.recipe.sampling import EvaluationSampler, Sampler
 from plaudit.recipe.schema import Recipe
+from plaudit.rewards.base import Card
 from plaudit.rewards.scoring import RewardLike, name_of, reward_of
 from plaudit.rewards.suite import Suite, load_suite, make_suite
 from plaudit.search.budget import Budget
@@ -100,6 +101,17 @@ def find_suite(origin: Origin, named: Mapping[str, Any] | None, combine: str | N
     return suite
 
 
+def check_kinds(cards: Mapping[str, Card | None], family: str) -> None:
+    """Before anything is drawn: a reward for pictures has nothing to say of texts."""
+    made = "text" if family == "tokens" else "image"
+    for name, card in cards.items():
+        if card is not None and (card.kind == "text") != (made == "text"):
+            raise RecipeError(
+                f"reward {name} judges outputs of kind {card.kind}, and this model makes {made}s; `plaudit rewards list --kind "
+                f"{made}` names those that fit"
+            )
+
+
 def _resolved(recipe: Recipe, value: RewardLike) -> RewardLike:
     named = value.get("type") if isinstance(value, Mapping) and set(value) == {"type"} else value
     return recipe.rewards.get(named, value) if isinstance(named, str) else value
@@ -147,7 +159,10 @@ def make_task(
 
 def make_sampler(choices: Mapping[str, Any]) -> SearchSampler:
     try:
-        return SearchSampler.model_validate(dict(choices))
+        return SearchSampler.model_validate({key: value for key, value in choices.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecipeError(f"search: {'.'.join(map(str, first['loc']))}: {first['input']!r}: {first['msg']}") from None
+        key, allowed = ".".join(map(str, first["loc"])), ", ".join(SearchSampler.model_fields)
+        raise RecipeError(
+            f"search: {key}: {first['input']!r}: {first['msg']}; a flow model's sampler has {allowed}"
+        ) from None

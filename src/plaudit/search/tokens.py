@@ -92,6 +92,8 @@ class TokenTask(Task):
         self.prompt_length = torch.tensor([len(ids) for ids in self.prompt_ids])
         self._end_ids = torch.tensor(sorted(model.end_ids))
 
+    shorter = "max_new_tokens"
+
     @property
     def longest(self) -> int:
         """Tokens that a text may have."""

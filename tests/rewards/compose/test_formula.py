@@ -351,7 +351,7 @@ def test_units_that_go_together(text) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a + grade", ["a is in 0..1", "grade is in 1..5", "`calibrate: {type: zscore}`", "product/rank/win_rate"]),
+        ("a + grade", ["a is in 0..1", "grade is in 1..5", "`calibrate: {type: zscore}`", "`rank(a) + 0.2 * rank(b)`"]),
         ("0.1 * grade - a", ["0.1 * grade is in 1..5"]),
         ("a + open", ["open is of unknown range"]),
         ("open + open2", ["unknown range"]),

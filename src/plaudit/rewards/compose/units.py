@@ -25,7 +25,10 @@ Unit: TypeAlias = Range | str | Constant | None
 RANK, TAMED, ADVANTAGE, ZSCORE = "rank", "log-tamed", "advantage", "zscore"
 ZERO_ONE: Range = (0.0, 1.0)
 
-CALIBRATE = "give each its `calibrate: {type: zscore}`, or use product/rank/win_rate, which need no common scale"
+CALIBRATE = (
+    "give each its `calibrate: {type: zscore}`, or multiply them, or add their ranks (`rank(a) + 0.2 * rank(b)`), which need no "
+    "common scale"
+)
 BOUND = "take clip(x, 0, 1), sigmoid(x) or minmax(x) of it first"
 RESCALE = "bring it to 0..1 first, e.g. grades of 1 to 5 by rescale(x, 1, 5)"
 
