@@ -1088,6 +1088,34 @@ MUTATIONS = [
         "if False:",
         DOCTOR,
     ),
+    Mutation(
+        "half a search is a result",
+        "search/comparing.py",
+        'if result.stopped == "interrupted":',
+        "if False:",
+        "tests/search/test_comparing.py",
+    ),
+    Mutation(
+        "searching without a score",
+        "search/run.py",
+        "                _check_scored(task, tracker)\n",
+        "",
+        "tests/search/test_run.py",
+    ),
+    Mutation(
+        "options are not told apart",
+        "search/comparing.py",
+        "options=contestant.options,",
+        "options={},",
+        "tests/search/test_comparing.py",
+    ),
+    Mutation(
+        "a half of a model will do",
+        "models/build.py",
+        "            _check_complete(model, config)\n",
+        "",
+        "tests/models/test_build.py",
+    ),
 ]
 
 
