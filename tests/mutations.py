@@ -786,7 +786,7 @@ MUTATIONS = [
     Mutation(
         "an exception is a zero",
         "rewards/call.py",
-        'return [missing(status, f"{type(error).__name__}: {error}")]',
+        'return [missing(status, f"{type(error).__name__}: {error}{_place(error)}")]',
         "return [Score(value=0.0)]",
         CALL,
     ),

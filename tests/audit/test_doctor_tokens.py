@@ -148,7 +148,7 @@ def test_ends_fail_when_the_cut_ones_are_not_known(wrong: bool, tmp_path: Path) 
     subject = patient(tmp_path)
     samples = dataclasses.replace(subject.piece.samples, cut=torch.full((len(subject.piece),), wrong))
     assert subject.piece.samples.cut.any() and not subject.piece.samples.cut.all()
-    subject = dataclasses.replace(subject, piece=dataclasses.replace(subject.piece, samples=samples))
+    subject = dataclasses.replace(subject, given=dataclasses.replace(subject.piece, samples=samples))
     assert doctor_tokens.ends(subject).passed is False
 
 
@@ -157,7 +157,7 @@ def test_a_stop_text_is_an_end(tmp_path: Path) -> None:
     subject = patient(tmp_path, stop)
     ends = {subject.piece.outputs[i][-1:] for i in range(12) if not subject.piece.samples.cut[i]}
     assert {"#", ";"} & ends and doctor_tokens.ends(subject).passed is True
-    forgotten = dataclasses.replace(subject, setup=prepare(sums_recipe(tmp_path)))
+    forgotten = dataclasses.replace(subject, setup=prepare(sums_recipe(tmp_path)), given=subject.piece)
     assert doctor_tokens.ends(forgotten).passed is False
 
 

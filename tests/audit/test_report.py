@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -27,6 +29,7 @@ from plaudit.audit.runs import RunRecord, read_jsonl, read_run
 from plaudit.audit.statistics import mean_interval
 from plaudit.audit.verdict import judge
 from plaudit.errors import DataError, RunError
+from plaudit.recipe.load import load
 from plaudit.recipe.schema import Recipe
 from plaudit.train.preview import grid_image
 
@@ -546,3 +549,74 @@ def test_categories_chart_has_a_bar_for_each_side(fabricate: Fabricate, monkeypa
     changes = category_changes(run)
     assert [bar.get_height() for bar in before] == pytest.approx([found.before.mean for found in changes])
     assert [bar.get_height() for bar in after] == pytest.approx([found.after.mean for found in changes])
+
+
+# --- honest charts ---------------------------------------------------------------------------------------------------
+
+
+def _rewritten(folder: Path, **columns: Callable[[int], float | None]) -> RunRecord:
+    """The run with other metrics: a function of the step for each, None takes the column out."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    changed = [row | {key: made(row["step"]) for key, made in columns.items()} for row in rows]
+    write_lines(folder / "metrics.jsonl", changed)
+    return read_run(folder)
+
+
+def _panel(run: RunRecord, name: str) -> panels.Panel:
+    return {panel.name: panel for panel in panels.panels(run)}[name]
+
+
+def test_a_loss_of_one_part_is_one_curve(fabricate: Fabricate) -> None:
+    """The part is the loss, and would hide it."""
+    run = _rewritten(fabricate(pictures=False), **{"loss/kl": lambda step: None, "loss": lambda step: 0.1 * step})
+    assert _axes(_panel(run, "loss")).get_legend_handles_labels()[1] == ["loss"]
+    parts = {"loss/kl": lambda step: 0.1, "loss/policy": lambda step: 0.2, "loss/sft": lambda step: 0.3}
+    three = _rewritten(fabricate("other", pictures=False), **parts)
+    assert _axes(_panel(three, "loss")).get_legend_handles_labels()[1] == ["loss", "loss/policy", "loss/kl", "loss/sft"]
+
+
+@pytest.mark.parametrize(("norm", "clip_shown"), ((0.5, True), (1.0, True), (7.0, True), (0.01, False)))
+def test_the_lines_of_the_gradient_norm_lie_inside_their_panel(
+    norm: float, clip_shown: bool, fabricate: Fabricate
+) -> None:
+    run = _rewritten(fabricate(pictures=False), grad_norm=lambda step: norm * (0.8 + 0.2 * (step % 2)))
+    axes = _axes(_panel(run, "gradient norm"))
+    low, high = axes.get_ylim()
+    highest = max(max(line.get_ydata()) for line in axes.lines)
+    assert low == 0 and 1.03 * highest < high < 1.5 * highest
+    assert any("clipped at" in label for label in axes.get_legend_handles_labels()[1]) is clip_shown
+
+
+def test_a_curve_without_numbers_has_no_panel(fabricate: Fabricate) -> None:
+    folder = fabricate(pictures=False)
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    write_lines(folder / "evaluations.jsonl", [line | {"mean": None, "low": None, "high": None} for line in lines])
+    run = _rewritten(folder, reward=lambda step: math.nan, kl=lambda step: None)
+    assert {"held-out score", "reward", "KL"} <= set(panels.absent_panels(run))
+    assert not {"held-out score", "reward", "KL"} & {panel.name for panel in panels.panels(run)}
+
+
+# --- the command that repeats a run ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_charts")
+@pytest.mark.parametrize(
+    ("train", "extra"),
+    [
+        ({"minutes": 5.0}, ["--train.steps", "60", "--train.minutes", "null"]),
+        ({"steps": 60}, []),
+        ({"steps": 100, "minutes": 5.0}, ["--train.steps", "60", "--train.minutes", "null"]),
+    ],
+)
+def test_the_report_shows_a_command_that_repeats_the_run(train: dict, extra: list[str], fabricate: Fabricate) -> None:
+    recipe = Recipe.model_validate({"train": train, "run": {"seed": 3}})
+    folder = fabricate("my run", recipe=recipe, pictures=False)
+    (command,) = re.findall(r"<pre>(plaudit align .*?)</pre>", write_report(folder).read_text(encoding="utf-8"))
+    words = shlex.split(html.unescape(command))
+    assert words[:3] == ["plaudit", "align", str(folder / "recipe.yaml")]
+    assert words[3:] == ["--run.name", "my run-again", *extra, "--run.threads", "1"]
+    again = load(words[2], words[3:])
+    assert (again.run.name, again.run.seed, again.run.threads) == ("my run-again", 3, 1)
+    assert (again.train.steps, again.train.minutes) == (60, None)
+    alike = {"run": {"name", "threads"}, "train": {"steps", "minutes"}}
+    assert again.model_dump(exclude=alike) == recipe.model_dump(exclude=alike)

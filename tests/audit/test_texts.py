@@ -46,3 +46,34 @@ def test_steps_between_are_folded_in_and_a_missing_side_is_a_note(tmp_path):
 def test_a_row_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(DataError, match=r"before\.json, row 1: output"):
         read_run(written(tmp_path, before=[{"prompt": "a"}]))
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (
+            {"looks_at_outputs": False},
+            "The truth (pair_accuracy) judges the answers that stand in the data of a prompt",
+        ),
+        ({"of_the_data": ["prefers"]}, "prefers judges the answers"),
+        (
+            {"looks_at_outputs": False, "of_the_data": ["prefers"]},
+            "The truth (pair_accuracy) and prefers judge the answers",
+        ),
+        ({}, None),
+    ],
+)
+def test_what_did_not_look_at_the_texts_is_named(entry, said, tmp_path):
+    line = {
+        "step": 0,
+        "split": "heldout",
+        "label": "before",
+        "reward": "pair_accuracy",
+        "mean": 0.5,
+        "count": 1,
+    } | entry
+    folder = written(tmp_path, before=[ROW])
+    (folder / "evaluations.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert (said or "only the weights differ.</p>") in page
+    assert ("stand in the data of a prompt" in page) is (said is not None)

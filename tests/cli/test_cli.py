@@ -385,3 +385,34 @@ def test_errors_of_recipes_are_user_errors_everywhere():
         result = invoke(verb, "--train.steps", "abc")
         assert result.exit_code == 2
         assert result.stderr.startswith('error: `train.steps` is "abc" (from the command line)')
+
+
+# --- run folders where a recipe is named ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "k"
+    folder.mkdir(parents=True)
+    recipe = load("slots-grpo", ["--run.folder", "elsewhere", "--run.seed", "7"])
+    (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+    return folder
+
+
+def test_align_and_doctor_take_a_run_folder(fake, run):
+    there = load("slots-grpo", ["--run.folder", str(run.parent), "--run.name", "k", "--run.seed", "7"])
+    examine = fake("plaudit.audit.doctor", "examine", [check("kl", True)])
+    assert invoke("doctor", str(run)).exit_code == 0
+    align = fake("plaudit.train.loop", "align", ZeroDivisionError("seen"))
+    invoke("align", "--resume", str(run), "--plain")
+    invoke("align", str(run), "--run.name", "again")
+    assert examine.calls[0][0] == (there,)
+    assert [(recipe.run.folder, recipe.run.name) for (recipe,), _ in align.calls] == [
+        (str(run.parent), n) for n in ("k", "again")
+    ]
+    assert [keywords["resume"] for _, keywords in align.calls] == [True, False]
+
+
+def test_a_misspelt_recipe_is_met_with_the_nearest_before_the_list():
+    result = invoke("align", "sums-gpro")
+    assert result.exit_code == 2 and "; did you mean sums-grpo? shipped: default, " in result.stderr

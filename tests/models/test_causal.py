@@ -367,3 +367,16 @@ def test_what_is_not_a_causal_model_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(RecipeError, match=r"pip install 'plaudit\[transformers\]'"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [((), "it is empty"), (("notes.txt",), r"it has notes\.txt"), (("adapter_config.json",), "it has adapters")],
+)
+def test_a_folder_without_a_model_says_what_it_lacks(files: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        RecipeError, match=rf"model\.path: the folder .* holds no model: .* config\.json in it \({said}"
+    ):
+        load(tmp_path)

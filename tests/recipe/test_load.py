@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import plaudit
 from plaudit.errors import RecipeError
 from plaudit.recipe.explain import nearest
-from plaudit.recipe.load import dump, load, shipped
+from plaudit.recipe.load import as_recipe, dump, load, shipped
 from plaudit.recipe.models import LoraConfig
 from plaudit.recipe.objectives import GrpoConfig, NftConfig
 from plaudit.recipe.schema import Recipe
@@ -141,8 +141,8 @@ def test_text_that_is_not_utf8_is_an_error(tmp_path):
 def test_a_source_that_does_not_exist_suggests_a_shipped_one():
     names = ", ".join(shipped())
     assert error_of(["slots-nfd"]) == (
-        f"recipe 'slots-nfd': no such file ({Path.cwd() / 'slots-nfd'}) or shipped recipe; shipped: {names}; "
-        "did you mean slots-nft?"
+        f"recipe 'slots-nfd': no such file ({Path.cwd() / 'slots-nfd'}) or shipped recipe; did you mean slots-nft? shipped: "
+        f"{names}"
     )
     assert error_of(["train.steps=5"]).endswith("; to override a key write --train.steps=5")
 
@@ -514,3 +514,45 @@ def test_public_names():
 def test_a_null_override_takes_a_reward_out_also_beside_other_rewards() -> None:
     recipe = load("slots-nft", ["--rewards.match", "null", "--rewards.bright", "brightness"])
     assert list(recipe.rewards) == ["bright"]
+
+
+# --- runs and Python -----------------------------------------------------------------------------------------------
+
+
+def run_in(folder: Path, **changes: object) -> Path:
+    folder.mkdir(parents=True)
+    recipe = load(["slots-nft", {"run": {"folder": "elsewhere", "name": "then", "seed": 7, **changes}}])
+    (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+    return folder
+
+
+def test_a_run_folder_is_the_recipe_in_it_and_the_run_is_where_the_folder_is(tmp_path, monkeypatch):
+    folder = run_in(tmp_path / "runs" / "k")
+    for source in (folder, str(folder), f"{folder}/"):
+        recipe = load(source)
+        assert (recipe.run.folder, recipe.run.name, recipe.run.seed) == (str(folder.parent), "k", 7)
+        assert recipe.name == "slots-nft"
+    monkeypatch.chdir(tmp_path)
+    assert (load("runs/k").run.folder, load("runs/k").run.name) == ("runs", "k")
+    monkeypatch.chdir(folder)
+    assert load(".").run.name == "k" and Path(load(".").run.folder) == folder.parent
+    assert load(folder, ["--run.name", "other"]).run.name == "other"
+    assert load([folder / "recipe.yaml"]).run.name == "then", "the file itself is only a recipe"
+    (tmp_path / "based.yaml").write_text("base: runs/k\ntrain: {lr: 1e-5}\n", encoding="utf-8")
+    based = load(tmp_path / "based.yaml")
+    assert (based.run.folder, based.run.seed, based.train.lr) == ("elsewhere", 7, 1e-5)
+
+
+def test_a_folder_without_a_recipe_is_called_one(tmp_path):
+    assert error_of([str(tmp_path)]).startswith(f"recipe {str(tmp_path)!r}: the folder holds no recipe.yaml; shipped: ")
+
+
+@pytest.mark.parametrize("given", ("slots-grpo", {"base": "slots-grpo", "name": "slots-grpo"}, load("slots-grpo")))
+def test_whatever_names_a_recipe_is_one(given):
+    assert as_recipe(given, "align") == load("slots-grpo")
+
+
+@pytest.mark.parametrize("given", (3, None, ["slots-grpo"], b"slots-grpo"))
+def test_what_names_no_recipe_is_told_what_would(given):
+    with pytest.raises(RecipeError, match=r"^align: the recipe is .*; give a Recipe .* shipped name .* mapping"):
+        as_recipe(given, "align")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import math
 import random
 import threading
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
+from plaudit.rewards import call as call_module
 from plaudit.rewards.base import Card, Score, Status, card, missing
-from plaudit.rewards.call import Caller, Handling, call_reward
+from plaudit.rewards.call import Caller, Handling, _is_users, call_reward
 from plaudit.rewards.request import make_request
 
 PROMPTS = [Prompt(id=f"p{i}", text=f"text {i}", facts={"objects": [i]}, inputs={"image": i}) for i in range(3)]
@@ -647,3 +649,21 @@ def test_nothing_is_called_for_nothing() -> None:
 def test_a_card_says_whether_scores_may_be_added() -> None:
     assert Card(summary="", low=0, high=2).unit == (0, 2)
     assert Card(summary="", low=0).unit is None and Card(summary="").unit is None
+
+
+def test_the_note_of_an_exception_says_where_in_the_reward_it_was_raised(tmp_path, monkeypatch) -> None:
+    """The innermost line of the user's own, also when a library raised; one line."""
+    text = "import json\ndef deep(text):\n    return json.loads(text)\n"
+    text += "def mine(prompts, outputs):\n    return [deep(p) for p in prompts]\n"
+    (tmp_path / "mine_that_raises.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = importlib.import_module("mine_that_raises").mine
+    (note,) = {score.note for score in scores(mine)}
+    assert note.startswith("JSONDecodeError: ") and note.endswith(" (mine_that_raises.py:3)") and "\n" not in note
+    (late,) = {s.note for s in Caller("mine", mine, Handling(deadline_s=30))(make_request(PROMPTS, PICTURES))}
+    assert late == note
+
+
+def test_places_are_those_of_the_user_alone() -> None:
+    assert _is_users(__file__)
+    assert not any(_is_users(file) for file in (call_module.__file__, asyncio.__file__, torch.__file__, "<string>"))

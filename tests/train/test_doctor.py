@@ -151,7 +151,7 @@ def test_ratio_fails_when_states_are_stored_in_half_precision(tmp_path, monkeypa
     samples = patient.piece.samples
     trace = dataclasses.replace(samples.trace, states=samples.trace.states.bfloat16().float())
     piece = dataclasses.replace(patient.piece, samples=dataclasses.replace(samples, trace=trace))
-    patient = dataclasses.replace(patient, piece=piece)
+    patient = dataclasses.replace(patient, given=piece)
     assert doctor.ratio_one(patient).passed is False
 
 
@@ -163,7 +163,7 @@ def test_the_mismatch_is_the_mean_kl_of_all_decisions(drift: float, verdict: boo
     trace = dataclasses.replace(samples.trace, log_prob=samples.trace.log_prob - drift)
     piece = dataclasses.replace(patient.piece, samples=dataclasses.replace(samples, trace=trace))
     assert doctor.mismatch_kl(patient).passed is True
-    assert doctor.mismatch_kl(dataclasses.replace(patient, piece=piece)).passed is verdict
+    assert doctor.mismatch_kl(dataclasses.replace(patient, given=piece)).passed is verdict
 
 
 def test_kl_fails_without_dt(tmp_path, monkeypatch) -> None:
@@ -289,7 +289,7 @@ def test_the_mismatch_check_tells_good_from_bad_from_blind(tmp_path, monkeypatch
         (lambda prompts, outputs: outputs.mean((1, 2, 3)), None),
     ):
         monkeypatch.setattr(toys, "redness", reward)
-        patient = dataclasses.replace(patient, setup=prepare(toy_recipe(tmp_path)), piece=piece)
+        patient = dataclasses.replace(patient, setup=prepare(toy_recipe(tmp_path)), given=piece)
         assert doctor.mismatch(patient).passed is verdict
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 import plaudit.train.loop as loop
 from plaudit import storage
-from plaudit.errors import RunError
+from plaudit.errors import RecipeError, RunError
 from plaudit.recipe.load import load
 from plaudit.train.folder import RunFolder, open_run
 
@@ -79,16 +79,22 @@ def test_resuming_nothing_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"train": {"lr": 0.5}}, "train"),
-        ({"run": {"seed": 1}}, "run"),
-        ({"sampler": {"steps": 5}}, "sampler"),
-        ({"evaluate": {"prompts": 2}}, "evaluate"),
-        (GRPO, "sampler, objective"),
+        ({"train": {"lr": 0.5}}, "train.lr is 0.5 and was {train.lr} in"),
+        ({"run": {"seed": 1}}, "run.seed is 1 and was 0 in"),
+        ({"sampler": {"steps": 5}}, "sampler.steps is 5 and was {sampler.steps} in"),
+        ({"evaluate": {"prompts": 2}}, "evaluate.prompts is 2 and was {evaluate.prompts} in"),
+        (
+            {"rewards": {"more": "plaudit.rewards.rules.pixels:brightness"}},
+            'rewards.more is {{"type": "plaudit.rewards.rules.pixels:brightness".* and was absent in',
+        ),
+        (GRPO, 'objective.type is "grpo" and was "nft"; .*; and [0-9]+ more in'),
     ],
 )
 def test_a_run_is_not_resumed_with_another_recipe(change: dict, named: str, tmp_path: Path) -> None:
-    loop.align(toy_recipe(tmp_path))
-    with pytest.raises(RunError, match=f"--resume: {named} differ from .*recipe.yaml"):
+    recipe = toy_recipe(tmp_path)
+    loop.align(recipe)
+    expected = named.format(train=recipe.train, sampler=recipe.sampler, evaluate=recipe.evaluate)
+    with pytest.raises(RunError, match=f"^--resume: .*{expected} .*recipe.yaml. Only train.steps, .* may change"):
         loop.align(toy_recipe(tmp_path, change), resume=True)
 
 
@@ -356,3 +362,16 @@ def test_a_run_refused_before_it_measured_anything_does_not_occupy_its_name(tmp_
     with pytest.raises(RunError, match="exists"):
         open_run(recipe, resume=False, overwrite=False)
     assert (tmp_path / "slots-nft" / "mine.txt").read_text(encoding="utf-8") == "kept"
+
+
+def test_align_takes_whatever_names_a_recipe(tmp_path: Path) -> None:
+    """A run folder too, which goes on where it lies now."""
+    recipe = toy_recipe(tmp_path)
+    loop.align(recipe.model_dump())
+    shutil.move(root_of(tmp_path), tmp_path / "moved")
+    with pytest.raises(RunError, match=r"moved exists; go on with --resume"):
+        loop.align(tmp_path / "moved")
+    assert loop.align(str(tmp_path / "moved"), resume=True).folder == tmp_path / "moved"
+    assert not root_of(tmp_path).exists()
+    with pytest.raises(RecipeError, match="align: the recipe is 3; give a Recipe"):
+        loop.align(3)  # type: ignore[arg-type]

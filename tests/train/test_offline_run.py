@@ -15,11 +15,15 @@ from tests.reference.token_toys import sums_recipe
 from typer.testing import CliRunner
 
 from plaudit import storage
-from plaudit.audit.doctor import examine
+from plaudit.audit.doctor import cheap_checks, examine
 from plaudit.cli import app
-from plaudit.errors import DataError, PlauditError
+from plaudit.cli.align import summary_line
+from plaudit.errors import DataError, PlauditError, RewardError
 from plaudit.lab.sums.check import read
 from plaudit.recipe.load import load
+from plaudit.recipe.rewards import RewardConfig
+from plaudit.rewards.rules import sums as sum_rewards
+from plaudit.rewards.suite import Suite
 from plaudit.train import loop
 from plaudit.train.checkpoint import Progress
 from plaudit.train.reading import read_batch
@@ -122,6 +126,12 @@ FILES = {
         {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": yes}]} for q, yes, _ in QUESTIONS
     ],
 }
+DIGITS = {
+    "pairs": [
+        {"prompt": f"{a}+{b}=", "chosen": f"{a + b}#{a + b}", "rejected": f"{a}#{a}"} for a in (1, 2) for b in (1, 2, 3)
+    ],
+    "completions": [{"prompt": f"{a}+{b}=", "completion": f"{a + b}#{a + b}"} for a in (1, 2) for b in (1, 2, 3)],
+}
 RECIPE_OF = {"pairs": "lm-dpo", "conversations": "lm-dpo", "completions": "lm-sft", "messages": "lm-sft"}
 
 
@@ -184,14 +194,32 @@ def test_the_command_checks_trains_and_goes_on(folder: Path, tmp_path: Path) -> 
 
 
 def test_wrong_columns_are_named(folder: Path, tmp_path: Path) -> None:
+    """Before there is a folder."""
     for recipe, name, lacks in (("lm-dpo", "completions", "chosen"), ("lm-sft", "pairs", "completion")):
-        with pytest.raises(PlauditError, match=lacks):
-            loop.align(load([recipe], small(folder, tmp_path, written(tmp_path, name))), overwrite=True)
-        setup = prepare(load([recipe], small(folder, tmp_path, written(tmp_path, name))))
-        with pytest.raises(
-            DataError, match=rf"prompts.train: prompt .* has no `{lacks}`; objective .* needs rows with"
-        ):
-            read_batch(setup, 0)
+        message = rf"prompts.train: .*{name}\.jsonl row 1: prompt .* has no `{lacks}`; objective .* needs rows with .*`{lacks}`"
+        with pytest.raises(DataError, match=message):
+            loop.align(load([recipe], small(folder, tmp_path, written(tmp_path, name))))
+        assert not (tmp_path / "runs").exists()
+
+
+def test_one_wrong_row_among_right_ones_is_named(folder: Path, tmp_path: Path) -> None:
+    rows = [*FILES["completions"][:7], {"prompt": "and?"}, {"text": "number", "inputs": {"completion": 3}}]
+    file = tmp_path / "rows.jsonl"
+    for kept, message in (
+        (rows, r"row 8: prompt .*'and\?'.* has no `completion`"),
+        (rows[:7] + rows[8:], r"row 8: .*'3', which is no text"),
+    ):
+        file.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        with pytest.raises(DataError, match=message):
+            prepare(load(["lm-sft"], small(folder, tmp_path, str(file))))
+
+
+@pytest.mark.parametrize("answers", ("none", "demonstrations"))
+def test_a_source_that_makes_no_pairs_is_named(answers: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=f"prompts.answers: {answers}: .*has no `chosen`; objective dpo needs prompts.answers: pairs"
+    ):
+        prepare(sums_recipe(tmp_path, PAIRS, {"prompts": {"answers": answers, "noise": 0.0}}))
 
 
 @pytest.mark.parametrize(
@@ -217,3 +245,121 @@ def test_a_truth_that_cannot_judge_texts_is_refused(folder: Path, tmp_path: Path
         loop.align(load(["lm-dpo"], [*options, "--evaluate.reward", "scene_exact"]))
     listed = CliRunner().invoke(app, ["rewards", "list", "--kind", "text"]).output
     assert "pair_accuracy" in listed and "completion_likelihood" in listed
+
+
+# --- what such a run says of itself ------------------------------------------------------------------------------------
+
+
+class Told(loop.Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize("file", ("pairs", "completions"))
+def test_an_evaluation_that_scores_nothing_stops_the_run(file: str, tmp_path: Path) -> None:
+    """And leaves the name free."""
+    fits = {"pairs": "pair_accuracy", "completions": "completion_likelihood"}[file]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DIGITS[file]), encoding="utf-8")
+    settings = {"type": "file", "train": str(tmp_path / "rows.jsonl")}
+    layers = {**OFFLINE[{"pairs": "pairs", "completions": "demonstrations"}[file]], "prompts": settings}
+    recipe = sums_recipe(tmp_path, layers)
+    message = (
+        r"evaluate\.reward: sum_correct scored none of 6 outputs before training: the first is not_applicable \(the prompt is "
+        rf"not .*operands.*\)\. Name a reward that fits .*{fits} judges rows with"
+    )
+    with pytest.raises(RewardError, match=message):
+        loop.align(recipe)
+    assert not (tmp_path / "runs" / "sums-toy" / "evaluations.jsonl").exists()
+    result = loop.align(
+        recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"reward": RewardConfig(type=fits)})})
+    )
+    assert math.isfinite(result.summary["gain"])
+
+
+def test_a_partly_missing_evaluation_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sum_rewards.sum_correct
+
+    def half(prompts, outputs, facts):
+        return [score if i % 2 else None for i, score in enumerate(real(prompts, outputs, facts))]
+
+    monkeypatch.setattr(sum_rewards, "sum_correct", half)
+    monkeypatch.setattr(loop, "write_report", lambda root: root / "report.html")
+    result = loop.align(
+        sums_recipe(tmp_path, DEMONSTRATIONS, {"rewards": {"correct": None, "format": {"weight": 1.0}}})
+    )
+    assert math.isfinite(result.summary["before"])
+    monkeypatch.setattr(sum_rewards, "sum_correct", lambda prompts, outputs: 1 / 0)
+    with pytest.raises(
+        RewardError, match=r"first is errored \(ZeroDivisionError: .* \(test_offline_run\.py:\d+\)\)\. Mend the reward"
+    ):
+        loop.align(
+            sums_recipe(tmp_path / "broken", DEMONSTRATIONS, {"rewards": {"correct": None, "format": {"weight": 1.0}}})
+        )
+
+
+@pytest.mark.parametrize("kind", OFFLINE)
+def test_nothing_is_drawn_to_check_a_run_that_learns_from_data(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checks that need samples say that they were left out; the doctor makes them."""
+    setup = prepare(sums_recipe(tmp_path, OFFLINE[kind]))
+
+    def drawn(*args: object) -> None:
+        raise AssertionError("the checks drew samples")
+
+    monkeypatch.setattr(type(setup.drawer), "training", drawn)
+    monkeypatch.setattr(Suite, "score", drawn)
+    found = {check.name: check for check in cheap_checks(setup)}
+    left = [name for name, check in found.items() if "plaudit doctor" in check.value]
+    assert left == [
+        "completions end where they should",
+        "permuting the batch permutes the rewards",
+        "scoring twice gives the same scores",
+    ]
+    assert all(found[name].passed is None for name in left)
+    assert found["padding changes nothing"].passed is True and found["something is trainable"].passed is True
+    monkeypatch.undo()
+    thorough = {check.name: check.passed for check in examine(setup.recipe)}
+    assert [thorough[name] for name in left] == [True] * 3
+
+
+def test_the_checks_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "write_report", lambda root: root / "report.html")
+    display = Told()
+    loop.align(sums_recipe(tmp_path, PAIRS), display=display)
+    assert display.lines[0] == "checking the recipe before the first step"
+
+
+def test_the_doctor_does_not_judge_what_has_no_scores(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DIGITS["pairs"]), encoding="utf-8")
+    settings = {"type": "file", "train": str(tmp_path / "rows.jsonl")}
+    recipe = sums_recipe(tmp_path, {**PAIRS, "prompts": settings}, {"rewards": {"format": None, "brief": None}})
+    found = {check.name: check for check in examine(recipe)}
+    for name in (
+        "permuting the batch permutes the rewards",
+        "scoring twice gives the same scores",
+        "mismatched prompts score lower",
+    ):
+        assert (found[name].passed, found[name].value) == (None, "no output of the small rollout has a score")
+
+
+def test_a_truth_about_the_data_is_called_by_its_name(folder: Path, tmp_path: Path) -> None:
+    """Before training every pair is a tie, so the score is no accuracy, whatever it is later; and it is not about the texts."""
+    recipe = load(["lm-dpo"], small(folder, tmp_path, written(tmp_path, "pairs")))
+    result = loop.align(recipe)
+    after = json.loads((result.folder / "evaluations" / "after_000003_train.json").read_text())["score"]
+    assert set(after) <= {0.0, 0.5, 1.0}
+    assert result.summary["accuracy"] is False and "pair_accuracy 0.500 -> " in summary_line(result.summary)
+    assert all(
+        row["looks_at_outputs"] is False and row["of_the_data"] == ["prefers"]
+        for row in rows(result.folder, "evaluations.jsonl")
+    )
+    page = result.report.read_text(encoding="utf-8")
+    assert (
+        "The truth (pair_accuracy) and prefers judge the answers that stand in the data of a prompt, not the outputs"
+        in page
+    )
+    assert "network calls" not in page and "it drew no samples and asked no reward" in page

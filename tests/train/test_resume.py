@@ -140,18 +140,13 @@ def assert_same(found: dict[str, bytes], expected: dict[str, bytes], when: str) 
 
 
 def finish(recipe: Recipe) -> None:
-    """What a user does after a kill: resume, or start again where there was nothing to resume."""
-    root = run_folder(recipe)
-    if storage.latest_snapshot(root / "checkpoints") is None and not any((root / "checkpoints").glob(".step_*")):
+    """What a user does after a kill: resume. Only where there is not even a folder yet is there nothing to resume."""
+    if not run_folder(recipe).exists():
         with pytest.raises(RunError, match="no complete checkpoint"):
             loop.align(recipe, resume=True)
-        loop.align(recipe, overwrite=True)
+        loop.align(recipe)
         return
-    try:
-        loop.align(recipe, resume=True)
-    except RunError as error:
-        assert "no complete checkpoint" in str(error)
-        loop.align(recipe, overwrite=True)
+    loop.align(recipe, resume=True)
 
 
 VARIANTS = {
@@ -211,6 +206,57 @@ def test_killed_again_while_resuming(tmp_path: Path, arm) -> None:
         arm(None)
         finish(recipe)
         assert_same(contents(run_folder(recipe)), expected, f"kills at {first} and {second}")
+
+
+class Told(loop.Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_run_without_a_checkpoint_starts_over_in_its_folder(tmp_path: Path, monkeypatch) -> None:
+    """And says so; afterwards it is the run that was never killed."""
+    monkeypatch.setattr(loop, "write_report", lambda root: root / "report.html")
+    recipe, display = toy_recipe(tmp_path), Told()
+    loop.align(recipe)
+    expected = contents(run_folder(recipe))
+    shutil.rmtree(run_folder(recipe))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            loop, "save_checkpoint", lambda *args: (_ for _ in ()).throw(Killed("before the first checkpoint"))
+        )
+        with pytest.raises(Killed):
+            loop.align(recipe)
+    assert (run_folder(recipe) / "evaluations.jsonl").is_file()
+    loop.align(recipe, resume=True, display=display)
+    assert any("holds no checkpoint yet: the run starts over from the beginning" in line for line in display.lines)
+    assert_same(contents(run_folder(recipe)), expected, "a kill before the first checkpoint")
+
+
+@pytest.mark.parametrize(
+    "lost", ("notes.txt", "metrics.jsonl", "samples/mine.png", "checkpoints/step_4/state.safetensors")
+)
+def test_a_folder_with_more_in_it_is_not_started_over(lost: str, tmp_path: Path) -> None:
+    """Somebody's files, or a run whose checkpoints were lost or harmed."""
+    recipe = toy_recipe(tmp_path)
+    root = run_folder(recipe)
+    (root / lost).parent.mkdir(parents=True)
+    (root / lost).write_text("precious")
+    (root / "recipe.yaml").write_text(dump(recipe))
+    with pytest.raises(RunError, match="no complete checkpoint; start it without --resume"):
+        loop.align(recipe, resume=True)
+    assert (root / lost).read_text() == "precious"
+
+
+def test_starting_over_takes_the_recipe_of_the_folder(tmp_path: Path) -> None:
+    recipe = toy_recipe(tmp_path)
+    root = run_folder(recipe)
+    root.mkdir(parents=True)
+    (root / "recipe.yaml").write_text(dump(recipe))
+    with pytest.raises(RunError, match=r"train\.lr is 0\.5 and was"):
+        loop.align(toy_recipe(tmp_path, {"train": {"lr": 0.5}}), resume=True)
 
 
 def test_a_finished_run_can_be_prolonged(tmp_path: Path, arm) -> None:

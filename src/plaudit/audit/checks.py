@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,14 +40,21 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Patient:
-    """What the checks look at: a set-up and one small rollout of it."""
+    """What the checks look at: a set-up and one small rollout of it, which is drawn when a check first asks for it."""
 
     setup: Setup
     prompts: list[Prompt]
     keys: list[SampleKey]
     first_of_group: list[SampleKey]
-    piece: Piece
     group: Tensor
+    given: Piece | None = None  # a rollout to look at instead of one of its own
+
+    @functools.cached_property
+    def piece(self) -> Piece:
+        """The rollout, with the recipe's own sampler."""
+        if self.given is not None:
+            return self.given
+        return drawn(self.setup, self.prompts, self.keys, self.first_of_group)
 
     @property
     def recipe(self) -> Recipe:
@@ -88,14 +96,13 @@ def not_applicable(name: str, why: str) -> Check:
 
 
 def admit(setup: Setup, prompts: int = 3, size: int = 4) -> Patient:
-    """Draw a small rollout with the recipe's own sampler."""
+    """Prompts in groups, as a step has them, but few."""
     from plaudit.train.collect import expand_groups
 
     seed = setup.recipe.run.seed
     members, group, keys = expand_groups(setup.prompts.batch(0, prompts, seed), size, seed, 0)
     first = [keys[i - i % size] for i in range(len(keys))]
-    piece = drawn(setup, members, keys, first)
-    return Patient(setup=setup, prompts=members, keys=keys, first_of_group=first, piece=piece, group=group)
+    return Patient(setup=setup, prompts=members, keys=keys, first_of_group=first, group=group)
 
 
 @torch.no_grad()

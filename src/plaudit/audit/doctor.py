@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from plaudit.train.setup import Setup
 
 
+PERMUTATION = "permuting the batch permutes the rewards"
+REPETITION = "scoring twice gives the same scores"
+NO_SCORES = "no output of the small rollout has a score"
+
+
 def ratio_one(patient: Patient) -> Check:
     """What was recorded in drawing, against the replay that training goes through."""
     name = "ratio is 1 before the first update"
@@ -139,8 +144,14 @@ def permutation(patient: Patient) -> Check:
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(patient.piece)))  # an off-by-one follows a shift
     straight = patient.totals()
     moved = patient.totals([patient.prompts[i] for i in order.tolist()], order)
+    if _no_scores(straight, moved):
+        return not_applicable(PERMUTATION, NO_SCORES)
     deviation = _largest_difference(straight[order], moved)
-    return within("permuting the batch permutes the rewards", deviation, 1e-6, "a reward reads another item's prompt")
+    return within(PERMUTATION, deviation, 1e-6, "a reward reads another item's prompt")
+
+
+def _no_scores(first: Tensor, second: Tensor) -> bool:
+    return bool(first.isnan().all() and second.isnan().all())
 
 
 def _largest_difference(first: Tensor, second: Tensor) -> float:
@@ -154,9 +165,11 @@ def mismatch(patient: Patient) -> Check:
     distinct = len({prompt.id for prompt in patient.prompts})
     if distinct < 2:
         return not_applicable(name, "one prompt only")
-    straight = patient.totals().nanmean().item()
     count = len(patient.prompts)
-    crossed = patient.totals([patient.prompts[(i + 4) % count] for i in range(count)]).nanmean().item()
+    own, others = patient.totals(), patient.totals([patient.prompts[(i + 4) % count] for i in range(count)])
+    if own.isnan().all() or others.isnan().all():
+        return not_applicable(name, NO_SCORES)
+    straight, crossed = own.nanmean().item(), others.nanmean().item()
     if straight == crossed:
         return not_applicable(
             name, f"both {straight:.3f}: the reward does not read the prompt, or the model solves none"
@@ -172,10 +185,10 @@ def mismatch(patient: Patient) -> Check:
 
 def reward_is_deterministic(patient: Patient) -> Check:
     first, second = patient.totals(), patient.totals()
+    if _no_scores(first, second):
+        return not_applicable(REPETITION, NO_SCORES)
     deviation = _largest_difference(first, second)
-    return within(
-        "scoring twice gives the same scores", deviation, 1e-6, "the reward is random: average it or fix its seed"
-    )
+    return within(REPETITION, deviation, 1e-6, "the reward is random: average it or fix its seed")
 
 
 def constant_group(patient: Patient) -> Check:
@@ -215,12 +228,28 @@ Checks = tuple[Callable[[Patient], Check], ...]
 FIRST: Checks = (frozen, lora_zero)
 CHEAP: Checks = (ratio_one, mismatch_kl, constant_group, permutation, reward_is_deterministic)
 LATER: Checks = (mismatch, kl_has_gradient, micro_batches, batch_size)
+OF_DRAWN_SAMPLES: dict[Callable[[Patient], Check], str] = {
+    doctor_tokens.ends: doctor_tokens.ENDS,
+    permutation: PERMUTATION,
+    reward_is_deterministic: REPETITION,
+}
 
 
 def cheap_checks(setup: Setup) -> list[Check]:
-    """What `align` insists on before step 0."""
+    """What `align` insists on before step 0. An objective that learns from data is not held up by drawing: no sample of the
+    model's own, and no reward, reaches its training."""
     own = doctor_tokens.CHEAP if setup.recipe.model.family == "tokens" else doctor_flow.CHEAP
-    return _run((*FIRST, *own, *CHEAP), setup)
+    checks: Checks = (*FIRST, *own, *CHEAP)
+    if setup.objective.learns_from != "rollouts":
+        checks = tuple(_left_to_the_doctor(check) for check in checks)
+    return _run(checks, setup)
+
+
+def _left_to_the_doctor(check: Callable[[Patient], Check]) -> Callable[[Patient], Check]:
+    if check not in OF_DRAWN_SAMPLES:
+        return check
+    why = "the objective learns from data; `plaudit doctor` draws samples and checks it"
+    return lambda patient: not_applicable(OF_DRAWN_SAMPLES[check], why)
 
 
 def examine(recipe: Recipe) -> list[Check]:

@@ -17,6 +17,7 @@ from plaudit.sampling.tokens import (
     token_log_probs,
 )
 
+ENDS = "completions end where they should"
 DRAWS, NUMBERS = 20_000, 20_000_000  # fewer draws from a large vocabulary: so many numbers in memory at most
 
 
@@ -29,7 +30,7 @@ def _completions(patient: Patient) -> Completions:
 def padding(patient: Patient) -> Check:
     """Logits after a prompt alone, and after it among longer ones with padding on its left."""
     model = patient.setup.policy.model
-    prompts = list(dict.fromkeys(_completions(patient).prompt_ids))
+    prompts = list(dict.fromkeys(tuple(ids) for ids in model.encode(patient.prompts)))
     prompts = [*prompts, prompts[0][-1:] * (2 + max(map(len, prompts)))]
     ids, valid = left_padded(prompts, model.pad_id)
     last = torch.tensor([ids.shape[1] - 1])
@@ -64,7 +65,7 @@ def ends(patient: Patient) -> Check:
         inside, last = any(i in model.end_ids for i in row[:-1]), row[-1] in model.end_ids
         stopped = any(text in model.decode(row) for text in sampler.stop)
         wrong += inside or (cut and (last or len(row) < sampler.max_new_tokens)) or not (cut or last or stopped)
-    return within("completions end where they should", wrong, 0, "an adapter's end_ids do not match what it draws")
+    return within(ENDS, wrong, 0, "an adapter's end_ids do not match what it draws")
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from plaudit.audit.look import Theme, score_axis
 from plaudit.audit.measures import capital, change, interval_of, number, style_of
 from plaudit.audit.runs import BEFORE, Evaluation, RunRecord, Series
 
+FAR = 4  # times the largest gradient norm
 SMOOTH_FROM = 20  # steps; shorter curves are shown as they are
 
 
@@ -37,7 +38,7 @@ def absent_panels(run: RunRecord) -> list[str]:
 
 
 def _heldout_panel(run: RunRecord) -> Panel | None:
-    if not run.evaluations:
+    if all(row.mean is None for row in run.evaluations):
         return None
     style = style_of(run)
 
@@ -83,11 +84,18 @@ def _reward_panel(run: RunRecord) -> Panel | None:
 
 
 def _loss_panel(run: RunRecord) -> Panel | None:
-    lines = {key: run.series(key) for key in ("loss", "loss/policy", "loss/kl")}
-    if not len(lines["loss"]):
+    total = run.series("loss")
+    if not len(total):
         return None
-    title = f"Loss: {number(lines['loss'].values[-1], 3)} at the last step"
+    names = sorted({key for row in run.metrics for key in row if key.startswith("loss/")}, key=_policy_first)
+    parts = {name: found for name in names if len(found := run.series(name))}
+    lines = {"loss": total} | (parts if len(parts) > 1 else {})  # a single part is the loss itself
+    title = f"Loss: {number(total.values[-1], 3)} at the last step"
     return Panel(name="loss", title=title, draw=_lines(lines, "loss"))
+
+
+def _policy_first(name: str) -> tuple[bool, str]:
+    return name != "loss/policy", name
 
 
 def _gradient_panel(run: RunRecord) -> Panel | None:
@@ -99,8 +107,10 @@ def _gradient_panel(run: RunRecord) -> Panel | None:
 
     def draw(axes: Axes, theme: Theme) -> None:
         _lines({"before clipping": norm}, "gradient norm (L2)", from_zero=True)(axes, theme)
-        if clip is not None:
+        highest = norm.values.max()
+        if clip is not None and clip <= FAR * highest:  # further above it would press the curve to the ground
             axes.axhline(clip, color=theme.muted, linestyle="--", linewidth=1, label=f"clipped at {number(clip)}")
+            _from_zero(axes, max(clip, highest))
 
     return Panel(name="gradient norm", title=title, draw=draw)
 
@@ -227,9 +237,14 @@ def _lines(lines: Mapping[str, Series], ylabel: str, *, from_zero: bool = False)
             axes.plot(found.steps, moving_mean(found.values), color=color, label=label)
         axes.set_ylabel(ylabel)
         if from_zero:
-            axes.set_ylim(bottom=0)
+            _from_zero(axes, max(float(found.values.max()) for found in drawn.values()))
 
     return draw
+
+
+def _from_zero(axes: Axes, highest: float) -> None:
+    """Some room above what is highest: matplotlib leaves none above a curve that is nearly level, and half of it is cut off."""
+    axes.set_ylim(bottom=0, top=1.06 * highest if highest > 0 else None)
 
 
 def moving_mean(values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from plaudit.audit.page import Content, Html, document, element, folded, join, p
 from plaudit.audit.runs import Check, RunRecord, read_run
 from plaudit.audit.texts import texts
 from plaudit.audit.verdict import judge
+from plaudit.recipe.objectives import learns_from_data
 from plaudit.storage import write_text
 
 PARTS = ("rollout", "reward", "learn")
@@ -137,12 +139,18 @@ def _tiles(run: RunRecord, found: Change | None, style: Style) -> Html:
             "before (95 %)": style.bounds(found.before.low, found.before.high),
             "after (95 %)" if found.finished else "so far (95 %)": style.bounds(found.after.low, found.after.high),
         } | tiles
-    tiles |= {
-        "network calls": number(_calls(run, "network_calls")),
-        "reward calls": number(_calls(run, "reward_calls")),
-    }
+    if not _learns_from_data(run):
+        tiles |= {
+            "network calls": number(_calls(run, "network_calls")),
+            "reward calls": number(_calls(run, "reward_calls")),
+        }
     tiles |= {"seed": number(run.summary.seed)} if run.summary else {}
     return element("dl", *(_tile(label, value) for label, value in tiles.items()), cls="tiles")
+
+
+def _learns_from_data(run: RunRecord) -> bool:
+    """Whether training draws nothing, so that there are no calls to count."""
+    return run.recipe is not None and learns_from_data(run.recipe.objective)
 
 
 def _tile(label: str, value: str) -> Html:
@@ -262,6 +270,8 @@ def _check_value(value: float | str | None) -> str:
 
 def _costs(run: RunRecord) -> Html:
     lead = "Network calls are samples times network evaluations; both counts include every step of training."
+    if _learns_from_data(run):
+        lead = "Training learned from data: it drew no samples and asked no reward; measurements did."
     parts = (_time_shares(run), _call_table(run), _reward_costs(run), _missing_scores(run))
     return section("Where time went", *parts, lead=lead)
 
@@ -290,16 +300,15 @@ def _time_shares(run: RunRecord) -> Html:
     return join(bar, table(("part of a step", "time", "share", "per step"), rows, numeric=range(1, 4)))
 
 
-def _call_table(run: RunRecord) -> Html:
-    rows: list[tuple[Content, ...]] = [
-        ("network calls", number(_calls(run, "network_calls"))),
-        ("reward calls", number(_calls(run, "reward_calls"))),
-    ]
+def _call_table(run: RunRecord) -> Html | None:
+    rows: list[tuple[Content, ...]] = []
+    if not _learns_from_data(run):
+        rows += [(name, number(_calls(run, name.replace(" ", "_")))) for name in ("network calls", "reward calls")]
     summary = run.summary
     if summary and summary.minutes is not None and summary.training_minutes is not None:
         outside = 60 * (summary.minutes - summary.training_minutes)
         rows.append(("evaluation, checks and saving, outside of training", f"{outside:.1f} s"))
-    return join(element("h3", "Calls"), table((), rows, numeric=(1,)))
+    return join(element("h3", "Calls"), table((), rows, numeric=(1,))) if rows else None
 
 
 def _reward_costs(run: RunRecord) -> Html | None:
@@ -349,4 +358,19 @@ def _recipe(run: RunRecord) -> Html:
     rows = [(name, value or ABSENT) for name, value in versions.items()]
     text = folded("The resolved recipe", element("pre", run.recipe_text)) if run.recipe_text else None
     absent = element("p", "Missing: recipe.yaml.", cls="muted") if text is None else None
-    return section("How to reproduce it", table((), rows, numeric=(1,)), text, absent)
+    command = _command(run)
+    how = join(element("p", "In the folder where it was started:"), element("pre", command)) if command else None
+    return section("How to reproduce it", how, table((), rows, numeric=(1,)), text, absent)
+
+
+def _command(run: RunRecord) -> str | None:
+    """The same run again beside this one. A limit of time ends another machine's run elsewhere, so the steps are stated."""
+    if run.recipe is None:
+        return None
+    path, limits, summary = run.folder / "recipe.yaml", "", run.summary
+    if summary is not None and summary.steps:
+        limits += f" --train.steps {summary.steps}" if run.recipe.train.steps != summary.steps else ""
+        limits += " --train.minutes null" if run.recipe.train.minutes is not None else ""
+    if summary is not None and summary.threads and run.recipe.run.threads is None:
+        limits += f" --run.threads {summary.threads}"
+    return f"plaudit align {shlex.quote(str(path))} --run.name {shlex.quote(_name(run) + '-again')}{limits}"

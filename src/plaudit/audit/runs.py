@@ -53,6 +53,8 @@ class Evaluation(_Lenient):
     by_category: dict[str, CategoryMean] = {}
     rewards: dict[str, float | None] = {}
     items: str | None = None
+    looks_at_outputs: bool = True  # whether the reward judged what the model drew
+    of_the_data: tuple[str, ...] = ()  # rewards that did not
 
 
 class Check(_Lenient):
@@ -209,10 +211,14 @@ class RunRecord:
 
 
 def series(rows: Sequence[Row], key: str) -> Series:
-    """One key over steps, sorted; of rows with the same step the last counts."""
-    found = {row["step"]: row[key] for row in rows if row.get(key) is not None and "step" in row}
+    """One key over steps, sorted; of rows with the same step the last counts. What is missing or not finite is left out."""
+    found = {row["step"]: row[key] for row in rows if "step" in row and _is_known(row.get(key))}
     steps = sorted(found)
     return Series(steps=np.array(steps), values=np.array([found[step] for step in steps], dtype=np.float64))
+
+
+def _is_known(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def read_jsonl(path: Path) -> JsonLines:

@@ -20,7 +20,21 @@ def texts(run: RunRecord) -> Html:
         folded(f"The same prompts at {_label(name)}", _table([(_label(name), run.texts[name])])) for name in steps
     ]
     lead = "Each prompt was answered with the same random numbers; only the weights differ."
+    if of_the_data := _of_the_data(run):
+        verb, whose = ("judges", "its") if len(of_the_data) == 1 else ("judge", "their")
+        lead += (
+            f" {' and '.join(of_the_data)} {verb} the answers that stand in the data of a prompt, not the outputs shown here: "
+            f"read {whose} number as one of the prompt."
+        )
     return section("Before and after", _table(shown), *during, lead=lead)
+
+
+def _of_the_data(run: RunRecord) -> list[str]:
+    """What did not look at outputs: the truth, and rewards by their names."""
+    measured = run.before() or run.latest()
+    if measured is None:
+        return []
+    return [*([] if measured.looks_at_outputs else [f"The truth ({measured.reward})"]), *measured.of_the_data]
 
 
 def _label(name: str) -> str:

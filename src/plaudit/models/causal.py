@@ -254,6 +254,8 @@ def _load(path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTok
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        if file is None and Path(path).is_dir():
+            _must_hold_a_model(Path(path))
         tokenizer = AutoTokenizer.from_pretrained(folder or ".", gguf_file=file)
         network = AutoModelForCausalLM.from_pretrained(folder or ".", gguf_file=file, dtype=dtype)
     except ImportError as error:
@@ -268,6 +270,20 @@ def _load(path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTok
         network.hf_quantizer = None
         del network.config.quantization_config
     return network, tokenizer
+
+
+def _must_hold_a_model(folder: Path) -> None:
+    """transformers would look for a tokenizer first, and advise to install others."""
+    names = sorted(path.name for path in folder.iterdir())
+    if "config.json" in names:
+        return
+    found = f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
+    if "adapter_config.json" in names:
+        found = "it has adapters, without the model that they belong to"
+    raise RecipeError(
+        f"model.path: the folder {str(folder)!r} holds no model: there is no config.json in it ({found}); give a folder with "
+        "config.json, weights and tokenizer, a .gguf file, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct"
+    )
 
 
 def _save_adapters(network: Any, folder: Path) -> None:

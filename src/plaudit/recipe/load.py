@@ -23,6 +23,7 @@ from plaudit.recipe.walk import filled
 Source = str | Path | Mapping[str, Any]
 Document = dict[str, Any]
 
+OF_A_RUN = "recipe.yaml"  # in a run folder
 IN_THE_WHEEL = Path(__file__).parents[1] / "recipes"
 IN_THE_REPOSITORY = Path(__file__).parents[3] / "recipes"
 
@@ -33,7 +34,7 @@ def load(sources: Source | Sequence[Source] = (), overrides: Sequence[str] = ())
     groups = [read_layers(source) for source in given]
     if isinstance(given[0], str | Path):
         groups[0][-1] = _named(groups[0][-1])
-    layers = [layer for group in groups for layer in group]
+    layers = [layer for source, group in zip(given, groups, strict=True) for layer in (*group, *_own_folder(source))]
     layers.append(Layer(label="the command line", content=parse_overrides(overrides)))
     document: Document = {}
     for layer in layers:
@@ -42,6 +43,18 @@ def load(sources: Source | Sequence[Source] = (), overrides: Sequence[str] = ())
         return Recipe.model_validate(document)
     except ValidationError as error:
         raise RecipeError(explain(error, document, layers)) from None
+
+
+def as_recipe(given: Any, caller: str) -> Recipe:
+    """A recipe itself, or what `load` makes of one source."""
+    if isinstance(given, Recipe):
+        return given
+    if isinstance(given, str | Path | Mapping):
+        return load(given)
+    raise RecipeError(
+        f"{caller}: the recipe is {given!r}; give a Recipe (plaudit.load makes one), a shipped name such as 'sums-grpo', the "
+        "path of a recipe or of a run folder, or a mapping"
+    )
 
 
 def dump(recipe: Recipe) -> str:
@@ -78,19 +91,31 @@ def read_layers(source: Source, parents: tuple[Path, ...] = ()) -> list[Layer]:
 
 
 def find(source: str | Path, folder: Path) -> Path:
-    """The file of a shipped name or of a path relative to `folder`."""
+    """The file of a shipped name, of a path relative to `folder`, or in a run folder."""
     names = shipped()
     if isinstance(source, str) and source in names:
         return names[source].resolve()
     path = (folder / Path(source).expanduser()).resolve()
     if path.is_file():
         return path
+    if (path / OF_A_RUN).is_file():
+        return path / OF_A_RUN
     near = get_close_matches(str(source), names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    if "=" in str(source):
-        hint = f"; to override a key write --{str(source).lstrip('-')}"
-    listed = ", ".join(names)
-    raise RecipeError(f"recipe {str(source)!r}: no such file ({path}) or shipped recipe; shipped: {listed}{hint}")
+    meant = f"did you mean {near[0]}? " if near else ""
+    override = f"; to override a key write --{str(source).lstrip('-')}" if "=" in str(source) else ""
+    absent = f"the folder holds no {OF_A_RUN}" if path.is_dir() else f"no such file ({path}) or shipped recipe"
+    raise RecipeError(f"recipe {str(source)!r}: {absent}; {meant}shipped: {', '.join(names)}{override}")
+
+
+def _own_folder(source: Source) -> list[Layer]:
+    """A run folder stands for the run in it, wherever that was when its recipe was written."""
+    if isinstance(source, Mapping) or source in shipped():
+        return []
+    path = Path(source).expanduser()
+    if not (path / OF_A_RUN).is_file():
+        return []
+    path = path if path.name not in ("", "..") else path.resolve()
+    return [Layer(label=str(source), content={"run": {"folder": str(path.parent), "name": path.name}})]
 
 
 def read(path: Path) -> Document:

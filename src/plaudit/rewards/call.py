@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sysconfig
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ from plaudit.rewards.meter import Meter
 from plaudit.rewards.request import Outputs, Request, make_request
 from plaudit.rewards.results import as_scores, in_range
 
+LIBRARIES = (Path(__file__).parents[1], *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 TRANSIENT = (Status.TIMED_OUT, Status.ERRORED)
 
 
@@ -199,7 +203,7 @@ class Caller:
         except Exception as error:  # user code may raise anything; it becomes a status and a note, never a number
             if len(request) == 1 or self.whole_batch:
                 status = Status.TIMED_OUT if isinstance(error, TimeoutError) else Status.ERRORED
-                return [missing(status, f"{type(error).__name__}: {error}")] * len(request)
+                return [missing(status, f"{type(error).__name__}: {error}{_place(error)}")] * len(request)
         return [score for i in range(len(request)) for score in self._isolated(request.rows([i]))]
 
     def _within_deadline(self, request: Request) -> list[Score]:
@@ -235,6 +239,17 @@ class Caller:
         if "error" in box:
             raise box["error"]
         return _finished(box["result"], deadline - (time.monotonic() - started))
+
+
+def _place(error: Exception) -> str:
+    """The innermost line of code that is neither ours nor a library's, as ` (file.py:12)`."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+
+
+def _is_users(file: str) -> bool:
+    path = Path(file)
+    return path.is_file() and not any(path.is_relative_to(folder) for folder in LIBRARIES)
 
 
 def _invoke(function: RewardFunction, arguments: dict[str, Any]) -> Any:

@@ -158,6 +158,7 @@ class PairAccuracy(_AsksPolicy):
         low=0,
         high=1,
         systems=("S119",),
+        looks_at_outputs=False,
     )
 
     def bind(self, policy: Any, sampler: Any) -> None:
@@ -206,6 +207,7 @@ class CompletionLikelihood(_AsksPolicy):
         summary="mean token log-probability of the prompt's own `completion`, under the model in training",
         kind="text",
         high=0,
+        looks_at_outputs=False,
     )
 
     def __call__(

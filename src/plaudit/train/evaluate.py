@@ -12,8 +12,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from plaudit.audit.runs import BEFORE
 from plaudit.audit.statistics import Interval, mean_interval
 from plaudit.data.prompt import Prompt
+from plaudit.errors import RewardError
+from plaudit.rewards.base import Score, Status
+from plaudit.rewards.call import TRANSIENT
+from plaudit.rewards.load import Reward
 from plaudit.rewards.suite import ScoredBatch
 from plaudit.sampling.base import Outputs
 from plaudit.train.folder import RunFolder
@@ -23,6 +28,10 @@ from plaudit.train.setup import Setup
 EVALUATION_SEED = 20_000_003
 CALIBRATION_SEED = 20_000_029
 PREVIEWS = 18
+FITS = {  # by what an objective learns from
+    "pairs": "pair_accuracy judges rows with `chosen` and `rejected`",
+    "demonstrations": "completion_likelihood judges rows with a `completion`",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +46,14 @@ class Measured:
 
 def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: int) -> dict[str, Measured]:
     """Measure every held-out split, log the results, and save the preview grid."""
-    measured = {}
+    measured: dict[str, Measured] = {}
     for split, prompts in setup.prompts.evaluation(count).items():
         with setup.policy.using(setup.result):
             piece = generate(setup.drawer, prompts, EVALUATION_SEED)
             with setup.truth.unchanged():
                 judged = setup.truth(prompts, piece.outputs, completion_ids=piece.ids)
+            if label == BEFORE and not measured:
+                _refuse_unjudged(setup, judged)
             truth = np.array([score.value for score in judged])
             training = setup.rewards(prompts, piece.outputs, completion_ids=piece.ids)
             extra = setup.rewards.take_extra(len(prompts))
@@ -65,6 +76,10 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
             "rewards": {name: values.nanmean().item() for name, values in training.parts.items()},
             "items": items,
         }
+        if not _looks_at_outputs(setup.truth):
+            entry["looks_at_outputs"] = False
+        if of_the_data := [reward.name for reward in setup.rewards.rewards if not _looks_at_outputs(reward)]:
+            entry["of_the_data"] = of_the_data
         if piece.ids is not None:
             entry["length"] = float(np.mean([len(ids) for ids in piece.ids]))
         folder.append("evaluations.jsonl", entry)
@@ -72,6 +87,27 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
         if len(measured) == 1:
             _preview(folder, piece.outputs, _rows(prompts, truth, training, extra), truth, step, label)
     return measured
+
+
+def _looks_at_outputs(reward: Reward) -> bool:
+    return reward.card is None or reward.card.looks_at_outputs
+
+
+def _refuse_unjudged(setup: Setup, judged: Sequence[Score]) -> None:
+    """A run whose starting point has no score at all could never state a gain; nothing of it has been written yet."""
+    if any(score.status is Status.OK for score in judged):
+        return
+    first = judged[0]
+    fits = FITS.get(setup.objective.learns_from, "`plaudit rewards list` names them with what they need")
+    remedy = (
+        "Mend the reward"
+        if first.status in TRANSIENT
+        else f"Name a reward that fits these prompts with --evaluate.reward ({fits}), or give prompts with the facts it reads"
+    )
+    raise RewardError(
+        f"evaluate.reward: {setup.recipe.evaluate.reward.type} scored none of {len(judged)} outputs before training: the first "
+        f"is {first.status}{f' ({first.note})' if first.note else ''}. {remedy}"
+    )
 
 
 def calibrate(setup: Setup) -> int:

@@ -20,6 +20,7 @@ from plaudit.audit.report import write_report
 from plaudit.audit.runs import read_run
 from plaudit.audit.statistics import Items, is_binary, paired_gain
 from plaudit.errors import Interrupted, RewardError, RunError
+from plaudit.recipe.load import Source, as_recipe
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.suite import Suite
 from plaudit.sampling.base import Outputs
@@ -45,14 +46,19 @@ class RunResult:
 
 
 def align(
-    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, display: Display | None = None
+    recipe: Recipe | Source, *, resume: bool = False, overwrite: bool = False, display: Display | None = None
 ) -> RunResult:
-    """Train a generator on its rewards as the recipe says; returns where the report is."""
-    display = display or Silent()
+    """Train a generator on its rewards as the recipe says; returns where the report is.
+
+    `recipe` is a Recipe, a shipped name, a file, a run folder or a mapping.
+    """
+    recipe, display = as_recipe(recipe, "align"), display or Silent()
     find_run(recipe, resume=resume, overwrite=overwrite)
     setup = prepare(recipe)  # a recipe that cannot be prepared must not cost the run it would replace
     folder = open_run(recipe, resume=resume, overwrite=overwrite)
-    if resume:
+    if resume and not folder.going_on:
+        display.say(f"{folder.root} holds no checkpoint yet: the run starts over from the beginning")
+    if folder.going_on:
         progress = restore_checkpoint(folder, setup)
         display.say(f"resumed {folder.root} after step {progress.step}")
     else:
@@ -86,6 +92,7 @@ def _start(setup: Setup, folder: RunFolder, display: Display) -> Progress:
     """Checks, the measurement before training, and a first checkpoint to come back to."""
     started = time.monotonic()
     _calibrate(setup, folder, display)
+    display.say("checking the recipe before the first step")
     checks = cheap_checks(setup)
     folder.write_json("checks.json", [check.to_json() for check in checks])
     if any(check.passed is False for check in checks):
@@ -252,7 +259,7 @@ def _summarise(
     return {
         "split": split,
         "reward": setup.recipe.evaluate.reward.type,
-        "accuracy": is_binary(result.scores),
+        "accuracy": is_binary([*items.items().scores, *result.scores]),
         "before": before.mean,
         "before_low": before.low,
         "before_high": before.high,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from plaudit.data.prompt import Prompt
+from plaudit.data.sources import FileSource, PromptSource
 from plaudit.errors import DataError
+from plaudit.objectives.base import Source
 from plaudit.objectives.batch import Batch, Pairs
+from plaudit.recipe.prompts import FilePrompts, SumsPrompts
+from plaudit.recipe.schema import Recipe
 from plaudit.sampling.base import Samples
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.tokens import Completions, given_completions
@@ -18,6 +22,35 @@ if TYPE_CHECKING:
     from plaudit.train.setup import Setup
 
 NEEDED = {"pairs": ("chosen", "rejected"), "demonstrations": ("completion",)}
+ROWS = {
+    "pairs": "`prompt`, `chosen` and `rejected`",
+    "demonstrations": "`prompt` and `completion`, or `messages` that end with the assistant",
+}
+
+
+def check_rows(recipe: Recipe, prompts: PromptSource, source: Source) -> None:
+    """Every row of a training file, or the first prompt of a source that makes them, has the answers that are learned from."""
+    if source == "rollouts":
+        return
+    rows = prompts.train if isinstance(prompts, FileSource) else prompts.batch(0, 1, recipe.run.seed)
+    for number, prompt in enumerate(rows, start=1):
+        for name in NEEDED[source]:
+            if not isinstance(found := prompt.inputs.get(name), str):
+                raise DataError(_lacking(recipe, prompt, number, name, found, source))
+
+
+def _lacking(recipe: Recipe, prompt: Prompt, number: int, name: str, found: Any, source: Source) -> str:
+    match recipe.prompts:
+        case FilePrompts(train=path):
+            where, remedy = f"prompts.train: {path} row {number}", f"rows with {ROWS[source]}"
+        case SumsPrompts(answers=answers):
+            where, remedy = f"prompts.answers: {answers}", f"prompts.answers: {source}"
+        case _:
+            where, remedy = f"prompts.type: {recipe.prompts.type}", f"prompts.type: file, with rows of {ROWS[source]}"
+    what = f"has no `{name}`" if found is None else f"has as `{name}` {str(found)[:60]!r}, which is no text"
+    return (
+        f"{where}: prompt {prompt.id} ({prompt.text[:60]!r}) {what}; objective {recipe.objective.type} needs {remedy}"
+    )
 
 
 def read_batch(setup: Setup, step: int) -> Batch:
@@ -44,12 +77,6 @@ def read_batch(setup: Setup, step: int) -> Batch:
 
 
 def _given(setup: Setup, prompts: Sequence[Prompt], name: str) -> Completions:
-    for prompt in prompts:
-        if name not in prompt.inputs:
-            raise DataError(
-                f"prompts.train: prompt {prompt.id} ({prompt.text[:60]!r}) has no `{name}`; objective "
-                f"{setup.recipe.objective.type} needs rows with `prompt` and {' and '.join(NEEDED[setup.objective.learns_from])}"
-            )
     model = setup.policy.model
     texts = [prompt.inputs[name] for prompt in prompts]
     return given_completions(model.encode(prompts), [model.encode_completion(text) for text in texts])

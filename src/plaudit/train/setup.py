@@ -19,6 +19,7 @@ from plaudit.sampling.base import Drawer
 from plaudit.sampling.drawers import make_drawer
 from plaudit.train.learn import make_optimizer
 from plaudit.train.policy import Policy, add_lora
+from plaudit.train.reading import check_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,8 @@ def prepare(recipe: Recipe) -> Setup:
     rewards, truth = recipe_suite(recipe), load_reward("evaluate", recipe.evaluate.reward)
     for reward in (*rewards.rewards, truth):
         reward.caller.bind(policy, recipe.sampler)
-    objective = make_objective(recipe, rewards)
+    objective, prompts = make_objective(recipe, rewards), load_prompts(recipe.prompts)
+    check_rows(recipe, prompts, objective.learns_from)
     for name in (*objective.snapshots, *(["ema"] if recipe.train.ema > 0 else [])):
         policy.take(name)
     density = recipe.objective.density if isinstance(recipe.objective, GrpoConfig) else "exact"
@@ -60,7 +62,7 @@ def prepare(recipe: Recipe) -> Setup:
         recipe=recipe,
         policy=policy,
         drawer=make_drawer(model, recipe.sampler, recipe.evaluate.sampler, density),
-        prompts=load_prompts(recipe.prompts),
+        prompts=prompts,
         rewards=rewards,
         truth=truth,
         objective=objective,
