@@ -609,13 +609,13 @@ def test_a_curve_without_numbers_has_no_panel(fabricate: Fabricate) -> None:
     ],
 )
 def test_the_report_shows_a_command_that_repeats_the_run(train: dict, extra: list[str], fabricate: Fabricate) -> None:
-    recipe = Recipe.model_validate({"train": train, "run": {"seed": 3}})
+    recipe = Recipe.model_validate({"train": train, "run": {"seed": 3, "folder": "my runs"}})
     folder = fabricate("my run", recipe=recipe, pictures=False)
     (command,) = re.findall(r"<pre>(plaudit align .*?)</pre>", write_report(folder).read_text(encoding="utf-8"))
     words = shlex.split(html.unescape(command))
-    assert words[:3] == ["plaudit", "align", str(folder / "recipe.yaml")]
+    assert words[:3] == ["plaudit", "align", "my runs/my run/recipe.yaml"], "where it was written, not where it is read"
     assert words[3:] == ["--run.name", "my run-again", *extra, "--run.threads", "1"]
-    again = load(words[2], words[3:])
+    again = load(folder / "recipe.yaml", words[3:])
     assert (again.run.name, again.run.seed, again.run.threads) == ("my run-again", 3, 1)
     assert (again.train.steps, again.train.minutes) == (60, None)
     alike = {"run": {"name", "threads"}, "train": {"steps", "minutes"}}

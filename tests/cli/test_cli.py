@@ -393,7 +393,7 @@ def test_errors_of_recipes_are_user_errors_everywhere():
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "runs" / "k"
-    folder.mkdir(parents=True)
+    (folder / "samples").mkdir(parents=True)
     recipe = load("slots-grpo", ["--run.folder", "elsewhere", "--run.seed", "7"])
     (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
     return folder

@@ -523,6 +523,7 @@ def run_in(folder: Path, **changes: object) -> Path:
     folder.mkdir(parents=True)
     recipe = load(["slots-nft", {"run": {"folder": "elsewhere", "name": "then", "seed": 7, **changes}}])
     (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+    (folder / "samples").mkdir()
     return folder
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from plaudit.data.prompt import Prompt
+from plaudit.dotted import import_dotted
 from plaudit.errors import RecipeError, RewardError
 from plaudit.recipe.rewards import Missing, RewardConfig
 from plaudit.recipe.schema import Recipe
@@ -240,6 +241,16 @@ def test_a_reward_that_another_one_asks_is_bound_and_remembered() -> None:
     two, other = fresh()
     two.load_state(json.loads(json.dumps(one.state())))
     assert other.seen == memory.seen == dict.fromkeys((prompt.id for prompt in PROMPTS), 1)
+
+
+@pytest.mark.parametrize("name", ("flipped_by_sample", "reasoning_calibrated"))
+def test_rewards_around_others_name_them(name: str, monkeypatch) -> None:
+    import plaudit.rewards.rules.reasoning as reasoning
+
+    monkeypatch.setattr(reasoning, "find_reward", lambda *_: Memory())
+    arguments = {"reward": "m", "probability": 0.0} if name == "flipped_by_sample" else {"reward": "m"}
+    around = import_dotted(BUILT_IN[name], "name")(**arguments)
+    assert [type(function) for _, function in Caller("r", around).functions()] == [type(around), Memory]
 
 
 def test_scales_are_measured_once_and_asked_for_before_use() -> None:

@@ -85,10 +85,17 @@ def test_a_candidate_without_a_score_never_wins() -> None:
     assert sum(math.isnan(one.score) for one in result.candidates) > 0
 
 
-def test_where_all_scores_are_missing_the_plain_sample_is_the_result() -> None:
-    result = run_search(make_task(None, Green(lost=lambda value: value > -1), "60nfe"), BestOfN())
-    assert [one.candidate for one in result.best] == [0, 0, 0] and result.scores.isnan().all()
-    assert result.worst == (None, None, None)
+def test_where_all_scores_of_a_prompt_are_missing_its_plain_sample_is_the_result() -> None:
+    def only_the_first(prompts: list[str], outputs: torch.Tensor) -> list[float | None]:
+        return [float(o[1].mean()) if p == prompts[0] else None for p, o in zip(prompts, outputs, strict=True)]
+
+    result = run_search(make_task(None, only_the_first, "60nfe"), BestOfN())
+    assert [one.candidate for one in result.best][1:] == [0, 0] and result.scores.isnan().tolist() == [
+        False,
+        True,
+        True,
+    ]
+    assert result.worst[0] is not None and result.worst[1:] == (None, None)
 
 
 def test_plain_is_one_sample() -> None:

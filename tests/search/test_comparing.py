@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from plaudit.audit.statistics import Gain
 from plaudit.cli import app
-from plaudit.errors import Interrupted, RecipeError
+from plaudit.errors import Interrupted, RecipeError, RewardError
 from plaudit.search import comparing
 from plaudit.search.best_of_n import BestOfN
 from plaudit.search.comparing import Contestant, compare_search, defaults_of, verdict
@@ -110,6 +110,21 @@ def test_an_interrupted_search_is_no_result_and_the_next_comparison_makes_up_for
     assert sum("done before" in line for line in said) == 2
     rows = [file.read_text().split("seconds")[0] for file in (expected, tmp_path / "pieces" / "comparison.md")]
     assert rows[0] == rows[1]
+
+
+def test_a_seed_without_a_result_is_said_and_the_others_are_searched(tmp_path, monkeypatch):
+    whole = comparing._search
+
+    def failing(*asked):
+        if asked[3:6] == (Contestant(label="best_of_n", method="best_of_n", options={}), "16nfe", 0):
+            raise RewardError("the judge is away")
+        return whole(*asked)
+
+    monkeypatch.setattr(comparing, "_search", failing)
+    compare(tmp_path, seeds=[0, 1, 2])
+    written = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "| best_of_n (2 of 3 seeds) | 16nfe |" in written and "| best_of_n | 8nfe |" in written
+    assert "- best_of_n by scene_proxy at 16nfe, seed 0: the judge is away" in written
 
 
 @pytest.mark.parametrize(

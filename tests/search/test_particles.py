@@ -205,8 +205,8 @@ def test_missing_previews_change_no_weight_and_missing_rewards_are_never_drawn()
     x, weights = weighted(task, Particles(alpha=1.0, every=1), 32)
     assert (weights[x > 0.5] == 0).all() and (weights[x < 0.5] > 0).any()
     task = gaussian_task(lambda prompts, outputs: itself(prompts, outputs) * math.nan, 4)
-    result = run_search(task, Particles(particles=5))
-    assert result.scores.isnan().all() and [one.candidate for one in result.best] == [0] * 4
+    found = list(Particles(particles=5).run(task))
+    assert all(batch.score.isnan().all() for batch in found) and found[0].candidate.tolist() == [0] * 4
 
 
 # --- budget ----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from plaudit.errors import RecipeError, RewardError, RunError
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.lab import LabFlowModel
 from plaudit.recipe.rewards import RewardConfig
+from plaudit.rewards.base import Card, Status, missing
 from plaudit.rewards.scoring import score
 from plaudit.rewards.suite import load_suite
 from plaudit.search.base import Task
@@ -189,12 +190,37 @@ def test_a_method_that_overspends_is_stopped_before_it_does() -> None:
     assert sum(model.rows) == 3 * 12  # five steps twice, and two of the third round
 
 
-def test_a_search_that_can_score_nothing_ends_with_the_reason_after_the_plain_samples() -> None:
+def test_a_search_with_a_broken_reward_ends_after_the_plain_samples_with_the_reason() -> None:
     model = CountingModel()
     task = make_task(model, Green(lost=lambda value: value < 2), "200nfe")
-    with pytest.raises(RewardError, match=r"no plain sample of 3 prompts has a score \(rewards.r0: errored: .*nan"):
+    with pytest.raises(
+        RewardError, match=r"none of 3 candidates of 3 prompts has a score \(rewards.r0: errored: .*nan"
+    ):
         run_search(task, find_method("beam", {}, "flow"))
     assert sum(model.rows) == 3 * 5
+
+
+class Declining:
+    """Says nothing of the first `many` outputs."""
+
+    card = Card(summary="", low=0, high=1)
+
+    def __init__(self, many: int) -> None:
+        self.left = many
+
+    def __call__(self, prompts, outputs):
+        given = [missing(Status.NOT_APPLICABLE, "no opinion") if i < self.left else 0.5 for i in range(len(outputs))]
+        self.left = max(self.left - len(outputs), 0)
+        return given
+
+
+def test_a_reward_that_declines_the_plain_samples_may_judge_others() -> None:
+    beam = find_method("beam", {}, "flow")
+    assert run_search(make_task(None, Declining(3), "200nfe"), beam).scores.tolist() == [0.5] * 3
+    model = CountingModel()
+    with pytest.raises(RewardError, match=r"none of .* has a score \(rewards.r0: not_applicable: no opinion\)"):
+        run_search(make_task(model, Declining(10_000), "200nfe"), beam)
+    assert sum(model.rows) > 3 * 5, "all was tried"
 
 
 def test_missing_scores_are_counted_and_the_first_has_its_reason() -> None:

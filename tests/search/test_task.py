@@ -261,7 +261,7 @@ def test_differentiable_score_has_the_scores_value_and_its_slope() -> None:
 
 def test_a_reward_without_a_gradient_is_named() -> None:
     task = make_task(ToyFlowModel(), load_suite({"match": RewardConfig(type="scene_match")}), "99rewards")
-    with pytest.raises(RewardError, match="has no gradient"):
+    with pytest.raises(RecipeError, match="has no gradient"):
         task.differentiable_score(torch.rand(1, 3, 32, 32, requires_grad=True), torch.tensor([0]))
     task = make_task(ToyFlowModel(), lambda prompts, outputs: [0.5] * len(outputs), "99rewards")
     with pytest.raises(RewardError, match=r"returned \[0.5\]"):

@@ -21,7 +21,8 @@ import plaudit.train.loop as loop
 from plaudit import storage
 from plaudit.errors import RecipeError, RunError
 from plaudit.recipe.load import load
-from plaudit.train.folder import RunFolder, open_run
+from plaudit.train.claim import open_run
+from plaudit.train.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -350,14 +351,16 @@ def test_opening_a_run_writes_the_resolved_recipe(tmp_path: Path) -> None:
     from plaudit.recipe.load import load
 
     recipe = toy_recipe(tmp_path)
-    folder = open_run(recipe, resume=False, overwrite=False)
-    assert load([folder.root / "recipe.yaml"]) == recipe
+    claim = open_run(recipe, resume=False, overwrite=False)
+    assert load([claim.folder.root / "recipe.yaml"]) == recipe
 
 
 def test_a_run_refused_before_it_measured_anything_does_not_occupy_its_name(tmp_path):
     recipe = load("slots-nft", ["--run.folder", str(tmp_path)])
-    open_run(recipe, resume=False, overwrite=False).write_json("checks.json", [])
-    open_run(recipe, resume=False, overwrite=False)
+    claim = open_run(recipe, resume=False, overwrite=False)
+    claim.folder.write_json("checks.json", [])
+    claim.release()
+    open_run(recipe, resume=False, overwrite=False).release()
     (tmp_path / "slots-nft" / "mine.txt").write_text("kept", encoding="utf-8")
     with pytest.raises(RunError, match="exists"):
         open_run(recipe, resume=False, overwrite=False)

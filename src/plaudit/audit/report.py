@@ -367,7 +367,7 @@ def _command(run: RunRecord) -> str | None:
     """The same run again beside this one. A limit of time ends another machine's run elsewhere, so the steps are stated."""
     if run.recipe is None:
         return None
-    path, limits, summary = run.folder / "recipe.yaml", "", run.summary
+    path, limits, summary = Path(run.recipe.run.folder) / _name(run) / "recipe.yaml", "", run.summary
     if summary is not None and summary.steps:
         limits += f" --train.steps {summary.steps}" if run.recipe.train.steps != summary.steps else ""
         limits += " --train.minutes null" if run.recipe.train.minutes is not None else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,16 +55,17 @@ def make_optimizers(network: nn.Module, plan: Plan) -> dict[str, torch.optim.Opt
     return optimizers
 
 
-def update(network: nn.Module, optimizers: Optimizers, rates: Mapping[str, float], loss: Tensor) -> None:
-    """One step down the loss, with the gradient's norm clipped to 1."""
+def update(network: nn.Module, steps: Iterable[tuple[torch.optim.Optimizer, float]], loss: Tensor) -> None:
+    """One step of each optimiser, with its learning rate, down the loss; the gradient's norm is clipped to 1."""
     if not loss.isfinite():
         raise RunError(f"lab build: the loss is {loss.item()}; start again from an older checkpoint")
-    for key, optimizer in optimizers.items():
-        optimizer.param_groups[0]["lr"] = rates[key]
+    steps = list(steps)
+    for optimizer, learning_rate in steps:
+        optimizer.param_groups[0]["lr"] = learning_rate
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    for optimizer in optimizers.values():
+    for optimizer, _ in steps:
         optimizer.step()
 
 
@@ -147,7 +148,7 @@ def pretrain(
     started = time.monotonic()
     for step in range(first, steps):
         value, share = loss(step), rate(plan, steps, step)
-        update(network, optimizers, {key: base * share for key, base in base_rates.items()}, value)
+        update(network, [(optimizers[key], base * share) for key, base in base_rates.items()], value)
         follow(average, network, plan, step)
         last = step + 1 == steps
         if last or (step + 1) % plan.log_every == 0:

@@ -213,10 +213,10 @@ def build_turbo(out: Path, *, steps: int | None = None, seed: int = 0, install: 
         entry = {"step": step + 1, "steps": steps, "regression": loss.item()}
         if matching:
             losses = match(student, critic, teacher, plan, seed, step)
-            update(critic.network, {"": optimizers["critic"]}, {"": plan.adam_lr}, losses.critic)
+            update(critic.network, [(optimizers["critic"], plan.adam_lr)], losses.critic)
             loss = plan.regression_weight * loss + losses.student
             entry |= {"critic": losses.critic.item()}
-        update(student.network, {"": optimizers["student"]}, {"": plan.adam_lr * stage_rate}, loss)
+        update(student.network, [(optimizers["student"], plan.adam_lr * stage_rate)], loss)
         follow(average, student.network, plan, step)
         if (step + 1) % plan.log_every == 0 or step + 1 == steps:
             entry |= {"seconds": round(time.monotonic() - started, 1)} | _accuracies(average, count=120)
@@ -224,7 +224,9 @@ def build_turbo(out: Path, *, steps: int | None = None, seed: int = 0, install: 
         if (step + 1) % plan.save_every == 0 or step + 1 == steps:
             save_state(out, step + 1, both, average, optimizers)
     path = export_weights(out, NAME, average, install)
-    measured = {"teacher_exact_at_10_steps": accuracy(teacher, 10)} | _accuracies(average, count=600)
+    measured = {f"teacher_exact_at_{n}_steps": accuracy(teacher, n) for n in (1, 2, 10)} | _accuracies(
+        average, count=600
+    )
     log(out, measured)
     return path
 

@@ -107,12 +107,17 @@ def find(source: str | Path, folder: Path) -> Path:
     raise RecipeError(f"recipe {str(source)!r}: {absent}; {meant}shipped: {', '.join(names)}{override}")
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run has made this folder: one with no more than a recipe in it is somebody's own."""
+    return (folder / OF_A_RUN).is_file() and (folder / "samples").is_dir()
+
+
 def _own_folder(source: Source) -> list[Layer]:
     """A run folder stands for the run in it, wherever that was when its recipe was written."""
     if isinstance(source, Mapping) or source in shipped():
         return []
     path = Path(source).expanduser()
-    if not (path / OF_A_RUN).is_file():
+    if not is_run(path):
         return []
     path = path if path.name not in ("", "..") else path.resolve()
     return [Layer(label=str(source), content={"run": {"folder": str(path.parent), "name": path.name}})]

@@ -25,6 +25,9 @@ class Status(StrEnum):
     REFUSED = "refused"
 
 
+TRANSIENT = (Status.TIMED_OUT, Status.ERRORED)  # the reward failed, and says nothing of the output
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One output's score. `value` is NaN exactly when `status` is not ok."""

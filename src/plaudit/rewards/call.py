@@ -24,7 +24,7 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import PlauditError
-from plaudit.rewards.base import Card, RewardFunction, Score, Status, missing
+from plaudit.rewards.base import TRANSIENT, Card, RewardFunction, Score, Status, missing
 from plaudit.rewards.cache import ScoreCache
 from plaudit.rewards.generators import GENERATORS
 from plaudit.rewards.handing import Arguments
@@ -33,7 +33,6 @@ from plaudit.rewards.request import Outputs, Request, make_request
 from plaudit.rewards.results import as_scores, in_range
 
 LIBRARIES = (Path(__file__).parents[1], *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
-TRANSIENT = (Status.TIMED_OUT, Status.ERRORED)
 
 
 @dataclass(frozen=True, kw_only=True)

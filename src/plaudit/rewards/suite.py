@@ -45,6 +45,13 @@ class ScoredBatch:
                     return f"rewards.{name}: {in_words(score)}"
         return "the formula has no value there" if self.total.isnan().any() else None
 
+    def failed(self) -> bool:
+        """Whether every output met an error in some reward, so that none has a total."""
+        broken = [
+            any(score.status is Status.ERRORED for score in row) for row in zip(*self.scores.values(), strict=True)
+        ]
+        return bool(broken) and all(broken) and bool(self.total.isnan().all())
+
     def with_part(self, name: str, values: Tensor) -> ScoredBatch:
         return replace(self, parts={**self.parts, name: values})
 

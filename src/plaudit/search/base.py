@@ -60,6 +60,7 @@ class Task:
         self.deadline: float | None = None
         self.watch: Callable[[], None] = lambda: None
         self.first_missing: str | None = None  # why the first score that is missing is
+        self.only_failed: bool | None = None  # whether every output so far met an error in its reward
         self._occurrence = _occurrences(prompts)
 
     def sample(self, prompt: Tensor, candidate: Tensor) -> Found:
@@ -93,6 +94,7 @@ class Task:
             scored = self.suite(self.prompts_of(prompt), outputs, completion_ids=ids)
         if self.first_missing is None and scored.total.isnan().any():
             self.first_missing = scored.first_missing()
+        self.only_failed = scored.failed() and self.only_failed is not False
         return scored.total
 
     def differentiable_score(self, pictures: Tensor, prompt: Tensor) -> Tensor:

@@ -90,9 +90,9 @@ def compare_search(
     baseline = Contestant(label=BASELINE, method=BASELINE, options={})
     chosen = {one.label: one for one in (baseline, *contestants)}
     planned = [(v, m, b, s) for s in seeds for v in verifiers for m in chosen for b in budgets]
-    built, found, refused = build_origin(origin), [], dict[tuple[str, str, str], str]()
+    built, found, left_out = build_origin(origin), list[Found](), dict[tuple[str, str, str, int | None], str]()
     for position, (verifier, method, budget, seed) in enumerate(planned, start=1):
-        if (verifier, method, budget) in refused:
+        if (verifier, method, budget, None) in left_out:
             continue
         path = out / "searches" / verifier.replace("/", "_") / f"{_file_name(method)}-{budget}-seed{seed}.json"
         asked = {
@@ -108,17 +108,21 @@ def compare_search(
         if kept is None:
             try:
                 kept = _search(origin, built, verifier, chosen[method], budget, seed, truth, count, sampler or {})
-            except (RecipeError, RewardError) as error:  # what this method cannot do; a bug is not left out
-                refused[verifier, method, budget] = str(error).splitlines()[0]
+            except (
+                RecipeError,
+                RewardError,
+            ) as error:  # what this method cannot do, or this seed; a bug is not left out
+                own = None if isinstance(error, RecipeError) else seed
+                left_out[verifier, method, budget, own] = str(error).splitlines()[0]
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             storage.write_text(path, json.dumps({"asked": asked, "found": asdict(kept)}))
         found.append(kept)
     if not found:
         raise RecipeError(
-            "compare: no method could search:\n" + "\n".join(f"- {why}" for why in sorted(set(refused.values())))
+            "compare: no method could search:\n" + "\n".join(f"- {why}" for why in sorted(set(left_out.values())))
         )
-    return _write(found, refused, truth, model, out)
+    return _write(found, left_out, len(seeds), truth, model, out)
 
 
 def _search(
@@ -208,7 +212,7 @@ def verdict(proxy: Gain, truth: Gain) -> str:
     return "better by both" if proxy.low > 0 else "nothing gained"
 
 
-def _rows(found: Sequence[Found], verifier: str, style: Style) -> list[tuple[str, ...]]:
+def _rows(found: Sequence[Found], verifier: str, style: Style, seeds: int) -> list[tuple[str, ...]]:
     rows = []
     pairs = dict.fromkeys((f.method, f.budget) for f in found if f.verifier == verifier)
     for method, budget in sorted(pairs, key=lambda pair: pair[0] != BASELINE):
@@ -218,7 +222,7 @@ def _rows(found: Sequence[Found], verifier: str, style: Style) -> list[tuple[str
         deviation = f" ± {style.score(truths.std).split(' ')[0]}" if truths.count > 1 else ""
         rows.append(
             (
-                method,
+                method if len(some) == seeds else f"{method} ({len(some)} of {seeds} seeds)",
                 budget,
                 *(f"{_mean([getattr(f, key) for f in some]):.3g}" for key in COSTS.values()),
                 f"{_mean([x for f in some for x in f.proxy_best]):.3g} ({proxy.mean:+.3g})",
@@ -251,12 +255,17 @@ def _seed_curves(found: Sequence[Found], key: str, scores: str) -> list[plots.Cu
 
 
 def _write(
-    found: Sequence[Found], refused: Mapping[tuple[str, str, str], str], truth: str, model: str, out: Path
+    found: Sequence[Found],
+    left_out: Mapping[tuple[str, str, str, int | None], str],
+    seeds: int,
+    truth: str,
+    model: str,
+    out: Path,
 ) -> Path:
     true_style = Style(accuracy=is_binary([x for f in found for x in f.truth_best]), noun=truth, where="mean")
     sections, markdown = [], [f"# Search methods on {model}, truth `{truth}`", ""]
     for verifier in dict.fromkeys(f.verifier for f in found):
-        rows = _rows(found, verifier, true_style)
+        rows = _rows(found, verifier, true_style, seeds)
         charts = []
         for scores, style in (
             ("truth_best", true_style),
@@ -273,10 +282,13 @@ def _write(
         )
         sections.append(section(f"Verifier: {verifier}", *charts, table(HEAD, cells, numeric=range(2, 5)), lead=lead))
         markdown += [f"## Verifier `{verifier}`", "", _line(HEAD), _line(["---"] * len(HEAD)), *map(_line, rows), ""]
-    left_out = [f"{method} by {verifier} at {budget}: {why}" for (verifier, method, budget), why in refused.items()]
-    if left_out:
-        sections.append(section("Left out", paragraphs(left_out)))
-        markdown += ["Left out:", "", *(f"- {line}" for line in left_out), ""]
+    lines = [
+        f"{method} by {verifier} at {budget}{'' if seed is None else f', seed {seed}'}: {why}"
+        for (verifier, method, budget, seed), why in left_out.items()
+    ]
+    if lines:
+        sections.append(section("Left out", paragraphs(lines)))
+        markdown += ["Left out:", "", *(f"- {line}" for line in lines), ""]
     top = element("div", element("h1", "Search methods"), element("span", f"{model}, truth {truth}"), cls="top")
     storage.write_text(out / "comparison.md", "\n".join(markdown))
     storage.write_text(out / "comparison.html", document("Plaudit: search methods", top, *sections))

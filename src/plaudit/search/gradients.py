@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plaudit.errors import RewardError
+from plaudit.errors import RecipeError, RewardError
 from plaudit.rewards.load import Reward
 from plaudit.rewards.request import Request
 from plaudit.rewards.suite import Suite
@@ -35,7 +35,7 @@ def _values(reward: Reward, request: Request) -> Tensor:
     called here, with the arguments that the caller would give it."""
     caller = reward.caller
     if reward.card is not None and not reward.card.differentiable:
-        raise RewardError(
+        raise RecipeError(
             f"rewards.{reward.name} has no gradient (its card says so); use a differentiable reward (`plaudit rewards list` "
             "names them), or a method that needs none, such as best_of_n"
         )

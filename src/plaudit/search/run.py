@@ -44,7 +44,8 @@ def run_search(
         with torch.no_grad(), interruptible():
             for found in method.run(task) if task.suite is not None else iter([task.plain()]):
                 tracker.add(found)
-                _check_scored(task, tracker)
+                if task.only_failed and all(tracker.plain):
+                    raise _unscored(task, tracker)  # a reward that meets an error on every plain sample is broken
                 task.watch()
     except TimeUp:
         stopped = "time"
@@ -56,6 +57,12 @@ def run_search(
         raise RunError(
             f"method {name} yielded no plain sample for prompt {lacking[0]}; a method yields `task.plain()` before all else"
         )
+    if (
+        stopped != "interrupted"
+        and task.suite is not None
+        and not any(one.score == one.score for one in tracker.candidates)
+    ):
+        raise _unscored(task, tracker)
     return SearchResult(
         prompts=task.prompts,
         method=name,
@@ -75,13 +82,10 @@ def run_search(
     )
 
 
-def _check_scored(task: Task, tracker: Tracker) -> None:
-    """Where no plain sample has a score, none will: nothing more is spent."""
-    if task.suite is None or any(plain is None or plain.score == plain.score for plain in tracker.plain):
-        return
-    raise RewardError(
-        f"no plain sample of {len(tracker.plain)} prompts has a score ({task.first_missing}); mend the reward, or choose prompts "
-        "that it can judge"
+def _unscored(task: Task, tracker: Tracker) -> RewardError:
+    return RewardError(
+        f"none of {len(tracker.candidates)} candidates of {len(tracker.plain)} prompts has a score ({task.first_missing}); mend "
+        "the reward, or choose prompts that it can judge"
     )
 
 

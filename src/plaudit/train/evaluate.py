@@ -16,8 +16,7 @@ from plaudit.audit.runs import BEFORE
 from plaudit.audit.statistics import Interval, mean_interval
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
-from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import TRANSIENT
+from plaudit.rewards.base import TRANSIENT, Score, Status
 from plaudit.rewards.load import Reward
 from plaudit.rewards.suite import ScoredBatch
 from plaudit.sampling.base import Outputs
@@ -94,7 +93,7 @@ def _looks_at_outputs(reward: Reward) -> bool:
 
 
 def _refuse_unjudged(setup: Setup, judged: Sequence[Score]) -> None:
-    """A run whose starting point has no score at all could never state a gain; nothing of it has been written yet."""
+    """A run whose starting point has no score at all could never state a gain."""
     if any(score.status is Status.OK for score in judged):
         return
     first = judged[0]

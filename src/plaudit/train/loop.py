@@ -26,10 +26,11 @@ from plaudit.rewards.suite import Suite
 from plaudit.sampling.base import Outputs
 from plaudit.sampling.tokens import Completions
 from plaudit.train.checkpoint import Progress, restore_checkpoint, save_checkpoint
+from plaudit.train.claim import Claim, find_run, open_run
 from plaudit.train.collect import Rollout, collect
 from plaudit.train.display import Display, Silent
 from plaudit.train.evaluate import Measured, calibrate, evaluate
-from plaudit.train.folder import RunFolder, find_run, open_run
+from plaudit.train.folder import RunFolder
 from plaudit.train.interrupt import Patience, between_steps
 from plaudit.train.learn import learn
 from plaudit.train.reading import read_batch
@@ -54,15 +55,24 @@ def align(
     """
     recipe, display = as_recipe(recipe, "align"), display or Silent()
     find_run(recipe, resume=resume, overwrite=overwrite)
-    setup = prepare(recipe)  # a recipe that cannot be prepared must not cost the run it would replace
-    folder = open_run(recipe, resume=resume, overwrite=overwrite)
-    if resume and not folder.going_on:
+    setup = prepare(recipe)
+    claim = open_run(recipe, resume=resume, overwrite=overwrite)
+    try:
+        return _align(setup, claim, display, resume)
+    finally:
+        claim.release()
+
+
+def _align(setup: Setup, claim: Claim, display: Display, resume: bool) -> RunResult:
+    recipe, folder = setup.recipe, claim.folder
+    if resume and not claim.going_on:
         display.say(f"{folder.root} holds no checkpoint yet: the run starts over from the beginning")
-    if folder.going_on:
+    if claim.going_on:
         progress = restore_checkpoint(folder, setup)
         display.say(f"resumed {folder.root} after step {progress.step}")
     else:
         progress = _start(setup, folder, display)
+        claim.settle()
     display.begin(recipe.train.steps, recipe.train.minutes)
     try:
         with between_steps(display.say) as patience:

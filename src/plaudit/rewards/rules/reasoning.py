@@ -91,6 +91,7 @@ class _Around:
 
     def __init__(self, reward: str, arguments: Mapping[str, Any] | None = None) -> None:
         self.inner = Caller(reward, find_reward(reward, reward, arguments or {}))
+        self.inner_rewards = (self.inner,)
 
     def card_like_inner(self, own: Card, **changes: Any) -> Card:
         inner = self.inner.card

@@ -1,0 +1,148 @@
+"""Taking a run's folder: nobody's files are lost, and two processes do not write into one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from tests.reference import toys
+from tests.reference.toys import toy_recipe
+
+from plaudit.errors import RewardError, RunError
+from plaudit.recipe.load import dump, load
+from plaudit.train import loop
+from plaudit.train.claim import open_run
+
+
+@pytest.fixture(autouse=True)
+def _without_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "write_report", lambda root: root / "report.html")
+
+
+def folder_of(tmp_path: Path) -> Path:
+    recipe = toy_recipe(tmp_path)
+    return Path(recipe.run.folder) / (recipe.run.name or recipe.name)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+# --- whose folder it is ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_a_recipe_of_somebodys_own_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    written = "# my words\n" + dump(toy_recipe(tmp_path))
+    (project / "recipe.yaml").write_text(written)
+    monkeypatch.chdir(tmp_path)
+    recipe = load([str(project)])
+    assert Path(recipe.run.folder) / (recipe.run.name or recipe.name) != project
+    own = toy_recipe(tmp_path, {"run": {"folder": str(tmp_path), "name": "project"}})
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match=r"choose another --run\.name"):
+            loop.align(own, overwrite=overwrite)
+    with pytest.raises(RunError, match="no complete checkpoint"):
+        loop.align(own, resume=True)
+    assert files(project) == {"recipe.yaml": written.encode()}
+
+
+@pytest.mark.parametrize("made", (False, True))
+def test_there_is_nothing_to_resume_where_no_run_began(tmp_path: Path, made: bool) -> None:
+    if made:
+        folder_of(tmp_path).mkdir(parents=True)
+    with pytest.raises(RunError, match=r"--resume: .* has no complete checkpoint"):
+        loop.align(toy_recipe(tmp_path), resume=True)
+
+
+def test_checkpoints_without_their_recipe_are_not_resumed(tmp_path: Path) -> None:
+    loop.align(toy_recipe(tmp_path))
+    (folder_of(tmp_path) / "recipe.yaml").unlink()
+    before = files(folder_of(tmp_path))
+    with pytest.raises(RunError, match=r"recipe\.yaml is gone"):
+        loop.align(toy_recipe(tmp_path, {"train": {"lr": 0.5}}), resume=True)
+    assert files(folder_of(tmp_path)) == before
+
+
+# --- one at a time ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ({"resume": True}, {"overwrite": True}, {}))
+def test_a_folder_that_is_being_written_is_left_alone(tmp_path: Path, how: dict) -> None:
+    first = open_run(toy_recipe(tmp_path), resume=False, overwrite=False)
+    (folder_of(tmp_path) / "evaluations.jsonl").write_text("being written")
+    with pytest.raises(RunError, match="being written by another process" if how else "exists; go on"):
+        loop.align(toy_recipe(tmp_path), **how)
+    assert (folder_of(tmp_path) / "evaluations.jsonl").read_text() == "being written"
+    first.release()
+    if how:
+        loop.align(toy_recipe(tmp_path), **how)
+        loop.align(toy_recipe(tmp_path), resume=True)  # what is done holds nothing
+
+
+def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
+    program = f"""
+        import os, signal
+        from tests.reference.toys import toy_recipe
+        from pathlib import Path
+        from plaudit.train.claim import open_run
+        claim = open_run(toy_recipe(Path({str(tmp_path)!r})), resume=False, overwrite=False)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=Path(__file__).parents[2], timeout=60)
+    assert done.returncode == -9 and (folder_of(tmp_path) / "recipe.yaml").is_file()
+    loop.align(toy_recipe(tmp_path), resume=True)
+
+
+# --- what is replaced ------------------------------------------------------------------------------------------------
+
+
+def refuse(*_: object) -> list[None]:
+    raise ValueError("no score for anything")
+
+
+def test_a_run_comes_back_when_the_one_that_replaces_it_cannot_begin(tmp_path: Path, monkeypatch) -> None:
+    loop.align(toy_recipe(tmp_path))
+    before = files(folder_of(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(toys, "redness", refuse)
+        with pytest.raises(RewardError):
+            loop.align(toy_recipe(tmp_path), overwrite=True)
+    assert files(folder_of(tmp_path)) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            loop.align(toy_recipe(tmp_path), overwrite=True)
+    assert files(folder_of(tmp_path)) == before
+    assert [f.name for f in folder_of(tmp_path).parent.iterdir()] == [folder_of(tmp_path).name]
+
+
+def test_the_replaced_run_is_gone_once_the_new_one_has_a_checkpoint(tmp_path: Path, monkeypatch) -> None:
+    loop.align(toy_recipe(tmp_path))
+    seen = []
+    real = loop._train
+
+    def train(*args, **rest):
+        seen.extend(f.name for f in folder_of(tmp_path).parent.iterdir())
+        return real(*args, **rest)
+
+    monkeypatch.setattr(loop, "_train", train)
+    loop.align(toy_recipe(tmp_path, {"train": {"lr": 0.5}}), overwrite=True)
+    assert seen == [folder_of(tmp_path).name] and load([folder_of(tmp_path) / "recipe.yaml"]).train.lr == 0.5
+
+
+def test_a_replacing_run_that_was_killed_can_be_replaced_and_resumed(tmp_path: Path) -> None:
+    loop.align(toy_recipe(tmp_path))
+    before = files(folder_of(tmp_path))
+    killed = open_run(toy_recipe(tmp_path), resume=False, overwrite=True)
+    beside = killed.replaced
+    assert beside is not None and files(beside) == before
+    killed.replaced = None  # killed: it gives nothing back
+    killed.release()
+    again = open_run(toy_recipe(tmp_path), resume=True, overwrite=False)
+    again.release()
+    assert files(folder_of(tmp_path)) == before and not beside.exists()
