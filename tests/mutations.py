@@ -45,6 +45,7 @@ CALL, SUITE, CACHE, CALIBRATE, ADAPTERS = (
 REFERENCES = "tests/rewards/test_reference_answers.py"
 TRAINED = "tests/train/test_rewards.py"
 POLICY, LEARN, COLLECT = (f"tests/train/test_{n}.py" for n in ("policy", "learn", "collect"))
+CLAIM = "tests/train/test_claim.py"
 RESUME, FOLDER, DOCTOR = (f"tests/train/test_{n}.py" for n in ("resume", "folder", "doctor"))
 KILLS = f"{RESUME}::test_killed_at_any_moment_and_resumed_is_uninterrupted"
 LEARNING = "tests/train/test_learning.py::test_every_way_of_training_raises_its_reward"
@@ -1031,10 +1032,8 @@ MUTATIONS = [
         "self.asked = self.asked",
         f"{RESUME}::test_an_interrupted_run_saves_its_step_says_how_to_go_on_and_resumes",
     ),
-    Mutation("any recipe may resume", "train/folder.py", "if changed:", "if False:", FOLDER),
-    Mutation(
-        "names are reused", "train/folder.py", "and not (overwrite or _never_started(root)):", "and False:", FOLDER
-    ),
+    Mutation("any recipe may resume", "train/claim.py", "if changed:", "if False:", FOLDER),
+    Mutation("names are reused", "train/claim.py", "        if not overwrite:", "        if False:", FOLDER),
     # --- the doctor
     Mutation("a check that cannot fail", "audit/checks.py", "passed=value <= limit", "passed=True", DOCTOR),
     Mutation(
@@ -1115,6 +1114,28 @@ MUTATIONS = [
         "            _check_complete(model, config)\n",
         "",
         "tests/models/test_build.py",
+    ),
+    Mutation(
+        "two processes write into one folder",
+        "train/claim.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        CLAIM,
+    ),
+    Mutation(
+        "what is replaced is gone at once",
+        "train/claim.py",
+        "    root.rename(beside)\n    return beside",
+        "    shutil.rmtree(root)\n    return None",
+        CLAIM,
+    ),
+    Mutation("any folder is a run", "recipe/load.py", ' and (folder / "samples").is_dir()', "", CLAIM),
+    Mutation(
+        "checkpoints without a recipe go on",
+        "train/claim.py",
+        'if not (root / "recipe.yaml").is_file():',
+        "if False:",
+        CLAIM,
     ),
 ]
 

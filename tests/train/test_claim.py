@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -135,7 +136,8 @@ def test_the_replaced_run_is_gone_once_the_new_one_has_a_checkpoint(tmp_path: Pa
     assert seen == [folder_of(tmp_path).name] and load([folder_of(tmp_path) / "recipe.yaml"]).train.lr == 0.5
 
 
-def test_a_replacing_run_that_was_killed_can_be_replaced_and_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("early", (False, True))
+def test_a_replacing_run_that_was_killed_can_be_replaced_and_resumed(tmp_path: Path, early: bool) -> None:
     loop.align(toy_recipe(tmp_path))
     before = files(folder_of(tmp_path))
     killed = open_run(toy_recipe(tmp_path), resume=False, overwrite=True)
@@ -143,6 +145,8 @@ def test_a_replacing_run_that_was_killed_can_be_replaced_and_resumed(tmp_path: P
     assert beside is not None and files(beside) == before
     killed.replaced = None  # killed: it gives nothing back
     killed.release()
-    again = open_run(toy_recipe(tmp_path), resume=True, overwrite=False)
+    if early:  # before it had made its folder
+        shutil.rmtree(folder_of(tmp_path))
+    again = open_run(toy_recipe(tmp_path), resume=not early, overwrite=False)
     again.release()
     assert files(folder_of(tmp_path)) == before and not beside.exists()

@@ -104,7 +104,7 @@ def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> Claim:
         claim = Claim(folder, before, going_on=True, replaced=_beside(root) if _beside(root).is_dir() else None)
         claim.settle()  # of a run that was killed between its first checkpoint and this
         return claim
-    replaced = _set_aside(root) if root.is_dir() else None
+    replaced = _set_aside(root)
     if before is not None:
         before.close()
     with storage.explain_write_errors(root):
@@ -135,8 +135,9 @@ def _locked(root: Path) -> IO[str] | None:
 def _set_aside(root: Path) -> Path | None:
     """Make room: a run with a checkpoint is kept beside until the new one has its first, what never came to one is removed."""
     beside = _beside(root)
-    if not _has_checkpoint(root):
-        shutil.rmtree(root)
+    if not root.is_dir() or not _has_checkpoint(root):
+        if root.is_dir():
+            shutil.rmtree(root)
         return beside if beside.is_dir() else None  # of a replacing run that was killed before its first checkpoint
     if beside.is_dir():
         shutil.rmtree(beside)
