@@ -253,7 +253,7 @@ def test_a_folder_with_more_in_it_is_not_started_over(lost: str, tmp_path: Path)
 def test_starting_over_takes_the_recipe_of_the_folder(tmp_path: Path) -> None:
     recipe = toy_recipe(tmp_path)
     root = run_folder(recipe)
-    root.mkdir(parents=True)
+    (root / "samples").mkdir(parents=True)
     (root / "recipe.yaml").write_text(dump(recipe))
     with pytest.raises(RunError, match=r"train\.lr is 0\.5 and was"):
         loop.align(toy_recipe(tmp_path, {"train": {"lr": 0.5}}), resume=True)
