@@ -702,7 +702,7 @@ MUTATIONS = [
         "train/learn.py",
         "(value.detach().double() * losses.mask).sum()",
         "value.detach().double().sum()",
-        TERMS,
+        LEARN,
     ),
     Mutation(
         "only the loss is checked",

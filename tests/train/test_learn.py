@@ -238,3 +238,17 @@ def test_the_ratio_is_checked_where_decisions_count_only() -> None:
     log_prob[2], valid[2] = 55.0, False
     batch = with_trace(dataclasses.replace(batch, valid=valid), log_prob=log_prob)
     run(policy, GRPO, batch, recipe())
+
+
+def test_metrics_are_means_over_what_is_there() -> None:
+    """Where there is no decision or no token, nothing is measured, whatever stands in the tensor."""
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    losses = Losses(
+        parts={"policy": torch.ones(2, 3)},
+        weights=mask.double(),
+        mask=mask,
+        metrics={"entropy": torch.tensor([[1.0, 2.0, 50.0], [6.0, 70.0, 80.0]])},
+    )
+    sums = learning.Sums()
+    sums.add(losses, count=3, computed=3)
+    assert sums.totals == pytest.approx({"loss/policy": 1.0, "entropy": 3.0})
