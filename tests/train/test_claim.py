@@ -122,6 +122,21 @@ def test_a_run_comes_back_when_the_one_that_replaces_it_cannot_begin(tmp_path: P
     assert [f.name for f in folder_of(tmp_path).parent.iterdir()] == [folder_of(tmp_path).name]
 
 
+def test_a_run_comes_back_when_there_is_no_room_for_the_recipe_of_the_new_one(tmp_path: Path, monkeypatch) -> None:
+    loop.align(toy_recipe(tmp_path))
+    before = files(folder_of(tmp_path))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("plaudit.train.claim.storage.write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            open_run(toy_recipe(tmp_path), resume=False, overwrite=True)
+    assert files(folder_of(tmp_path)) == before
+    open_run(toy_recipe(tmp_path), resume=True, overwrite=False).release()
+
+
 def test_the_replaced_run_is_gone_once_the_new_one_has_a_checkpoint(tmp_path: Path, monkeypatch) -> None:
     loop.align(toy_recipe(tmp_path))
     seen = []

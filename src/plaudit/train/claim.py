@@ -51,13 +51,12 @@ class Claim:
 
     def release(self) -> None:
         """Let others write; a run that did not come to stand gives its place back to the one that it was to replace."""
+        if self.replaced is not None:
+            _give_back(self.replaced, self.folder.root)
+            self.replaced = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-        if self.replaced is not None:
-            shutil.rmtree(self.folder.root)
-            self.replaced.rename(self.folder.root)
-            self.replaced = None
 
 
 def root_of(recipe: Recipe) -> Path:
@@ -65,10 +64,12 @@ def root_of(recipe: Recipe) -> Path:
 
 
 def find_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Why a run cannot have its folder, if it cannot; touches nothing. A name is never reused by accident."""
+    """Why a run cannot have its folder, if it cannot; nothing of what is there is lost. A name is never reused by accident."""
     root = root_of(recipe)
     if root.is_file():
         raise RunError(f"{root} is a file; move it away or choose another --run.name")
+    if (resume or overwrite) and RunFolder(root).samples.is_dir() and (lock := _locked(root)) is not None:
+        lock.close()  # said before a model is loaded; and nobody is in the middle of writing a checkpoint
     if resume:
         if _has_checkpoint(root):
             if not (root / "recipe.yaml").is_file():
@@ -105,15 +106,27 @@ def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> Claim:
         claim.settle()  # of a run that was killed between its first checkpoint and this
         return claim
     replaced = _set_aside(root)
-    if before is not None:
-        before.close()
-    with storage.explain_write_errors(root):
-        folder.samples.mkdir(parents=True)
-        if not os.access(root, os.W_OK):
-            raise PermissionError(13, "the folder is read-only")
-    lock = _locked(root)
-    storage.write_text(root / "recipe.yaml", dump(recipe))
+    try:
+        with storage.explain_write_errors(root):
+            folder.samples.mkdir(parents=True)
+            if not os.access(root, os.W_OK):
+                raise PermissionError(13, "the folder is read-only")
+        lock = _locked(root)
+        storage.write_text(root / "recipe.yaml", dump(recipe))
+    except BaseException:  # a full disk, Ctrl-C: what was to be replaced is put back, and the error goes on
+        if replaced is not None:
+            _give_back(replaced, root)
+        raise
+    finally:
+        if before is not None:
+            before.close()
     return Claim(folder, lock, going_on=False, replaced=replaced)
+
+
+def _give_back(replaced: Path, root: Path) -> None:
+    if root.is_dir():
+        shutil.rmtree(root)
+    replaced.rename(root)
 
 
 def _locked(root: Path) -> IO[str] | None:
