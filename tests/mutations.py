@@ -46,6 +46,7 @@ REFERENCES = "tests/rewards/test_reference_answers.py"
 TRAINED = "tests/train/test_rewards.py"
 POLICY, LEARN, COLLECT = (f"tests/train/test_{n}.py" for n in ("policy", "learn", "collect"))
 CLAIM = "tests/train/test_claim.py"
+CUSTOM = "tests/docs/test_objectives.py"
 RESUME, FOLDER, DOCTOR = (f"tests/train/test_{n}.py" for n in ("resume", "folder", "doctor"))
 KILLS = f"{RESUME}::test_killed_at_any_moment_and_resumed_is_uninterrupted"
 LEARNING = "tests/train/test_learning.py::test_every_way_of_training_raises_its_reward"
@@ -1137,6 +1138,11 @@ MUTATIONS = [
         "if False:",
         CLAIM,
     ),
+    # --- objectives of one's own
+    Mutation(
+        "needs of a custom objective", "objectives/table.py", "check_needs(recipe, objective.needs)", "pass", CUSTOM
+    ),
+    Mutation("any family", "recipe/schema.py", "if family not in needs.families:", "if False:", CUSTOM),
 ]
 
 

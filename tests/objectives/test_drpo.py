@@ -237,7 +237,7 @@ def test_gradients_and_metrics_do_not_depend_on_the_split(pack: int) -> None:
 
 def test_updates_take_whole_groups_and_each_divides_by_its_own() -> None:
     model, batch = toy(MIXED)
-    assert Drpo(config()).whole_groups
+    assert Drpo(config()).needs.whole_groups
     parts = list(update_rows(batch.group, 2, seed=0, step=0, whole_groups=True))
     assert sorted(torch.cat(parts).tolist()) == list(range(16))
     for rows in parts:

@@ -139,8 +139,8 @@ def test_the_update_as_a_whole_decides_what_is_best() -> None:
     known = objective.prepare(Policy(TinyLanguage()), batch)
     assert known.extra[KEPT].nonzero()[:, 0].tolist() == [1, 6]
     assert not objective.computed(known.select(torch.tensor([0, 2, 3]))).any()
-    assert objective.whole_groups and not Sft(REACHES).whole_groups
-    assert (Sft(GIVEN).learns_from, Sft(BEST).learns_from) == ("demonstrations", "rollouts")
+    assert objective.needs.whole_groups and not Sft(REACHES).needs.whole_groups
+    assert (Sft(GIVEN).needs.feed, Sft(BEST).needs.feed) == ("demonstrations", "rollouts")
 
 
 @pytest.mark.parametrize("keep", KEEPS)

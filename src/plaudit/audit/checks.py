@@ -62,7 +62,7 @@ class Patient:
 
     def batch(self) -> Batch:
         """What the objective learns from, with made-up advantages of both signs."""
-        if self.setup.objective.learns_from != "rollouts":
+        if self.setup.objective.needs.feed != "rollouts":
             from plaudit.train.reading import read_batch
 
             return read_batch(self.setup, 0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from plaudit.audit import doctor_flow, doctor_tokens
 from plaudit.audit.checks import Check, Patient, admit, drawn, not_applicable, nudged, within
 from plaudit.objectives.terms import FlowTerms
 from plaudit.objectives.token_terms import TokenTerms
-from plaudit.recipe.objectives import GrpoConfig, LikelihoodConfig, NftConfig
+from plaudit.recipe.objectives import Needs
 from plaudit.recipe.sampling import TokenSampling
 from plaudit.recipe.schema import Recipe
 from plaudit.sampling.rollout import FlowSamples
@@ -55,7 +55,7 @@ def mismatch_kl(patient: Patient) -> Check:
 
 def _no_ratio(patient: Patient) -> str | None:
     """Why there is no ratio to look at, if there is none."""
-    if patient.setup.objective.learns_from != "rollouts":
+    if patient.setup.objective.needs.feed != "rollouts":
         return "the objective learns from data"
     decisions = patient.piece.samples.decisions
     return "no stochastic steps" if decisions is None or not decisions.mask.any() else None
@@ -76,7 +76,7 @@ def _drift(patient: Patient) -> Tensor:
 
 def kl_has_gradient(patient: Patient) -> Check:
     name = "the KL term has a gradient"
-    if (absent := _no_kl(patient.recipe.objective)) is not None:
+    if (absent := _no_kl(patient.setup.objective.needs)) is not None:
         return not_applicable(name, absent)
     policy = patient.setup.policy
     with nudged(policy):
@@ -91,15 +91,13 @@ def kl_has_gradient(patient: Patient) -> Check:
     )
 
 
-def _no_kl(objective: Any) -> str | None:
+def _no_kl(needs: Needs) -> str | None:
     """Why an objective has no KL in its loss, if it has none."""
-    if isinstance(objective, GrpoConfig | LikelihoodConfig):
-        if objective.kl.place == "reward":
-            return "it is taken from the reward"
-        return None if objective.kl.weight > 0 else "its weight is 0"
-    if isinstance(objective, NftConfig):
-        return None if objective.kl_weight > 0 else "its weight is 0"
-    return f"objective {objective.type} has none of its own"
+    if needs.kl is None:
+        return "the objective has none of its own"
+    if needs.kl.place == "reward":
+        return "it is taken from the reward"
+    return None if needs.kl.weight > 0 else "its weight is 0"
 
 
 def micro_batches(patient: Patient) -> Check:
@@ -240,7 +238,7 @@ def cheap_checks(setup: Setup) -> list[Check]:
     model's own, and no reward, reaches its training."""
     own = doctor_tokens.CHEAP if setup.recipe.model.family == "tokens" else doctor_flow.CHEAP
     checks: Checks = (*FIRST, *own, *CHEAP)
-    if setup.objective.learns_from != "rollouts":
+    if setup.objective.needs.feed != "rollouts":
         checks = tuple(_left_to_the_doctor(check) for check in checks)
     return _run(checks, setup)
 

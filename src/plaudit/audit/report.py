@@ -23,7 +23,6 @@ from plaudit.audit.page import Content, Html, document, element, folded, join, p
 from plaudit.audit.runs import Check, RunRecord, read_run
 from plaudit.audit.texts import texts
 from plaudit.audit.verdict import judge
-from plaudit.recipe.objectives import learns_from_data
 from plaudit.storage import write_text
 
 PARTS = ("rollout", "reward", "learn")
@@ -150,7 +149,7 @@ def _tiles(run: RunRecord, found: Change | None, style: Style) -> Html:
 
 def _learns_from_data(run: RunRecord) -> bool:
     """Whether training draws nothing, so that there are no calls to count."""
-    return run.recipe is not None and learns_from_data(run.recipe.objective)
+    return _calls(run, "network_calls") == 0
 
 
 def _tile(label: str, value: str) -> Html:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from plaudit.objectives.batch import Batch, SnapshotPolicy
-
-Source = Literal["rollouts", "pairs", "demonstrations"]
+from plaudit.recipe.objectives import Needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +27,9 @@ class Losses:
 class Objective:
     """An algorithm. What is said here are the defaults that most of them share."""
 
-    learns_from: Source = "rollouts"
+    needs: Needs = Needs()
     sampler: str = "current"
     """Which weights draw the rollouts: `current` or a snapshot."""
-    whole_groups: bool = False
-    """Whether the samples of a group must be learned from in one update."""
     snapshots: Mapping[str, Callable[[int], float] | None] = {}
     """Named copies the objective reads: None stays as it was at the start, a function gives the decay after step n."""
 

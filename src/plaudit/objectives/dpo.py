@@ -33,11 +33,10 @@ def token_margins(log_prob: Tensor, reference: Tensor) -> Tensor:
 
 
 class Dpo(Objective):
-    learns_from = "pairs"
     snapshots = {"reference": None}
 
     def __init__(self, config: DpoConfig, pack: int = 0) -> None:
-        self.config, self.pack = config, pack
+        self.config, self.needs, self.pack = config, config.needs, pack
 
     def mask(self, batch: Batch) -> Tensor:
         return batch.valid[:, None]

@@ -28,12 +28,11 @@ from plaudit.shaping.lengths import barrier_weight, decoupled_credit
 
 
 class Drpo(Objective):
-    whole_groups = True
-
     def __init__(self, config: DrpoConfig, pack: int = 0, updates: int = 1, rows: int = 64) -> None:
         """With one update per step the recorded log-probabilities are the current ones. `rows` samples at a time where no
         gradient is needed."""
-        self.config, self.pack, self.updates, self.rows = config, pack, updates, rows
+        self.config, self.needs = config, config.needs
+        self.pack, self.updates, self.rows = pack, updates, rows
 
     def mask(self, batch: Batch) -> Tensor:
         return batch.completions.mask & batch.valid[:, None]

@@ -41,7 +41,7 @@ def sequence_log_ratio(log_ratio_BD: Tensor, mask_BD: Tensor) -> Tensor:
 class Grpo(Objective):
     def __init__(self, config: GrpoConfig, pack: int = 0, rows: int = 64) -> None:
         """`rows` samples at a time where no gradient is needed."""
-        self.config, self.pack, self.rows = config, pack, rows
+        self.config, self.needs, self.pack, self.rows = config, config.needs, pack, rows
         self.snapshots = {"reference": None} if config.kl.weight > 0 else {}
 
     def mask(self, batch: Batch) -> Tensor:

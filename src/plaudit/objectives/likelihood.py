@@ -43,7 +43,7 @@ def reduced(log_prob: Tensor, mask: Tensor, reduction: str) -> Tensor:
 
 class Likelihood(Objective):
     def __init__(self, config: LikelihoodConfig, reward: PolicyLikelihood, pack: int = 0) -> None:
-        self.config, self.reward, self.pack = config, reward, pack
+        self.config, self.needs, self.reward, self.pack = config, config.needs, reward, pack
         self.snapshots = {"reference": None} if config.kl.weight > 0 else {}
 
     def prepare(self, policy: SnapshotPolicy, batch: Batch) -> Batch:

@@ -46,7 +46,7 @@ class Nft(Objective):
     sampler = "old"
 
     def __init__(self, config: NftConfig) -> None:
-        self.config = config
+        self.config, self.needs = config, config.needs
         self.snapshots = {"old": self.old_decay} | ({"reference": None} if config.kl_weight > 0 else {})
 
     def old_decay(self, step: int) -> float:

@@ -30,9 +30,7 @@ def best_of_group(score: Tensor, group: Tensor) -> Tensor:
 
 class Sft(Objective):
     def __init__(self, config: SftConfig, pack: int = 0) -> None:
-        self.config, self.pack = config, pack
-        self.learns_from = "demonstrations" if config.keep == "given" else "rollouts"
-        self.whole_groups = config.keep == "best"
+        self.config, self.needs, self.pack = config, config.needs, pack
 
     def prepare(self, policy: SnapshotPolicy, batch: Batch) -> Batch:
         kept = self._kept(batch)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+
+from plaudit.dotted import import_dotted
 from plaudit.errors import RecipeError
 from plaudit.objectives.base import Objective
 from plaudit.objectives.dpo import Dpo
@@ -10,9 +13,17 @@ from plaudit.objectives.grpo import Grpo
 from plaudit.objectives.likelihood import Likelihood
 from plaudit.objectives.nft import Nft
 from plaudit.objectives.sft import Sft
-from plaudit.recipe.objectives import DpoConfig, DrpoConfig, GrpoConfig, LikelihoodConfig, NftConfig, SftConfig
+from plaudit.recipe.objectives import (
+    CustomObjective,
+    DpoConfig,
+    DrpoConfig,
+    GrpoConfig,
+    LikelihoodConfig,
+    NftConfig,
+    SftConfig,
+)
 from plaudit.recipe.sampling import TokenSampling
-from plaudit.recipe.schema import Recipe
+from plaudit.recipe.schema import Recipe, check_needs
 from plaudit.rewards.policy_likelihood import PolicyLikelihood
 from plaudit.rewards.suite import Suite
 
@@ -32,6 +43,8 @@ def make_objective(recipe: Recipe, rewards: Suite) -> Objective:
             return Dpo(config, pack)
         case SftConfig() as config:
             return Sft(config, pack)
+        case CustomObjective() as config:
+            return _custom(config, recipe)
     raise RecipeError(f"objective.type: {recipe.objective!r} is not known")
 
 
@@ -42,3 +55,21 @@ def _own_likelihood(config: LikelihoodConfig, rewards: Suite) -> PolicyLikelihoo
             f"objective.reward: {config.reward!r} is no `policy_likelihood`; only the model's own likelihood has a gradient here"
         )
     return function
+
+
+def _custom(config: CustomObjective, recipe: Recipe) -> Objective:
+    kind = import_dotted(config.path, "objective.class")
+    if not (inspect.isclass(kind) and issubclass(kind, Objective)):
+        raise RecipeError(
+            f"objective.class: {config.path} is no objective; derive a class from plaudit.objectives.base.Objective"
+        )
+    try:
+        inspect.signature(kind).bind(**config.options)
+    except TypeError as error:
+        raise RecipeError(f"objective.options: {error}; {config.path} takes {inspect.signature(kind)}") from error
+    try:
+        objective = kind(**config.options)
+        check_needs(recipe, objective.needs)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    return objective

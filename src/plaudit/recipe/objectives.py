@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from plaudit.recipe.base import Fraction, Positive, PositiveFloat, Strict
+from plaudit.recipe.models import Family
+
+Feed = Literal["rollouts", "pairs", "demonstrations"]
+Families = tuple[Family, ...]
+BOTH: Families = ("flow", "tokens")
 
 
 class Shaping(Strict):
@@ -38,11 +45,30 @@ class KlConfig(Strict):
         return self
 
 
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What an objective asks of a run. The recipe, the loop and the doctor ask here and know no objective by its name."""
+
+    families: Families = BOTH
+    feed: Feed = "rollouts"
+    whole_groups: bool = False
+    """Whether the samples of a group must be learned from in one update."""
+    stochastic: bool = False
+    """Whether a flow model must be drawn with steps that have a density."""
+    density: str = "exact"
+    """In which scaling the density of a flow model's steps is recorded."""
+    kl: KlConfig | None = None
+    """The KL to the reference that the objective has of its own."""
+    rewards: Mapping[str, str] = field(default_factory=dict)
+    """Rewards of the recipe that the objective reads, by its key that names them."""
+
+
 class GrpoConfig(Strict):
     """Clipped likelihood ratio over the decisions of a rollout: denoising steps (Flow-GRPO) or tokens. Names as in TRL:
     `importance_sampling_level` sequence is GSPO's ratio; `loss_type` says what the sum over decisions is divided by: dapo all
     decisions, grpo each sample's own and then all samples, dr_grpo the longest possible, luspo the samples only."""
 
+    families: ClassVar[Families] = BOTH
     type: Literal["grpo"]
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
@@ -51,11 +77,16 @@ class GrpoConfig(Strict):
     density: Literal["exact", "mean", "flow_grpo", "cps"] = "exact"  # of flow models
     kl: KlConfig = KlConfig()
 
+    @property
+    def needs(self) -> Needs:
+        return Needs(stochastic=True, density=self.density, kl=self.kl)
+
 
 class DrpoConfig(Strict):
     """DRPO: a preference re-weighs the right answers among themselves, wrong ones are a contrast, and KL has a barrier.
     `correct` and `prefer` name rewards."""
 
+    families: ClassVar[Families] = ("tokens",)
     type: Literal["drpo"]
     correct: str
     prefer: str
@@ -64,16 +95,26 @@ class DrpoConfig(Strict):
     barrier: Annotated[float, Field(ge=0)] = 1e3
     margin: Annotated[float, Field(ge=0)] = 1e-4
 
+    @property
+    def needs(self) -> Needs:
+        rewards = {"correct": self.correct, "prefer": self.prefer}
+        return Needs(families=self.families, whole_groups=True, rewards=rewards)
+
 
 class LikelihoodConfig(Strict):
     """The likelihood of a reference answer after the drawn reasoning, as reward and by its own gradient."""
 
+    families: ClassVar[Families] = ("tokens",)
     type: Literal["likelihood"]
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
     reward: str  # which of the recipe's rewards is the policy's own likelihood
     direct: Annotated[float, Field(ge=0)] = 1.0  # weight of the reward's own gradient
     kl: KlConfig = KlConfig()
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(families=self.families, kl=self.kl, rewards={"reward": self.reward})
 
     @model_validator(mode="after")
     def _kl_in_loss(self) -> LikelihoodConfig:
@@ -87,20 +128,31 @@ class LikelihoodConfig(Strict):
 class DpoConfig(Strict):
     """DPO on pairs `chosen` and `rejected`. `sft_weight` adds the likelihood of the chosen answer (RPO: eta beta on the sum)."""
 
+    families: ClassVar[Families] = ("tokens",)
     type: Literal["dpo"]
     beta: PositiveFloat = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
     sft_reduction: Literal["sum", "mean"] = "sum"
 
+    @property
+    def needs(self) -> Needs:
+        return Needs(families=self.families, feed="pairs")
+
 
 class SftConfig(Strict):
     """Likelihood of given completions, or with `keep` of the model's own that scored well: the `best` of each group, or all
     that reach `threshold`."""
 
+    families: ClassVar[Families] = ("tokens",)
     type: Literal["sft"]
     keep: Literal["given", "best", "threshold"] = "given"
     threshold: float | None = None
+
+    @property
+    def needs(self) -> Needs:
+        feed: Feed = "demonstrations" if self.keep == "given" else "rollouts"
+        return Needs(families=self.families, feed=feed, whole_groups=self.keep == "best")
 
     @model_validator(mode="after")
     def _threshold(self) -> SftConfig:
@@ -114,6 +166,7 @@ class SftConfig(Strict):
 class NftConfig(Strict):
     """DiffusionNFT: forward process, positive and negative branch around an old policy that is an average."""
 
+    families: ClassVar[Families] = ("flow",)
     type: Literal["nft"] = "nft"
     beta: PositiveFloat = 1.0
     advantage_clip: PositiveFloat = 5.0  # advantage +-clip maps to optimality probability 1 or 0
@@ -124,22 +177,27 @@ class NftConfig(Strict):
     old_decay_max: Fraction = 0.5
     old_decay_rate: Fraction = 1e-3
 
+    @property
+    def needs(self) -> Needs:
+        return Needs(families=self.families, kl=KlConfig(weight=self.kl_weight))
+
+
+class CustomObjective(Strict):
+    """Any other objective: a class at a dotted path `package.module:Class`, made with `options`."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    families: ClassVar[Families] = BOTH
+    type: Literal["custom"]
+    path: str = Field(alias="class")
+    options: dict[str, Any] = {}
+
+    @property
+    def needs(self) -> None:
+        """What it needs stands on the class, which is imported when a run is set up."""
+
 
 Objective = Annotated[
-    GrpoConfig | NftConfig | DrpoConfig | LikelihoodConfig | DpoConfig | SftConfig, Field(discriminator="type")
+    GrpoConfig | NftConfig | DrpoConfig | LikelihoodConfig | DpoConfig | SftConfig | CustomObjective,
+    Field(discriminator="type"),
 ]
-GIVEN = "given"  # an objective that learns from data instead of samples of its own
-
-
-def learns_from_data(objective: Objective) -> bool:
-    return isinstance(objective, DpoConfig) or (isinstance(objective, SftConfig) and objective.keep == GIVEN)
-
-
-def rewards_of(objective: Objective) -> dict[str, str]:
-    """The rewards that an objective reads by name, by its key."""
-    match objective:
-        case DrpoConfig():
-            return {"correct": objective.correct, "prefer": objective.prefer}
-        case LikelihoodConfig():
-            return {"reward": objective.reward}
-    return {}

@@ -6,24 +6,13 @@ Unknown keys are errors, a value has one home, and the defaults are the vetted d
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, model_validator
 
 from plaudit.recipe.base import Fraction, Positive, PositiveFloat, Strict
 from plaudit.recipe.models import LabModel, Model
-from plaudit.recipe.objectives import (
-    DrpoConfig,
-    GrpoConfig,
-    KlConfig,
-    LikelihoodConfig,
-    NftConfig,
-    Objective,
-    SftConfig,
-    Shaping,
-    learns_from_data,
-    rewards_of,
-)
+from plaudit.recipe.objectives import Needs, NftConfig, Objective, Shaping
 from plaudit.recipe.prompts import Prompts, ScenesPrompts
 from plaudit.recipe.rewards import Missing, RewardConfig
 from plaudit.recipe.sampling import AnyEvaluationSampler, AnySampler, EvaluationSampler, Sampler, TokenSampling
@@ -128,74 +117,91 @@ class Recipe(Strict):
     def _combinable(self) -> Recipe:
         if not self.rewards:
             raise ValueError("rewards: name at least one reward, for example `match: {type: scene_match}`")
-        if self.train.samples_per_prompt < 2 and not learns_from_data(self.objective):
-            raise ValueError("train.samples_per_prompt: 1 sample has no group to be compared with; use at least 2")
         if isinstance(self.sampler, Sampler):
-            _check_steps(self.sampler, self.objective)
-        _check_updates(self.train, self.objective)
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_ignored(self) -> Recipe:
-        """What would have no effect is refused."""
+            _check_steps(self.sampler)
         if self.shaping.normalise == "each" and (self.combine is not None or self.missing.impute is not None):
             raise ValueError(
                 "shaping.normalise: each adds the rewards by their weights, so `combine` and `missing.impute`, which speak of "
                 "the total, would have no effect; leave them out, or use normalise total"
             )
-        if not learns_from_data(self.objective):
-            return self
-        if self.train.refill or self.shaping != Shaping():
-            raise ValueError(
-                f"objective.type: {self.objective.type} learns from data, where there are no groups; leave train.refill and "
-                "shaping out"
-            )
-        if self.train.steps is None and self.train.minutes is None:
-            raise ValueError(
-                f"train.network_calls: objective {self.objective.type} draws nothing, so the run would never end; give steps or "
-                "minutes"
-            )
         return self
 
     @model_validator(mode="after")
     def _one_family(self) -> Recipe:
-        """A model, its samplers and its objective belong together."""
-        family, tokens = self.model.family, isinstance(self.sampler, TokenSampling)
+        """A model and its samplers belong together."""
+        family = self.model.family
         for key, sampler in (("sampler", self.sampler), ("evaluate.sampler", self.evaluate.sampler)):
             if sampler.type != family:
                 raise ValueError(
                     f"{key}.type: {sampler.type} for a model of family {family}; set {key}.type to {family}"
                     + (", or start from the recipe sums-grpo" if family == "tokens" else "")
                 )
-        flow_only = ("nft",)
-        token_only = ("drpo", "likelihood", "dpo", "sft")
-        if self.objective.type in (flow_only if tokens else token_only):
-            raise ValueError(
-                f"objective.type: {self.objective.type} does not train models of family {family}; allowed: grpo, "
-                + ", ".join(token_only if tokens else flow_only)
-            )
-        if isinstance(self.sampler, TokenSampling) and not learns_from_data(self.objective):
-            _check_exact(self.sampler)
-        if tokens and self.evaluate.reward.type.startswith("scene_"):
+        if family == "tokens" and self.evaluate.reward.type.startswith("scene_"):
             raise ValueError(
                 f"evaluate.reward: {self.evaluate.reward.type} looks at pictures, and this model writes texts; name a reward for "
                 "texts (`plaudit rewards list --kind text`)"
             )
-        if tokens and isinstance(self.objective, GrpoConfig) and self.objective.density != "exact":
-            raise ValueError(
-                f"objective.density: {self.objective.density} belongs to Gaussian steps; tokens have exact"
-            )
-        for key, name in rewards_of(self.objective).items():
-            if name not in self.rewards:
-                raise ValueError(
-                    f"objective.{key}: {name!r} is no reward of this recipe; rewards: {', '.join(self.rewards)}"
-                )
-        kl = self.objective.kl if isinstance(self.objective, GrpoConfig | LikelihoodConfig) else KlConfig()
-        if tokens and kl.scaling in ("mean", "flow_grpo"):
-            raise ValueError(
-                f"objective.kl.scaling: {kl.scaling} belongs to Gaussian steps; for tokens: exact, k1, k2, k3"
-            )
         return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Recipe:
+        if self.objective.needs is not None:
+            check_needs(self, self.objective.needs)
+        return self
+
+
+def check_needs(recipe: Recipe, needs: Needs) -> None:
+    """Refuse what the objective cannot work with, and what would have no effect on it."""
+    family = recipe.model.family
+    if family not in needs.families:
+        raise ValueError(
+            f"objective.type: {recipe.objective.type} does not train models of family {family}; "
+            f"allowed: {', '.join(_fitting(family))}"
+        )
+    if needs.feed == "rollouts":
+        _check_rollouts(recipe, needs)
+    else:
+        _check_feed(recipe)
+    for key, name in needs.rewards.items():
+        if name not in recipe.rewards:
+            raise ValueError(
+                f"objective.{key}: {name!r} is no reward of this recipe; rewards: {', '.join(recipe.rewards)}"
+            )
+    _check_updates(recipe, needs)
+    if family == "tokens" and needs.density != "exact":
+        raise ValueError(f"objective.density: {needs.density} belongs to Gaussian steps; tokens have exact")
+    if family == "tokens" and needs.kl is not None and needs.kl.scaling in ("mean", "flow_grpo"):
+        raise ValueError(
+            f"objective.kl.scaling: {needs.kl.scaling} belongs to Gaussian steps; for tokens: exact, k1, k2, k3"
+        )
+
+
+def _fitting(family: str) -> list[str]:
+    """Types of objectives that train a family, for a message."""
+    kinds = [kind for kind in get_args(get_args(Objective)[0]) if family in kind.families]
+    return [get_args(kind.model_fields["type"].annotation)[0] for kind in kinds]
+
+
+def _check_rollouts(recipe: Recipe, needs: Needs) -> None:
+    if recipe.train.samples_per_prompt < 2:
+        raise ValueError("train.samples_per_prompt: 1 sample has no group to be compared with; use at least 2")
+    if isinstance(recipe.sampler, TokenSampling):
+        _check_exact(recipe.sampler)
+    elif needs.stochastic:
+        _check_stochastic(recipe.sampler, recipe.objective.type)
+
+
+def _check_feed(recipe: Recipe) -> None:
+    """What is learned from data has no groups and draws nothing."""
+    kind, train = recipe.objective.type, recipe.train
+    if train.refill or recipe.shaping != Shaping():
+        raise ValueError(
+            f"objective.type: {kind} learns from data, where there are no groups; leave train.refill and shaping out"
+        )
+    if train.steps is None and train.minutes is None:
+        raise ValueError(
+            f"train.network_calls: objective {kind} draws nothing, so the run would never end; give steps or minutes"
+        )
 
 
 def _check_exact(sampler: TokenSampling) -> None:
@@ -207,31 +213,32 @@ def _check_exact(sampler: TokenSampling) -> None:
         )
 
 
-def _check_updates(train: Train, objective: Objective) -> None:
-    """What is learned from row by row, or in whole groups, has no more pieces than there are prompts."""
-    rows, updates = train.prompts_per_step, train.updates_per_step
-    groups = isinstance(objective, DrpoConfig) or (isinstance(objective, SftConfig) and objective.keep == "best")
-    if (learns_from_data(objective) and rows % updates) or (groups and updates > rows):
-        allowed = "a divisor of" if learns_from_data(objective) else "at most"
+def _check_updates(recipe: Recipe, needs: Needs) -> None:
+    """Rows of data, and whole groups, cannot be split into more updates than there are prompts."""
+    rows, updates, data = recipe.train.prompts_per_step, recipe.train.updates_per_step, needs.feed != "rollouts"
+    if (data and rows % updates) or (needs.whole_groups and updates > rows):
         raise ValueError(
-            f"train.updates_per_step: {updates} for objective {objective.type}, which learns from train.prompts_per_step "
-            f"{rows} {'groups' if groups else 'rows'}; use {allowed} {rows}"
+            f"train.updates_per_step: {updates} for objective {recipe.objective.type}, which learns from train.prompts_per_step "
+            f"{rows} {'rows' if data else 'groups'}; use {'a divisor of' if data else 'at most'} {rows}"
         )
 
 
-def _check_steps(sampler: Sampler, objective: Objective) -> None:
-    if sampler.kernel in ("cps", "ddim_eta") and sampler.level > 1:
-        raise ValueError(f"sampler.level: {sampler.level} for {sampler.kernel}, whose levels lie in [0, 1]")
-    if objective.type == "grpo" and sampler.steps < 2:
+def _check_stochastic(sampler: Sampler, kind: str) -> None:
+    if sampler.steps < 2:
         raise ValueError(
-            "sampler.steps: 1 leaves objective grpo nothing to train, the last step is deterministic; use 2"
+            f"sampler.steps: 1 leaves objective {kind} nothing to train, the last step is deterministic; use 2"
         )
-    if objective.type == "grpo" and not (sampler.kernel != "ode" and sampler.level > 0):
+    if sampler.kernel == "ode" or sampler.level == 0:
         raise ValueError(
-            "objective.type grpo needs stochastic steps: set sampler.kernel to flow_sde, constant_eta, cps or "
+            f"objective.type {kind} needs stochastic steps: set sampler.kernel to flow_sde, constant_eta, cps or "
             f"ddim_eta and sampler.level above 0 (now kernel {sampler.kernel}, level {sampler.level}), "
             "or use objective.type nft, which needs none"
         )
+
+
+def _check_steps(sampler: Sampler) -> None:
+    if sampler.kernel in ("cps", "ddim_eta") and sampler.level > 1:
+        raise ValueError(f"sampler.level: {sampler.level} for {sampler.kernel}, whose levels lie in [0, 1]")
     first, last = sampler.window.start
     size = sampler.window.size or 1
     if first > last or last + size > max(sampler.steps - 1, 1):

@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from plaudit.recipe.schema import Recipe
 
@@ -23,6 +24,11 @@ def variants(annotation: Any) -> list[Component]:
         return [annotation]
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
     return [variant for member in members for variant in variants(member)]
+
+
+def fields_of(component: Component) -> dict[str, FieldInfo]:
+    """Fields by the key that a recipe writes, which for a word that Python reserves is not the attribute's name."""
+    return {field.alias or name: field for name, field in component.model_fields.items()}
 
 
 def type_of(component: Component) -> str | None:
@@ -45,7 +51,7 @@ def inside(annotation: Any, value: Any) -> dict[str, Any] | None:
     if get_origin(annotation) is dict and variants(get_args(annotation)[1]):
         return {key: get_args(annotation)[1] for key in value} if isinstance(value, Mapping) else {}
     component = component_of(annotation, value)
-    return {key: field.annotation for key, field in component.model_fields.items()} if component else None
+    return {key: field.annotation for key, field in fields_of(component).items()} if component else None
 
 
 def annotation_at(keys: Sequence[str], document: Any) -> Any:
@@ -73,7 +79,7 @@ def filled(document: Mapping[str, Any], annotation: Any = Recipe, default_type: 
         document = {"type": default_type, **document}
     component = component_of(annotation, document)
     complete = dict(document)
-    for key, field in component.model_fields.items() if component else ():
+    for key, field in fields_of(component).items() if component else ():
         default = field.get_default(call_default_factory=True)
         if key in document:
             complete[key] = _filled_value(document[key], field.annotation, getattr(default, "type", None))

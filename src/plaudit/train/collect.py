@@ -13,7 +13,6 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.objectives.batch import Batch
-from plaudit.recipe.objectives import GrpoConfig
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.request import make_request
 from plaudit.rewards.suite import ScoredBatch, enforce_missing, join_scored
@@ -173,7 +172,8 @@ def _shaped(setup: Setup, chosen: Sequence[Drawn], rounds: Sequence[Drawn], drop
         informative=nothing,
     )
     penalty = objective.penalty(setup.policy, batch)
-    advantages = shape(recipe, scored, group, penalty)
+    kl = objective.needs.kl
+    advantages = shape(recipe, scored, group, penalty, kl.weight if kl else 1.0)
     return Rollout(
         prompts=prompts,
         group=group,
@@ -190,17 +190,18 @@ def _shaped(setup: Setup, chosen: Sequence[Drawn], rounds: Sequence[Drawn], drop
     )
 
 
-def shape(recipe: Recipe, scored: ScoredBatch, group: Tensor, penalty: Tensor | None = None) -> Advantages:
-    """Advantages of the total, or of each reward by itself and then added by weight."""
+def shape(
+    recipe: Recipe, scored: ScoredBatch, group: Tensor, penalty: Tensor | None = None, kl: float = 1.0
+) -> Advantages:
+    """Advantages of the total, or of each reward by itself and then added by weight. `kl` is the penalty's weight."""
     shaping = recipe.shaping
     if shaping.normalise == "total":
         score = scored.total if penalty is None else scored.total - penalty
         return group_advantage(score, group, std=shaping.std, floor=shaping.floor, clip=shaping.clip)
     weights = {name: recipe.rewards[name].weight for name in scored.parts}
     if penalty is not None:
-        assert isinstance(recipe.objective, GrpoConfig)
-        weight = recipe.objective.kl.weight  # which dividing by the deviation would take out of the penalty
-        scored, weights = scored.with_part(PENALTY, -penalty / weight), weights | {PENALTY: weight}
+        # by its weight again afterwards, which dividing by the deviation would take out
+        scored, weights = scored.with_part(PENALTY, -penalty / kl), weights | {PENALTY: kl}
     mixed = mixed_advantage(scored.parts, weights, group, std=shaping.std, floor=shaping.floor)
     limit = shaping.clip
     return mixed if limit is None else replace(mixed, value=mixed.value.clamp(-limit, limit))

@@ -97,7 +97,7 @@ def _refuse_unjudged(setup: Setup, judged: Sequence[Score]) -> None:
     if any(score.status is Status.OK for score in judged):
         return
     first = judged[0]
-    fits = FITS.get(setup.objective.learns_from, "`plaudit rewards list` names them with what they need")
+    fits = FITS.get(setup.objective.needs.feed, "`plaudit rewards list` names them with what they need")
     remedy = (
         "Mend the reward"
         if first.status in TRANSIENT

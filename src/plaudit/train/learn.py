@@ -84,7 +84,7 @@ def learn(
     """All updates of a step; returns its metrics. Stops before an optimiser step that would spoil the weights."""
     parameters = list(policy.trainable.values())
     train, collected = recipe.train, []
-    updates = update_rows(batch.group, train.updates_per_step, recipe.run.seed, step, objective.whole_groups)
+    updates = update_rows(batch.group, train.updates_per_step, recipe.run.seed, step, objective.needs.whole_groups)
     for number, rows in enumerate(updates):
         optimizer.zero_grad(set_to_none=True)
         sums = accumulate(policy, objective, batch.select(rows), train.micro_batch)

@@ -158,7 +158,7 @@ def _step(setup: Setup, progress: Progress) -> tuple[dict[str, float | None], di
     """One step; `progress` moves only when all of it is done."""
     recipe, policy, objective = setup.recipe, setup.policy, setup.objective
     step, started = progress.step, time.perf_counter()
-    rollout = collect(setup, step=step, version=progress.updates) if objective.learns_from == "rollouts" else None
+    rollout = collect(setup, step=step, version=progress.updates) if objective.needs.feed == "rollouts" else None
     batch = rollout.batch if rollout else read_batch(setup, step)
     learning = time.perf_counter()
     learned = learn(recipe, policy, objective, setup.optimizer, batch, step)

@@ -10,8 +10,8 @@ import torch
 from plaudit.data.prompt import Prompt
 from plaudit.data.sources import FileSource, PromptSource
 from plaudit.errors import DataError
-from plaudit.objectives.base import Source
 from plaudit.objectives.batch import Batch, Pairs
+from plaudit.recipe.objectives import Feed
 from plaudit.recipe.prompts import FilePrompts, SumsPrompts
 from plaudit.recipe.schema import Recipe
 from plaudit.sampling.base import Samples
@@ -28,7 +28,7 @@ ROWS = {
 }
 
 
-def check_rows(recipe: Recipe, prompts: PromptSource, source: Source) -> None:
+def check_rows(recipe: Recipe, prompts: PromptSource, source: Feed) -> None:
     """Every row of a training file, or the first prompt of a source that makes them, has the answers that are learned from."""
     if source == "rollouts":
         return
@@ -39,7 +39,7 @@ def check_rows(recipe: Recipe, prompts: PromptSource, source: Source) -> None:
                 raise DataError(_lacking(recipe, prompt, number, name, found, source))
 
 
-def _lacking(recipe: Recipe, prompt: Prompt, number: int, name: str, found: Any, source: Source) -> str:
+def _lacking(recipe: Recipe, prompt: Prompt, number: int, name: str, found: Any, source: Feed) -> str:
     match recipe.prompts:
         case FilePrompts(train=path):
             where, remedy = f"prompts.train: {path} row {number}", f"rows with {ROWS[source]}"
@@ -55,7 +55,7 @@ def _lacking(recipe: Recipe, prompt: Prompt, number: int, name: str, found: Any,
 
 def read_batch(setup: Setup, step: int) -> Batch:
     """`prompts_per_step` rows of the training file; every row counts alike."""
-    recipe, source = setup.recipe, setup.objective.learns_from
+    recipe, source = setup.recipe, setup.objective.needs.feed
     prompts = setup.prompts.batch(step, recipe.train.prompts_per_step, recipe.run.seed)
     samples: Samples
     if source == "pairs":

@@ -11,7 +11,6 @@ from plaudit.errors import RecipeError
 from plaudit.models.build import build_model
 from plaudit.objectives.base import Objective
 from plaudit.objectives.table import make_objective
-from plaudit.recipe.objectives import GrpoConfig
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.suite import Suite, recipe_suite
@@ -54,14 +53,13 @@ def prepare(recipe: Recipe) -> Setup:
     for reward in (*rewards.rewards, truth):
         reward.caller.bind(policy, recipe.sampler)
     objective, prompts = make_objective(recipe, rewards), load_prompts(recipe.prompts)
-    check_rows(recipe, prompts, objective.learns_from)
+    check_rows(recipe, prompts, objective.needs.feed)
     for name in (*objective.snapshots, *(["ema"] if recipe.train.ema > 0 else [])):
         policy.take(name)
-    density = recipe.objective.density if isinstance(recipe.objective, GrpoConfig) else "exact"
     return Setup(
         recipe=recipe,
         policy=policy,
-        drawer=make_drawer(model, recipe.sampler, recipe.evaluate.sampler, density),
+        drawer=make_drawer(model, recipe.sampler, recipe.evaluate.sampler, objective.needs.density),
         prompts=prompts,
         rewards=rewards,
         truth=truth,
