@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from fractions import Fraction
 
 import pytest
@@ -12,8 +11,9 @@ from plaudit.errors import RewardError
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.call import Handling, call_reward
 from plaudit.rewards.rules import answers
-from plaudit.rewards.rules.answers import boxed, find_answer, letter_of, normalised, number_of
+from plaudit.rewards.rules.answers import boxed, find_answer, letter_of, normalised
 from plaudit.rewards.rules.bounded import Helper, HelperError
+from plaudit.rewards.rules.numbers import number_of
 
 
 @pytest.mark.parametrize("name", ["boxed_answer", "math_equal", "number_answer", "choice_answer", "exact_answer"])
@@ -101,6 +101,38 @@ def test_naming_every_candidate_is_never_right() -> None:
         ("x^2-1", "(x-1)(x+1)", 1),
         ("x^2-1", "(x-1)^2", 0),
         ("5", "五", 0),
+        ("100", "10²", 1),
+        ("102", "10²", 0),
+        ("10", "10^2", 0),
+        ("3", r"3\pi", 0),
+        (r"3\pi", "3π", 1),
+        ("7", "7 million", 0),
+        ("7000000", "7 million", 1),
+        ("5", "5i", 0),
+        ("5", "5!", 0),
+        ("120", "5!", 1),
+        ("5", "-5", 0),
+        ("5", "5 or 6", 0),
+        ("5", "5, 6", 0),
+        ("12", "1 2", 0),
+        ("1 2", "1 2", 1),
+        ("23", "2 3", 0),
+        ("0.5", "50%", 1),
+        ("1000", "1,000", 1),
+        ("5", "5,000", 0),
+        ("1/3", "0.333", 0),
+        ("3/2", "1 1/2", 1),
+        ("11/2", r"1\frac12", 0),
+        ("5 dollars", r"\$5", 1),
+        ("x^2", "x**2", 1),
+        ("x=5", "5", 1),
+        ("x>5", "5<x", 1),
+        ("x>5", "x>=5", 0),
+        ("[0,1)", "(0,1)", 0),
+        ("4", "2+2=5", 0),
+        (r"90^\circ", "90", 1),
+        ("5", "|-5|", 1),
+        ("x", "y", 0),
     ],
 )
 def test_mathematical_equality(truth: object, answer: str, same: int) -> None:
@@ -116,12 +148,13 @@ def test_equality_off_the_main_thread_and_within_a_deadline() -> None:
 
 
 def test_a_tower_of_powers_is_stopped_and_the_next_answer_is_judged() -> None:
-    helper = Helper("algebra", seconds=0.5)
+    helper = Helper("algebra", seconds=60)
     assert helper("equal", "4", "2+2") is True
-    started = time.monotonic()
+    process, helper.seconds = helper.process, 0.5
     with pytest.raises(TimeoutError, match=r"within 0\.5 s"):
         helper("equal", "5", "9^{9^{9^{9}}}")
-    assert time.monotonic() - started < 3
+    assert process is not None and process.poll() is not None
+    helper.seconds = 60
     assert helper("equal", "4", "2+2") is True
     helper.stop()
 
@@ -169,27 +202,34 @@ def test_no_reference_is_missing_and_an_unreadable_one_an_error() -> None:
 @pytest.mark.parametrize(
     "text, number",
     [
-        ("1,234.5", Fraction(2469, 2)),
-        ("-3/4", Fraction(-3, 4)),
-        ("−3", Fraction(-3)),
-        ("2e-3", Fraction(1, 500)),
-        ("$5", Fraction(5)),
-        (r"\$5.00", Fraction(5)),
-        (r"12\text{ apples}", Fraction(12)),
-        ("12 m^2", Fraction(12)),
-        ("5 km/h", Fraction(5)),
-        (r"50\%", Fraction(50)),
-        ("**7**.", None),
-        ("7.", Fraction(7)),
-        ("1,23", None),
-        ("12 or 13", None),
-        ("3 to 4", None),
-        ("1/0", None),
-        ("12 13", None),
-        ("", None),
-        ("twelve", None),
+        ("10^2", 100), ("10²", 100), ("10^{2}", 100), ("10**2", 100), ("2^10", 1024), ("10^-2", Fraction(1, 100)),
+        ("10⁻²", Fraction(1, 100)), ("-2^2", -4), ("3π", None), (r"3\pi", None), ("3 pi", None),
+        ("7 million", 7000000), ("7 million dollars", 7000000), ("1.5 billion", 1500000000), ("$5 million", 5000000),
+        ("2 dozen eggs", 24), ("5 hundred", 500), ("5i", None), ("5x", None), ("5 x", None), ("5!", None),
+        ("5e", None), ("5 e", None), ("5j", None), ("1 1/2", Fraction(3, 2)), ("½", Fraction(1, 2)),
+        ("1½", Fraction(3, 2)), (r"\frac{1}{2}", Fraction(1, 2)), (r"\frac12", Fraction(1, 2)),
+        (r"-\frac{3}{4}", Fraction(-3, 4)), (r"1\frac{1}{2}", Fraction(3, 2)), ("3 × 10^8", 300000000),
+        (r"3\times10^8", 300000000), (r"3\times 10^{-2}", Fraction(3, 100)), ("3x10^2", 300),
+        ("2e-3", Fraction(1, 500)), ("1,234,567", 1234567), ("1{,}234", 1234), ("1 234", 1234), ("1,23,456", 123456),
+        ("1,23", None), ("12,34,5", None), ("12 13", None), ("x = 5", 5), ("x5", None), ("x 5", None), ("= 5", 5),
+        ("≈5", 5), ("±5", None),
+        ("+-5", None), ("(5", None), ("5:30", None), ("3-5", None), ("5 or 6", None), ("5 or more", None),
+        ("7 squared", None), ("5 and a half", None), ("5 m", 5), ("5 m^2", 5), ("5 m²", 5), ("12 cm²", 12),
+        ("5 km/h", 5), ("5 kg m/s", 5), ("5 N", 5), ("300 K", 300), ("5k", None), ("5M", None), ("$5M", None),
+        ("50%", 50), (r"50\%", 50), ("5°", 5), ("5 °C", 5), ("5 degrees", 5), ("5 dollars and 3 cents", None),
+        ("-5", -5), ("−5", -5), ("–5", -5), ("--5", None), ("5.", 5), (".5", Fraction(1, 2)), ("5.0.1", None),
+        ("0x10", None), ("1_000", None), ("1/0", None), ("0^0", None), ("3/4 cup", Fraction(3, 4)),
+        ("2/3", Fraction(2, 3)), ("5 out of 10", None), ("twelve", None), ("", None), ("√5", None), ("2√3", None),
+        ("5*3", None), ("5 + 3", None), ("5^2^2", None), ("10^9999", None), ("9^999", None), ("**7**", 7), ("$7$", 7),
+        ("$-7$", -7), (r"\(7\)", 7), (r"\boxed{7}", 7), ("£5.50", Fraction(11, 2)), ("5 €", 5), ("5$", 5),
+        ("-$5", -5), ("$-5", -5), ("5 apples.", 5), ("5 green apples", 5), ("5 per hour", 5), ("NaN", None),
+        ("inf", None), ("5 to 6", None), ("5 times 3", None), ("5 times", None), ("５", 5), ("1e400", 1 * 10**400),
+        ("5 1/2 cups", Fraction(11, 2)), ("5 1/0", None), ("1 1/2 1/2", None), ("10²³", 1 * 10**23),
+        ("5 minus 3", None), (r"12\text{ apples}", 12), ("5 factorial", None), ("6.02×10²³", 602 * 10**21),
+        ("2 thirds", None), ("5 sqrt", None), ("100 200", 100200), ("7 million to 8 million", None),
+        ("about 5", None), ("5 is wrong", None), ("5 if x", None),
     ],
-)
+)  # fmt: skip
 def test_numbers(text: str, number: Fraction | None) -> None:
     assert number_of(text) == number
 
@@ -206,16 +246,39 @@ def test_tolerances_are_relative_or_absolute_whichever_is_wider() -> None:
 @pytest.mark.parametrize(
     "text, letter",
     [
-        ("B", "B"), ("(B)", "B"), ("b.", "B"), ("B) 12 apples", "B"), ("B: foo", "B"), (r"\text{B}", "B"), ("**B**", "B"),
-        ("option B", "B"), ("Answer: C", "C"), ("(B) a dog", "B"), ("A dog", None), ("A or B", None), ("(A) or (B)", None),
-        ("A, B", None), ("AB", None), ("Because", None), ("E", None), ("", None),
+        ("B", "B"), ("(B)", "B"), ("b.", "B"), ("B) 12 apples", "B"), ("B: foo", "B"), (r"\text{B}", "B"),
+        ("**B**", "B"), ("option B", "B"), ("Answer: C", "C"), ("(B) a dog", "B"), ("A dog", None), ("A or B", None),
+        ("(A) or (B)", None), ("A, B", None), ("AB", None), ("Because", None), ("E", None), ("", None),
+        ("The answer is B", "B"), ("the correct answer is (C).", "C"), ("The correct option is: D", "D"),
+        (r"\boxed{B}", "B"), (r"\boxed{\text{B}}", "B"), ("Ｂ", "B"), ("A: B", None), ("A. B. C. D.", None),
+        ("A. (B)", None), ("A/B", None), ("A & B", None), ("not B", None), ("the answer is not B", None),
+        ("B, not C", "B"), ("B. Vitamin C", "B"), ("B) or C)", None), ("(A)(B)", None), ("B.\nbecause of A.", "B"),
+        ("A and D", None), ("A; B", None), ("A, or B", None), ("B because A is wrong", None), ("Choice (D)", "D"),
+        ("$B$", "B"), ("B.", "B"), ("B)", "B"), ("B:", "B"), ("Neither A nor B", None), ("D) all of the above", "D"),
+        ("I choose B", None), ("a", "A"), ("a dog", None), ("A. a dog", "A"),
     ],
 )  # fmt: skip
 def test_letters(text: str, letter: str | None) -> None:
     assert letter_of(text, "ABCD") == letter
 
 
-def test_normalised_text() -> None:
-    assert normalised(' "The  ＨＡＧＵＥ!" ') == "the hague"
-    assert normalised("Straße") == normalised("STRASSE")
-    assert normalised("U.S.A.") == "u.s.a" and normalised("?!") == ""
+@pytest.mark.parametrize(
+    "text, reference, same",
+    [
+        ("-5", "5", False), ("C#", "C", False), ("C++", "C", False), ("10²", "102", False), ("10²", "10^2", True),
+        ("5!", "5", False), ("5%", "5", False), (".5", "5", False), ("5.", "5", True), ("Paris.", "paris", True),
+        ("\"Paris\"", "Paris", True), ("(Paris)", "Paris", True), ("[0,1)", "(0,1]", False),
+        ("[0,1)", "[0,1]", False), ("[1]", "1", False), ("{1}", "1", False), ("f'", "f", False), ("x²", "x2", False),
+        ("H₂O", "H2O", True), ("½", "1/2", True), ("1½", "11/2", False), ("−5", "-5", True),
+        ("well–known", "well-known", True), ("Straße", "STRASSE", True), ("yes!", "yes", True),
+        ("Yes, please", "yes please", False), ("U.S.A.", "U.S.A", True), ("the hague", "The  ＨＡＧＵＥ!", True),
+        ("**bold**", "bold", True), ("a*", "a", False), ("*a*", "a", True), ("$5", "5", False), ("5°", "5", False),
+        ("@a", "a", False), ("#1", "1", False), ("~5", "5", False), ("5'", "5", False), ("+5", "5", False),
+        ("5/", "5", False), ("\u200bParis", "Paris", True), ("¿qué?", "qué", True), ("f(x)", "f(x", False),
+        ("A (or B)", "A or B", False), ("'tis", "tis", False), ("C♯", "C", False), ("1,000", "1000", False),
+        ("...", "x", False), ("‘a’", "a", True), ("(a)(b)", "a)(b", False), ("a_b", "ab", False), ("5¹", "51", False),
+        ("x^-1", "x⁻¹", True), ("__init__", "init", False), ("5", "5 ", True), ("", "?!", False),
+    ],
+)  # fmt: skip
+def test_words(text: str, reference: str, same: bool) -> None:
+    assert (normalised(text) == normalised(reference) != "") == same

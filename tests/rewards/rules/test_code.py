@@ -471,6 +471,53 @@ def test_human_eval() -> None:
     right = call_reward("unit_tests", reward, some, [prompt.facts["reference"] for prompt in some])
     assert [score.value for score in right] == [1.0] * 5
     assert [score.value for score in call_reward("unit_tests", reward, some, [""] * 5)] == [0.0] * 5
+    cheats = {
+        "32": "    return 0\n\ndef poly(xs, x):\n    return 0\n",
+        "38": "    return s\n\ndef encode_cyclic(s):\n    return s\n",
+        "50": "    return s\n\ndef encode_shift(s):\n    return s\n",
+    }
+    helped = [prompt for prompt in some if prompt.id.partition("/")[2] in cheats]
+    worth = call_reward("unit_tests", reward, helped, [cheats[prompt.id.partition("/")[2]] for prompt in helped])
+    assert [score.value for score in worth] == [0.0] * 3
+
+
+HELPED = '''import math
+
+
+def encode(text: str) -> str:
+    return text[::-1]
+
+
+def decode(text: str) -> str:
+    """The inverse of encode."""
+'''
+
+
+@pytest.mark.parametrize("judge", ("apart", "together"))
+@pytest.mark.parametrize("entry_point", ("decode", None))
+def test_helpers_of_the_setup_are_not_the_programs_to_define(judge: str, entry_point: str | None) -> None:
+    tests = ["assert decode(encode('abc')) == 'abc'", "assert encode('ab') == 'ba'"]
+    prompts = [Prompt(id="q", text="", facts={"setup": HELPED, "tests": tests, "entry_point": entry_point})]
+    right = "    return text[::-1]\n"
+    cheat = "    return text\n\ndef encode(text):\n    return text\n"
+    worth = [call_reward("u", UnitTests(judge=judge), prompts, [program])[0].value for program in (right, cheat)]
+    assert worth == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("setup", "kept"),
+    [
+        (None, []),
+        ("def f(x):\n", []),
+        ("def f(x):\n    '''doc'''\n", []),
+        ("x = 2\ndef f(x):\n", ["x = 2"]),
+        ("import math\n\ndef f(x):\n", []),
+        ("def g(x):\n    return x\n", ["def g(x):", "    return x"]),
+        ("no python at all (", []),
+    ],
+)
+def test_what_a_setup_defines(setup: str | None, kept: list[str]) -> None:
+    assert code.helpers(setup, "f").splitlines() == kept
 
 
 def test_the_judge_is_plain_python() -> None:

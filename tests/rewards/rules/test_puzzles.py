@@ -77,7 +77,7 @@ def test_no_answer_becomes_a_program(answer: str) -> None:
 
 
 def test_plain_answers_reach_the_scorer() -> None:
-    assert harmless("countdown", "49*(85 - 1)/14 - 42.5") and harmless("simple_integration", "x**2*sin(x) + C")
+    assert harmless("countdown", "49*(85 - 1)/14 - 42") and harmless("simple_integration", "x**2*sin(x) + C")
     assert harmless("n_queens", "[['Q', '_'], ['_', 'Q']]") and harmless("spiral_matrix", "1 2 3")
     assert harmless("string_insertion", "ABCDE") and harmless("chain_sum", "anything(")
 
@@ -96,6 +96,36 @@ def test_a_broken_entry_is_an_error_and_a_broken_answer_is_worth_nothing() -> No
     broken = Prompt(id="b", text="", facts={"task": "countdown", "config": {"nonsense": 1}, "entry": {"answer": "1"}})
     found = call_reward("gym", reasoning_gym, [whole, broken], [f"<answer>{GARBAGE}</answer>", "<answer>1</answer>"])
     assert found[0].value == 0 and found[1].status is Status.ERRORED and "nonsense" in found[1].note
+
+
+@pytest.mark.parametrize(
+    "task, answer, paid",
+    [
+        ("countdown", "94*4 - 61 - 6", True),
+        ("countdown", "-(6 + 61) + 94 * 4", True),
+        ("countdown", "309*x/x", False),
+        ("countdown", "(94*4 - 61 - 6)*x/x", False),
+        ("countdown", "94*4 - 61 - 6 + y - y", False),
+        ("countdown", "94*4 - 61 - 6.0", False),
+        ("countdown", "309 + 0*(94 + 4 + 61 + 6)", False),
+        ("countdown", "94**4 - 61 - 6", False),
+        ("countdown", "94/(4 - 4) + 61 + 6", False),
+        ("countdown", "True*94*4 - 61 - 6", False),
+        ("countdown", "(" * 300 + "1" + ")" * 300, False),
+        ("puzzle24", "10*(8 - 5) - 6", True),
+        ("puzzle24", "6*4*1*1", False),
+        ("puzzle24", "24*x/x + 5 - 5", False),
+        ("puzzle24", "8*(10 - 6) - 5 - 2.5", False),
+        ("puzzle24", "6*5 - 10/8 - 4", False),
+    ],
+)
+def test_games_are_paid_for_what_they_ask(task: str, answer: str, paid: bool) -> None:
+    """Of the given numbers, each once, by plain arithmetic, exactly the target."""
+    metadata = {"countdown": {"numbers": [6, 61, 94, 4], "target": 309}, "puzzle24": {"numbers": [8, 5, 10, 6]}}[task]
+    entry = encode({"question": "", "answer": "", "metadata": metadata})
+    prompt = Prompt(id="q", text="", facts={"task": task, "config": {}, "entry": entry})
+    found = call_reward("gym", reasoning_gym, [prompt], [f"<answer>{answer}</answer>"])[0]
+    assert found.status is Status.OK and (found.value == 1) == paid, found
 
 
 def test_the_configuration_reaches_the_scorer() -> None:

@@ -177,7 +177,8 @@ def test_too_short_or_silent_is_missing_never_a_number() -> None:
         assert scored(reward, [short], [short])[0].status is Status.NOT_APPLICABLE
     assert scored(Pesq(), [0 * clean], [clean])[0].value == PESQ_RANGE[0], "silence earns the least, and is not excused"
     assert scored(SpectralCorrelation(), [clean[:100]], [clean[:100]])[0].status is Status.NOT_APPLICABLE
-    assert call_reward("mine", smoothness, [Prompt(id="", text="")], [clean[:1]])[0].status is Status.ERRORED
+    for signal in (clean[:1], torch.stack([clean, -clean])):
+        assert call_reward("mine", smoothness, [Prompt(id="", text="")], [signal])[0].status is Status.ERRORED
 
 
 @pytest.mark.parametrize("reward", COMPARING)

@@ -78,6 +78,15 @@ def test_ssim_sees_structure_where_the_error_is_equal() -> None:
     assert ssim([""], shifted, [picture])[0] > ssim([""], noisy, [picture])[0] + 0.1
 
 
+def test_equal_pictures_are_0_apart_and_pull_nowhere() -> None:
+    picture = torch.full((1, 3, 4, 4), 0.3, requires_grad=True)
+    score = negative_l2([""], picture, [picture.detach()[0]])
+    assert score.item() == 0 and str(score.item()) == "0.0"
+    assert torch.autograd.grad(score.sum(), picture)[0].eq(0).all()
+    near = negative_l2([""], picture, [picture.detach()[0] + 1e-7])
+    assert -1.1e-7 < near.item() < 0 and torch.autograd.grad(near.sum(), picture)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("reward", PIXELWISE)
 def test_gradients_equal_finite_differences(reward) -> None:
     clean, outputs = list(random_pictures(2, 3, 12, 11)), random_pictures(2, 3, 12, 11, seed=1).requires_grad_()

@@ -17,6 +17,7 @@ from plaudit.errors import RewardError
 from plaudit.optional import require
 from plaudit.rewards.base import Score, Status, card, missing
 from plaudit.rewards.rules.bounded import HelperError, helper
+from plaudit.rewards.rules.numbers import number_of, superscripts_written_out
 
 MAX_EXPRESSION = 500  # characters; a longer expression is right only when it is the reference
 
@@ -106,19 +107,24 @@ def math_equal(
 
 
 INTEGER = re.compile(r"[+-]?\d{1,30}")
+BETWEEN = re.compile(r"(?<!\w)\s+|\s+(?!\w)")  # spaces that part nothing
+SEVERAL = re.compile(r"\d\s+\d")  # math-verify would read one number
 
 
 def equal(found: str, truth: Any, who: str) -> float | Score:
-    """Equivalence by math-verify; equal texts and plain integers are told apart without it."""
+    """Equivalence by math-verify; equal texts, equal numbers and plain integers are told without it."""
     reference = str(truth).strip()
-    shown, expected = found.replace(" ", ""), reference.replace(" ", "")
-    if shown == expected:
+    shown, expected = (BETWEEN.sub("", text).replace("**", "^") for text in (found, reference))
+    number = number_of(reference)
+    if shown == expected or (number is not None and number == number_of(found)):
         return 1.0
+    if SEVERAL.search(shown):
+        return 0.0
     if INTEGER.fullmatch(shown) and INTEGER.fullmatch(expected):
         return float(int(shown) == int(expected))
     if len(found) > MAX_EXPRESSION:
         return 0.0
-    same = ask_algebra(who, "equal", reference, found)
+    same = ask_algebra(who, "equal", expected, shown)
     if same is None:
         return missing(Status.ERRORED, f"the reference {reference[:80]!r} cannot be read as mathematics")
     return same if isinstance(same, Score) else float(same)
@@ -147,7 +153,8 @@ def number_answer(
     relative: float = 1e-6,
     absolute: float = 1e-9,
 ) -> list[float | Score]:
-    """1 where the answer is one number within a tolerance of `answer`; a unit behind it is not compared."""
+    """1 where the answer is one number within a tolerance of `answer`, as a decimal, fraction, power or `7 million`; a unit
+    behind it is not compared."""
 
     def close(found: str, truth: Any) -> float | Score:
         expected, number = number_of(str(truth)), number_of(found)
@@ -157,29 +164,6 @@ def number_answer(
         return float(number is not None and abs(number - expected) <= tolerance)
 
     return judged(outputs, answer, place, close)
-
-
-DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d{1,40})(?:\.\d{0,40})?|\.\d{1,40}"
-NUMBER = re.compile(
-    rf"[$€£¥]?\s*([+-]?)\s*[$€£¥]?\s*({DECIMAL})(?:[eE]([+-]?\d{{1,3}}))?(?:\s*/\s*(\d{{1,40}}))?(?P<unit>.*)"
-)
-UNIT = re.compile(
-    r"\s*[^\W\d_.,]{0,20}[%°]?(?:\s+(?!and\b|or\b|to\b)[^\W\d_]{1,20}){0,2}(?:/[^\W\d_]{1,10})?(?:[²³]|\^[23])?\s*\.?"
-)
-LATEX_NOISE = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}|\\[,;! ]|\\\(|\\\)|\$(?!\d)|(?<=\\)%")
-
-
-def number_of(text: str) -> Fraction | None:
-    """The one number that a text is, exactly: 1,234.5, -3/4, 2e-3, $5, 12 cm. None where it is anything else."""
-    cleaned = LATEX_NOISE.sub(lambda match: f" {match[1] or ''}", text).replace("\\", "").replace("−", "-")
-    match = NUMBER.fullmatch(cleaned.strip().strip("*").strip())
-    if match is None or not UNIT.fullmatch(match["unit"]):
-        return None
-    sign, digits, exponent, divisor = match[1], match[2], match[3], match[4]
-    if divisor is not None and int(divisor) == 0:
-        return None
-    magnitude = Fraction(digits.replace(",", "").rstrip(".") or "0") * Fraction(10) ** int(exponent or 0)
-    return (-1 if sign == "-" else 1) * magnitude / int(divisor or 1)
 
 
 @card(kind="text", low=0, high=1, cost_ms=0.02)
@@ -201,13 +185,19 @@ def choice_answer(
     return judged(outputs, answer, place, same)
 
 
+CHOICE_LEAD = r"(?i:(?:the\s+)?(?:correct\s+|final\s+|best\s+)*(?:option|choice|answer)(?:\s+is)?\s*:?\s*)?"
+CHOICE_MARKS = re.compile(r"\\(?:text|textbf|mathrm|boxed)\s*\{([^{}]*)\}|[*$]")
+
+
 def letter_of(text: str, choices: str) -> str | None:
     """The letter that a text chooses; None where it chooses none or more than one."""
-    bare = re.sub(r"\\(?:text|textbf|mathrm)\s*\{([^{}]*)\}|[*$]", lambda match: match[1] or "", text).strip()
+    bare = unicodedata.normalize("NFKC", text)
+    for _ in range(2):  # a box around a text
+        bare = CHOICE_MARKS.sub(lambda match: match[1] or "", bare)
     letter = f"[{re.escape(choices + choices.lower())}]"
-    lead = r"(?:(?i:option|choice|answer)\s*:?\s*)?"
-    match = re.fullmatch(rf"{lead}(?:\(({letter})\)|({letter})(?=[.:),]|$))(.*)", bare, re.DOTALL)
-    if match is None or re.search(rf"{letter}\)|(?:\bor\b|\band\b|,)\s*\(?{letter}\b", match[3]):
+    match = re.fullmatch(rf"{CHOICE_LEAD}(?:\(({letter})\)|({letter})(?=[.:),]|$))(.*)", bare.strip(), re.DOTALL)
+    another = rf"{letter}\)|(?:\bor\b|\band\b|,)\s*\(?{letter}\b|^[\W_]*{letter.upper()}(?=[\W_]|$)"
+    if match is None or re.search(another, match[3]):
         return None
     return (match[1] or match[2]).upper()
 
@@ -216,7 +206,8 @@ def letter_of(text: str, choices: str) -> str | None:
 def exact_answer(
     prompts: Sequence[str], outputs: Sequence[str], answer: Sequence[str | Sequence[str]], place: str = "tag"
 ) -> list[float | Score]:
-    """1 where the answer is `answer`, or one of several, but for case, spaces, width and the punctuation around it."""
+    """1 where the answer is `answer`, or one of several, but for case, spaces, width, and the quotes, brackets and full stop
+    around a word. Signs, and what makes another word of it, count: `-5`, `C#`, `10²`."""
 
     def same(found: str, truth: str | Sequence[str]) -> float | Score:
         accepted = {normalised(str(one)) for one in ([truth] if isinstance(truth, str | int | float) else truth)} - {""}
@@ -227,8 +218,35 @@ def exact_answer(
     return judged(outputs, answer, place, same)
 
 
+ENCLOSING = (
+    ("(", ")"),
+    ('"', '"'),
+    ("'", "'"),
+    ("`", "`"),
+    ("“", "”"),
+    ("‘", "’"),
+    ("«", "»"),
+    ("**", "**"),
+    ("*", "*"),
+)
+
+
 def normalised(text: str) -> str:
-    """Compatibility form, case folded, single spaces, without punctuation at the ends."""
-    words = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    kept = [i for i, letter in enumerate(words) if unicodedata.category(letter)[0] not in "PZ"]
-    return words[kept[0] : kept[-1] + 1] if kept else ""
+    """Compatibility form, case folded, single spaces, one kind of dash, without what merely surrounds a word."""
+    plain = unicodedata.normalize("NFKC", superscripts_written_out(text)).casefold()
+    words = " ".join("".join(map(_plain_letter, plain)).split())
+    before = None
+    while words != before:
+        before = words
+        words = words.lstrip("¿¡,;: ").rstrip(",;:? ")
+        words = re.sub(r"(?<!\d)!+$|\.+$", "", words)  # 5! is a factorial
+        for opening, closing in ENCLOSING:
+            inside = words[len(opening) : -len(closing)]
+            if words.startswith(opening) and words.endswith(closing) and not {opening, closing} & set(inside):
+                words = inside
+    return words
+
+
+def _plain_letter(letter: str) -> str:
+    category = unicodedata.category(letter)
+    return "" if category == "Cf" else "-" if category == "Pd" or letter == "−" else letter

@@ -11,6 +11,7 @@ its judge. Use `together` where the programs are not trained against the verdict
 
 from __future__ import annotations
 
+import ast
 import builtins
 import json
 import re
@@ -32,6 +33,7 @@ from plaudit.sandbox import Level, Limits, Outcome, RunStatus, run_python, safe_
 
 Verdict = Literal["pass", "fail", "error", "timeout"]
 SOLUTION = "solution.py"
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -87,8 +89,9 @@ class UnitTests:
         setup: Sequence[str | None] | None = None,
     ) -> list[Score]:
         """`tests` are assert statements or programs that assert, which call `entry_point` by its name or as `candidate`.
-        `setup` is code that comes before the program: what a completion continues. A name that Python has itself (`sum`)
-        is the program's where it is the `entry_point`, or where nothing else is all that the tests could mean."""
+        `setup` is code that comes before the program: what a completion continues. What else it defines, tests have from it
+        and not from the program. A name that Python has itself (`sum`) is the program's where it is the `entry_point`, or
+        where nothing else is all that the tests could mean."""
         nothing = [None] * len(outputs)
         at = safe_level()
         return [
@@ -111,7 +114,8 @@ class UnitTests:
                 Status.ERRORED, f"a test is a program such as 'assert add(1, 2) == 3', not {str(unlike[0])[:60]}"
             )
         try:
-            results = self.run(join(setup, extract_code(output)), tests, entry_point, at)
+            given = helpers(setup, entry_point)
+            results = self.run(join(setup, extract_code(output)), [given + test for test in tests], entry_point, at)
         except SandboxError as error:
             return missing(Status.ERRORED, str(error))
         return self.score(results)
@@ -158,6 +162,30 @@ class UnitTests:
 def join(setup: str | None, code: str) -> str:
     """A completion goes on inside the function that `setup` opens; a whole program stands after it."""
     return code if not setup else setup + ("" if setup.endswith("\n") else "\n") + code
+
+
+def helpers(setup: str | None, entry_point: str | None) -> str:
+    """What `setup` defines beside the entry point, for the tests: a program may define it again, but for itself alone."""
+    if not setup:
+        return ""
+    for text in (setup, f"{setup.rstrip()}\n    pass"):  # it may end inside the function that it opens
+        try:
+            body = ast.parse(text).body
+            break
+        except (SyntaxError, ValueError, RecursionError):
+            continue
+    else:
+        return ""
+    kept = [part for part in body if not (isinstance(part, FUNCTIONS) and (part.name == entry_point or _is_open(part)))]
+    if not any(isinstance(part, (*FUNCTIONS, ast.ClassDef, ast.Assign, ast.AnnAssign)) for part in kept):
+        return ""
+    return ast.unparse(ast.Module(body=kept, type_ignores=[])) + "\n"
+
+
+def _is_open(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether its body is still to come: nothing but a docstring, or the `pass` that stands for it."""
+    text_only = (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) for part in function.body)
+    return all(said or isinstance(part, ast.Pass) for said, part in zip(text_only, function.body, strict=True))
 
 
 def shadowing(tests: Sequence[str]) -> list[str]:

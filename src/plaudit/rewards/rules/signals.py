@@ -143,8 +143,10 @@ def smoothness(prompts: Sequence[str], outputs: Signals) -> list[Result]:
 
 
 def _smoothness(signal_T: Tensor) -> Result:
-    if len(signal_T) < 2 or not signal_T.isfinite().all():
-        return missing(Status.ERRORED, "the signal has less than two samples, or some that are not finite")
+    if signal_T.ndim != 1 or len(signal_T) < 2 or not signal_T.isfinite().all():
+        return missing(
+            Status.ERRORED, f"a signal is one channel of two samples or more, all finite, not {list(signal_T.shape)}"
+        )
     signal = signal_T.double()
     return 1 - signal.diff().square().sum() / (4 * signal.square().sum()).clamp_min(FLOOR)
 

@@ -61,10 +61,16 @@ def mean_squared_error(outputs_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
     return (outputs_BCHW - reference_BCHW).square().mean(dim=(1, 2, 3))
 
 
+def negative_root(outputs_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
+    """Exactly 0, with gradient 0, where the pictures are equal: the root has no derivative there."""
+    error = mean_squared_error(outputs_BCHW, reference_BCHW)
+    return torch.where(error > 0, -error.clamp_min(torch.finfo(error.dtype).tiny).sqrt(), 0.0)
+
+
 @card(low=-1, high=0, differentiable=True, cost_ms=0.025)
 def negative_l2(prompts: Sequence[str], outputs: Tensor, reference: References) -> Tensor | list[float | Score]:
     """Minus the root mean square difference to `reference`: 0 when equal, -1 for black against white."""
-    return compared(outputs, reference, lambda x, y: -mean_squared_error(x, y).clamp_min(SMALLEST).sqrt())
+    return compared(outputs, reference, negative_root)
 
 
 def psnr_db(outputs_BCHW: Tensor, reference_BCHW: Tensor, ceiling_db: float) -> Tensor:
