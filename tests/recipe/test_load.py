@@ -319,7 +319,7 @@ NFT_KEYS = ", ".join(NftConfig.model_fields)
         (
             "--objective.type nff",
             '`objective.type` is "nff" (from the command line); allowed: grpo, nft, drpo, likelihood, dpo, '
-            "sft; did you mean nft?",
+            "sft, gradient, custom; did you mean nft?",
         ),
         ("--prompts.type file", "`prompts.train` is missing; give it a value, for example --prompts.train VALUE"),
         (

@@ -163,6 +163,12 @@ def redness(prompts: list[str], outputs: Tensor) -> list[float]:
     return [1 - abs(w - picture[0].mean().item()) for w, picture in zip(wanted, outputs, strict=True)]
 
 
+def soft_redness(prompts: list[str], outputs: Tensor) -> Tensor:
+    """The same as a smooth function of the pictures."""
+    wanted = torch.tensor([(int(text.split()[-1]) % 3) / 2 for text in prompts])
+    return 1 - (wanted - outputs[:, 0].mean((1, 2))).square()
+
+
 def toy_recipe(folder: Path, *layers: dict) -> Recipe:
     """A run of three steps on the toy model that takes a tenth of a second, in `folder`/runs/toy."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from plaudit.models.flow import guided_velocity
 from plaudit.models.lab import LabFlowModel
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.recipe.sampling import EvaluationSampler, Sampler
+from plaudit.rewards.gradients import differentiable_total
 from plaudit.rewards.request import make_request
 from plaudit.rewards.suite import load_suite
 from plaudit.sampling.drawers import make_drawer
@@ -25,7 +26,6 @@ from plaudit.sampling.plan import deterministic_plan
 from plaudit.sampling.rollout import draw
 from plaudit.search.base import PLAIN_STEP, REPEATED, Task, TimeUp
 from plaudit.search.budget import Budget, BudgetExceeded, Cost
-from plaudit.search.gradients import differentiable_total
 from plaudit.search.rows import Rows, best_rows, places
 from plaudit.train.preview import generate
 
@@ -331,7 +331,7 @@ def grouped(prompts: list[str], outputs: Tensor, group: list[int]) -> list[float
     ("make", "said"),
     [
         (lambda: suite_of(grouped), "rewards.r0 compares the outputs of a batch"),
-        (lambda: suite_of(Green(), combine="rank(r0)"), r'"rank\(r0\)" depends on the rest of the batch'),
+        (lambda: suite_of(Green(), combine="rank(r0)"), r'"rank\(r0\)" compares the outputs of a batch'),
         (
             lambda: load_suite({"a": RewardConfig(type="brightness"), "b": RewardConfig(type="contrast")}, add=False),
             "side by side",

@@ -250,5 +250,5 @@ def test_metrics_are_means_over_what_is_there() -> None:
         metrics={"entropy": torch.tensor([[1.0, 2.0, 50.0], [6.0, 70.0, 80.0]])},
     )
     sums = learning.Sums()
-    sums.add(losses, count=3, computed=3)
+    sums.add(losses, count=3)
     assert sums.totals == pytest.approx({"loss/policy": 1.0, "entropy": 3.0})

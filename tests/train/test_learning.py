@@ -53,17 +53,31 @@ def test_nft_on_adapters_draws_more_held_out_captions_right(tmp_path: Path) -> N
     assert summary["gain_low"] > 0, summary
 
 
-TOYS = {
-    "nft": [{"train": {"lr": 1e-2}}],
-    "nft from noisy samples": [{"train": {"lr": 1e-2}, "sampler": {"kernel": "cps", "level": 0.5}}],
-    "nft with average": [{"train": {"lr": 1e-2}}, EMA],
-    "nft on adapters": [{"train": {"lr": 3e-2}}, LORA],
-} | {
-    f"grpo {kernel}": [
-        {"sampler": {"kernel": kernel, "level": 0.7, "steps": 5}, "objective": {"type": "grpo"}, "train": {"lr": 1e-2}}
-    ]
-    for kernel in ("flow_sde", "constant_eta", "cps", "ddim_eta")
-}
+TOYS = (
+    {
+        "nft": [{"train": {"lr": 1e-2}}],
+        "nft from noisy samples": [{"train": {"lr": 1e-2}, "sampler": {"kernel": "cps", "level": 0.5}}],
+        "nft with average": [{"train": {"lr": 1e-2}}, EMA],
+        "nft on adapters": [{"train": {"lr": 3e-2}}, LORA],
+    }
+    | {
+        f"gradient {truncation}": [
+            {"rewards": {"red": "tests.reference.toys:soft_redness"}, "train": {"lr": 1e-2}},
+            {"objective": {"type": "gradient", "truncation": truncation}},
+        ]
+        for truncation in ("none", "last", "suffix", "per_step", "one_step")
+    }
+    | {
+        f"grpo {kernel}": [
+            {
+                "sampler": {"kernel": kernel, "level": 0.7, "steps": 5},
+                "objective": {"type": "grpo"},
+                "train": {"lr": 1e-2},
+            }
+        ]
+        for kernel in ("flow_sde", "constant_eta", "cps", "ddim_eta")
+    }
+)
 
 
 @pytest.mark.parametrize("name", TOYS)

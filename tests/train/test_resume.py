@@ -153,6 +153,7 @@ VARIANTS = {
     "nft": [{}],
     "grpo": [GRPO, {"train": {"updates_per_step": 2}, "run": {"save_every": 2}}],
     "lora and ema": [LORA, EMA, {"run": {"keep_checkpoints": 1}}],
+    "gradient": [{"objective": {"type": "gradient"}, "rewards": {"red": "tests.reference.toys:soft_redness"}}],
 }
 
 
@@ -165,7 +166,7 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(variant: str, tmp_pat
     expected = contents(run_folder(recipe))
     assert {"metrics.jsonl", "evaluations.jsonl", "samples/after.png", "final/toy.safetensors"} <= set(expected)
     assert moments.count > 60
-    names, stride = list(moments.names), {"nft": 1, "grpo": 3, "lora and ema": 2}[variant]
+    names, stride = list(moments.names), {"nft": 1, "grpo": 3, "lora and ema": 2, "gradient": 5}[variant]
     for at in range(1, len(names) + 1, stride):
         shutil.rmtree(run_folder(recipe), ignore_errors=True)
         arm(at)

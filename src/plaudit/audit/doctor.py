@@ -56,7 +56,7 @@ def mismatch_kl(patient: Patient) -> Check:
 def _no_ratio(patient: Patient) -> str | None:
     """Why there is no ratio to look at, if there is none."""
     if patient.setup.objective.needs.feed != "rollouts":
-        return "the objective learns from data"
+        return "the objective does not learn from rollouts"
     decisions = patient.piece.samples.decisions
     return "no stochastic steps" if decisions is None or not decisions.mask.any() else None
 
@@ -246,7 +246,7 @@ def cheap_checks(setup: Setup) -> list[Check]:
 def _left_to_the_doctor(check: Callable[[Patient], Check]) -> Callable[[Patient], Check]:
     if check not in OF_DRAWN_SAMPLES:
         return check
-    why = "the objective learns from data; `plaudit doctor` draws samples and checks it"
+    why = "the objective does not learn from rollouts; `plaudit doctor` draws samples and checks it"
     return lambda patient: not_applicable(OF_DRAWN_SAMPLES[check], why)
 
 

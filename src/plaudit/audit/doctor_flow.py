@@ -13,8 +13,9 @@ from plaudit.recipe.sampling import Sampler
 from plaudit.sampling.drawers import FlowDrawer
 from plaudit.sampling.kernels import Transition, kl_divergence, log_density, transition
 from plaudit.sampling.noise import gaussian
+from plaudit.sampling.path import move
 from plaudit.sampling.plan import deterministic_plan
-from plaudit.sampling.rollout import FlowSamples, Trace, draw, move, noise_scale, replay
+from plaudit.sampling.rollout import FlowSamples, Trace, draw, noise_scale, replay
 
 
 def trace_of(patient: Patient) -> Trace | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from plaudit.data.prompt import Prompt
 from plaudit.sampling.base import Samples
 from plaudit.sampling.noise import SampleKey
-from plaudit.sampling.rollout import FlowSamples
+from plaudit.sampling.rollout import FlowSamples, Starts
 from plaudit.sampling.tokens import Completions
 from plaudit.shaping.advantages import Advantages
 
@@ -88,6 +88,11 @@ class Batch:
     @property
     def flow(self) -> FlowSamples:
         assert isinstance(self.samples, FlowSamples), "this objective learns from a flow model's samples"
+        return self.samples
+
+    @property
+    def starts(self) -> Starts:
+        assert isinstance(self.samples, Starts), "this objective draws its samples itself"
         return self.samples
 
     @property

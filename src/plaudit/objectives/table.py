@@ -9,6 +9,7 @@ from plaudit.errors import RecipeError
 from plaudit.objectives.base import Objective
 from plaudit.objectives.dpo import Dpo
 from plaudit.objectives.drpo import Drpo
+from plaudit.objectives.gradient import RewardGradient
 from plaudit.objectives.grpo import Grpo
 from plaudit.objectives.likelihood import Likelihood
 from plaudit.objectives.nft import Nft
@@ -17,6 +18,7 @@ from plaudit.recipe.objectives import (
     CustomObjective,
     DpoConfig,
     DrpoConfig,
+    GradientConfig,
     GrpoConfig,
     LikelihoodConfig,
     NftConfig,
@@ -43,6 +45,8 @@ def make_objective(recipe: Recipe, rewards: Suite) -> Objective:
             return Dpo(config, pack)
         case SftConfig() as config:
             return Sft(config, pack)
+        case GradientConfig() as config:
+            return RewardGradient(config, rewards, recipe.missing)
         case CustomObjective() as config:
             return _custom(config, recipe)
     raise RecipeError(f"objective.type: {recipe.objective!r} is not known")

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 from plaudit.recipe.base import Fraction, Positive, PositiveFloat, Strict
 from plaudit.recipe.models import Family
 
-Feed = Literal["rollouts", "pairs", "demonstrations"]
+Feed = Literal["rollouts", "pairs", "demonstrations", "prompts"]
 Families = tuple[Family, ...]
 BOTH: Families = ("flow", "tokens")
 
@@ -182,6 +182,22 @@ class NftConfig(Strict):
         return Needs(families=self.families, kl=KlConfig(weight=self.kl_weight))
 
 
+class GradientConfig(Strict):
+    """The reward's own gradient through sampling (AlignProp, DRaFT, ReFL): of all steps, of the `last` few, of a `suffix` as long
+    as each sample draws, of each step by chance (`per_step`), or of the clean prediction at one of the last (`one_step`)."""
+
+    type: Literal["gradient"]
+    families: ClassVar[Families] = ("flow",)
+    truncation: Literal["none", "last", "suffix", "per_step", "one_step"] = "suffix"
+    last: Positive = 1  # how many steps `last` keeps, or `one_step` chooses from
+    target: float | None = None  # |reward - target| is made small; null = the reward is made large
+    recompute: bool = True  # compute activations again on the way back instead of keeping them
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(families=self.families, feed="prompts")
+
+
 class CustomObjective(Strict):
     """Any other objective: a class at a dotted path `package.module:Class`, made with `options`."""
 
@@ -198,6 +214,6 @@ class CustomObjective(Strict):
 
 
 Objective = Annotated[
-    GrpoConfig | NftConfig | DrpoConfig | LikelihoodConfig | DpoConfig | SftConfig | CustomObjective,
+    GrpoConfig | NftConfig | DrpoConfig | LikelihoodConfig | DpoConfig | SftConfig | GradientConfig | CustomObjective,
     Field(discriminator="type"),
 ]

@@ -161,7 +161,7 @@ def check_needs(recipe: Recipe, needs: Needs) -> None:
     if needs.feed == "rollouts":
         _check_rollouts(recipe, needs)
     else:
-        _check_feed(recipe)
+        _check_feed(recipe, needs)
     for key, name in needs.rewards.items():
         if name not in recipe.rewards:
             raise ValueError(
@@ -191,14 +191,14 @@ def _check_rollouts(recipe: Recipe, needs: Needs) -> None:
         _check_stochastic(recipe.sampler, recipe.objective.type)
 
 
-def _check_feed(recipe: Recipe) -> None:
-    """What is learned from data has no groups and draws nothing."""
+def _check_feed(recipe: Recipe, needs: Needs) -> None:
+    """What is not learned from rollouts compares no samples; what is learned from data draws nothing."""
     kind, train = recipe.objective.type, recipe.train
     if train.refill or recipe.shaping != Shaping():
         raise ValueError(
-            f"objective.type: {kind} learns from data, where there are no groups; leave train.refill and shaping out"
+            f"objective.type: {kind} learns from {needs.feed}, where there are no groups; leave train.refill and shaping out"
         )
-    if train.steps is None and train.minutes is None:
+    if needs.feed != "prompts" and train.steps is None and train.minutes is None:
         raise ValueError(
             f"train.network_calls: objective {kind} draws nothing, so the run would never end; give steps or minutes"
         )
@@ -215,7 +215,11 @@ def _check_exact(sampler: TokenSampling) -> None:
 
 def _check_updates(recipe: Recipe, needs: Needs) -> None:
     """Rows of data, and whole groups, cannot be split into more updates than there are prompts."""
-    rows, updates, data = recipe.train.prompts_per_step, recipe.train.updates_per_step, needs.feed != "rollouts"
+    rows, updates, data = (
+        recipe.train.prompts_per_step,
+        recipe.train.updates_per_step,
+        needs.feed in ("pairs", "demonstrations"),
+    )
     if (data and rows % updates) or (needs.whole_groups and updates > rows):
         raise ValueError(
             f"train.updates_per_step: {updates} for objective {recipe.objective.type}, which learns from train.prompts_per_step "

@@ -19,6 +19,7 @@ from plaudit.rewards.base import Score, Status
 from plaudit.rewards.cache import ScoreCache
 from plaudit.rewards.calibrate import Scale, fit, from_json, needs_outputs, to_json, unit_of
 from plaudit.rewards.compose.formula import Formula, parse, weighted_sum_formula
+from plaudit.rewards.compose.nodes import Call, walk
 from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.request import Outputs, Request, make_request
 
@@ -85,6 +86,17 @@ class Suite:
     rewards: Sequence[Reward]
     formula: Formula | None
     scales: dict[str, Scale] = field(default_factory=dict)
+
+    @property
+    def in_company(self) -> str | None:
+        """The first reward or operator whose word on an output depends on the others of its batch, or on earlier ones."""
+        for reward in self.rewards:
+            if reward.caller.whole_batch:
+                return f"rewards.{reward.name}"
+        for node in walk(self.formula.root) if self.formula else ():
+            if isinstance(node, Call) and (node.operator.has_memory or "group" in node.operator.needs):
+                return f'combine: "{node.text}"'
+        return None
 
     def __call__(
         self,
@@ -295,8 +307,7 @@ def enforce_missing(batch: ScoredBatch, missing: Missing) -> ScoredBatch:
 
     Counted are scores that failed, those that do not apply where the total is missing for it, and totals.
     """
-    limit = 0.0 if missing.on_missing == "fail" else missing.max_missing_fraction
-    lost = batch.total.isnan()
+    limit, lost = _allowed_share(missing), batch.total.isnan()
     for name, values in batch.parts.items():
         failed = torch.tensor([score.status not in (Status.OK, Status.NOT_APPLICABLE) for score in batch.scores[name]])
         absent = values.isnan() & (failed | lost)
@@ -307,13 +318,23 @@ def enforce_missing(batch: ScoredBatch, missing: Missing) -> ScoredBatch:
                 f"rewards.{name}: {int(absent.sum())} of {len(values)} scores are missing, more than "
                 f"missing.max_missing_fraction {limit:g} allows (first: {first}); mend the reward or raise the limit"
             )
-    if lost.sum() > limit * len(lost):
-        raise RewardError(
-            f"combine: {int(lost.sum())} of {len(lost)} totals are missing, more than missing.max_missing_fraction {limit:g} "
-            f"allows (first: output {int(lost.nonzero()[0])}), though every reward alone keeps to it; look at the formula, for "
-            "example at what it divides by, or raise the limit"
-        )
+    enforce_share(batch.total, missing)
     if missing.impute is None:
         return batch
     total = torch.where(batch.total.isnan(), missing.impute, batch.total)
     return ScoredBatch(total=total, parts=batch.parts, scores=batch.scores, terms=batch.terms)
+
+
+def enforce_share(total: Tensor, missing: Missing) -> None:
+    """Stop where more totals are missing than the recipe allows."""
+    limit, lost = _allowed_share(missing), total.isnan()
+    if lost.sum() > limit * len(lost):
+        raise RewardError(
+            f"combine: {int(lost.sum())} of {len(lost)} totals are missing, more than missing.max_missing_fraction {limit:g} "
+            f"allows (first: output {int(lost.nonzero()[0])}); look at the formula, for example at "
+            "what it divides by, and at rewards that decline, or raise the limit"
+        )
+
+
+def _allowed_share(missing: Missing) -> float:
+    return 0.0 if missing.on_missing == "fail" else missing.max_missing_fraction

@@ -15,7 +15,7 @@ from plaudit.recipe.sampling import EvaluationSampler, Sampler, TokenSampling
 from plaudit.sampling.base import Drawer, Piece
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.plan import deterministic_plan, stochastic_plan
-from plaudit.sampling.rollout import FlowSamples, draw, tiles
+from plaudit.sampling.rollout import FlowSamples, Starts, draw, tiles
 from plaudit.sampling.tokens import Completions, draw_completions
 
 
@@ -32,23 +32,32 @@ class FlowDrawer:
     def training(
         self, prompts: Sequence[Prompt], keys: Sequence[SampleKey], first_of_group: Sequence[SampleKey]
     ) -> Iterator[Piece]:
-        sampler = self.sampler
-        conditioning = self.encoder(prompts, sampler.guidance)
-        times = self.model.schedule(sampler.steps, sampler.shift)
-        plan = stochastic_plan(sampler, times, keys, first_of_group)
-        initial_keys = first_of_group if sampler.same_noise else keys
-        for rows in tiles(len(keys), sampler.tile):
-            of = slice(int(rows[0]), int(rows[-1]) + 1)
+        starts, tile = self.starts(prompts, keys, first_of_group), self.sampler.tile
+        for rows in tiles(len(keys), tile):
+            part = starts.select(rows)
             samples = draw(
                 self.model,
-                conditioning.select(rows),
-                plan.select(rows),
-                keys[of],
-                tile=sampler.tile,
-                initial_keys=initial_keys[of],
+                part.conditioning,
+                part.plan,
+                part.keys,
+                tile=tile,
+                initial_keys=part.initial_keys,
                 density=self.density,
             )
             yield self._piece(samples)
+
+    def starts(
+        self, prompts: Sequence[Prompt], keys: Sequence[SampleKey], first_of_group: Sequence[SampleKey]
+    ) -> Starts:
+        """What a training batch is drawn from."""
+        sampler = self.sampler
+        times = self.model.schedule(sampler.steps, sampler.shift)
+        return Starts(
+            conditioning=self.encoder(prompts, sampler.guidance),
+            plan=stochastic_plan(sampler, times, keys, first_of_group),
+            keys=tuple(keys),
+            initial_keys=tuple(first_of_group if sampler.same_noise else keys),
+        )
 
     def evaluation(self, prompts: Sequence[Prompt], keys: Sequence[SampleKey]) -> Piece:
         sampler = self.evaluation_sampler

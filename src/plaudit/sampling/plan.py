@@ -31,6 +31,11 @@ class SamplingPlan:
     def steps(self) -> int:
         return len(self.times) - 1
 
+    @property
+    def velocities(self) -> int:
+        """How often the network is asked for a sample's velocity; Heun looks ahead on all steps but the last."""
+        return 2 * self.steps - 1 if self.solver == "heun" else self.steps
+
     def select(self, rows: Tensor) -> SamplingPlan:
         return replace(self, levels=self.levels[rows], first=self.first[rows])
 

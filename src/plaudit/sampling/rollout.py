@@ -7,6 +7,7 @@ Shape legend: B samples, K steps, D recorded decisions, * latent dimensions.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from plaudit.models.flow import Conditioning, FlowModel, guided_velocity
 from plaudit.sampling.kernels import Transition, log_density, transition
 from plaudit.sampling.noise import SampleKey, gaussian
+from plaudit.sampling.path import path
 from plaudit.sampling.plan import SamplingPlan
 
 
@@ -61,6 +63,36 @@ class Trace:
             levels=torch.cat([part.levels for part in parts]),
             mask=torch.cat([part.mask for part in parts]),
             log_prob=torch.cat([part.log_prob for part in parts]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starts:
+    """What samples would be drawn from, for objectives that draw them themselves."""
+
+    conditioning: Conditioning
+    plan: SamplingPlan
+    keys: tuple[SampleKey, ...]
+    initial_keys: tuple[SampleKey, ...]
+    decisions: None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def network_calls(self) -> int:
+        return len(self) * self.plan.velocities * self.conditioning.calls_per_velocity
+
+    def noise(self, latent_shape: Sequence[int]) -> Tensor:
+        return gaussian(self.initial_keys, "initial", latent_shape) * noise_scale(self.plan.times[0])
+
+    def select(self, rows: Tensor) -> Starts:
+        order = rows.tolist()
+        return Starts(
+            conditioning=self.conditioning.select(rows),
+            plan=self.plan.select(rows),
+            keys=tuple(self.keys[i] for i in order),
+            initial_keys=tuple(self.initial_keys[i] for i in order),
         )
 
 
@@ -136,36 +168,18 @@ def draw(
     B, D = len(x), plan.decisions
     states = x.new_zeros(B, D + 1, *model.latent_shape)
     log_prob = torch.zeros(B, D, dtype=torch.float64)
-    rows, calls = torch.arange(B), 0
-    for k in range(plan.steps):
-        t, t_next = (plan.times[j].expand(B) for j in (k, k + 1))
-        v = tiled_velocity(model, x, t, conditioning, tile)
-        calls += B * conditioning.calls_per_velocity
-        if plan.solver == "heun" and t_next[0] > 0:
-            ahead = transition("ode", x, v, t, t_next, plan.levels[:, k]).mean
-            v = 0.5 * (v + tiled_velocity(model, ahead, t_next, conditioning, tile))
-            calls += B * conditioning.calls_per_velocity
-        step = transition(plan.kernel, x, v, t, t_next, plan.levels[:, k])
-        x_next = move(step, keys, k)
-        slot = k - plan.first
+    rows, velocity = torch.arange(B), functools.partial(tiled_velocity, model, conditioning=conditioning, tile=tile)
+    for visit in path(velocity, x, plan, keys):
+        slot = visit.k - plan.first
         inside = (slot >= 0) & (slot < D)
         if inside.any():
-            states[rows[inside], slot[inside]] = x[inside]
-            states[rows[inside], slot[inside] + 1] = x_next[inside]
-            log_prob[rows[inside], slot[inside]] = log_density(x_next, step, density)[inside]
-        x = x_next
+            states[rows[inside], slot[inside]] = visit.x[inside]
+            states[rows[inside], slot[inside] + 1] = visit.x_next[inside]
+            log_prob[rows[inside], slot[inside]] = log_density(visit.x_next, visit.step, density)[inside]
+        x = visit.x_next
+    calls = B * plan.velocities * conditioning.calls_per_velocity
     trace = _trace(plan, states, log_prob, density) if D else None
     return FlowSamples(conditioning=conditioning, latents=x, trace=trace, network_calls=calls)
-
-
-def move(step: Transition, keys: Sequence[SampleKey], decision: int) -> Tensor:
-    """Draw the next state; rows without noise get none, and cost none."""
-    random = (step.std > 0).nonzero()[:, 0]
-    moved = step.mean.clone()
-    if len(random):
-        noise = gaussian([keys[i] for i in random.tolist()], "transition", step.mean.shape[1:], decision)
-        moved[random] += step.std[random].reshape(-1, *[1] * (moved.ndim - 1)) * noise
-    return moved
 
 
 def _trace(plan: SamplingPlan, states: Tensor, log_prob: Tensor, density: str) -> Trace:

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
-from plaudit.rewards.compose.nodes import Call, walk
+from plaudit.rewards.gradients import differentiable_total
 from plaudit.rewards.request import make_request
 from plaudit.rewards.suite import Suite
 from plaudit.sampling.noise import SampleKey, gaussian
 from plaudit.search.budget import Budget, Cost
-from plaudit.search.gradients import differentiable_total
 from plaudit.search.ledger import Ledger
 from plaudit.search.rows import Found
 
@@ -168,15 +167,8 @@ def check_comparable(suite: Suite) -> None:
             f"rewards.{suite.uncalibrated[0].name}.calibrate has still to be measured on outputs; write its numbers into the "
             "recipe (`mean` and `std`, or `low` and `high`), or search a run folder, which has them"
         )
-    for reward in suite.rewards:
-        if reward.caller.whole_batch:
-            raise RecipeError(
-                f"rewards.{reward.name} compares the outputs of a batch with each other or with earlier ones, so a candidate's "
-                "score would depend on its company; search with a reward that judges each output alone"
-            )
-    for node in walk(suite.formula.root):
-        if isinstance(node, Call) and (node.operator.has_memory or "group" in node.operator.needs):
-            raise RecipeError(
-                f'combine: "{node.text}" depends on the rest of the batch or on earlier ones, so a candidate\'s score would '
-                "depend on its company; use an operator that looks at each output alone, such as clip or rescale"
-            )
+    if (what := suite.in_company) is not None:
+        raise RecipeError(
+            f"{what} compares the outputs of a batch with each other or with earlier ones, so a candidate's score would "
+            "depend on its company; search with rewards and operators that look at each output alone, such as clip or rescale"
+        )

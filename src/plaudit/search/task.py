@@ -43,7 +43,8 @@ from plaudit.errors import RewardError
 from plaudit.models.flow import Conditioning, FlowModel, clean_prediction, guided_velocity
 from plaudit.rewards.suite import Suite
 from plaudit.sampling.kernels import Transition, transition
-from plaudit.sampling.rollout import move, noise_scale, tiles
+from plaudit.sampling.path import move
+from plaudit.sampling.rollout import noise_scale, tiles
 from plaudit.search.base import Task
 from plaudit.search.budget import Budget, Cost
 from plaudit.search.rows import Found, Rows

@@ -26,21 +26,27 @@ RATIO_REMEDY = (
 class Sums:
     """Sums over the elements of an update, so that means do not depend on how it was split."""
 
-    totals: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    elements: float = 0.0
     largest_deviation: float | None = None
 
-    def _add(self, name: str, share: float) -> None:
-        self.totals[name] = self.totals.get(name, 0.0) + share
-
-    def add(self, losses: Losses, count: float, computed: float) -> None:
-        """Loss parts are shares of the whole update's `count`, metrics means over the `computed` elements."""
+    def add(self, losses: Losses, count: float) -> None:
         for name, value in losses.parts.items():
-            self._add("loss/" + name, (value.detach().double() * losses.weights).sum().item() / count)
+            share = (value.detach().double() * losses.weights).sum().item() / count
+            self.losses["loss/" + name] = self.losses.get("loss/" + name, 0.0) + share
         for name, value in losses.metrics.items():
-            self._add(name, (value.detach().double() * losses.mask).sum().item() / computed)
+            self.metrics[name] = self.metrics.get(name, 0.0) + (value.detach().double() * losses.mask).sum().item()
+        self.elements += losses.mask.sum().item()
         deviation = losses.metrics.get("ratio/deviation")
         if deviation is not None and losses.mask.any():
             self.largest_deviation = max(self.largest_deviation or 0.0, deviation[losses.mask].max().item())
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Loss parts as shares of the whole update's count, metrics as means over the elements that were computed."""
+        means = {name: value / self.elements for name, value in self.metrics.items()} if self.elements else {}
+        return self.losses | means
 
 
 def make_optimizer(policy: Policy, train: Train) -> torch.optim.AdamW:
@@ -69,12 +75,11 @@ def accumulate(policy: Policy, objective: Objective, batch: Batch, micro_batch: 
     count, needed = objective.count(batch), objective.computed(batch).nonzero()[:, 0]
     if count == 0 or len(needed) == 0:
         return sums
-    computed = float(objective.mask(batch)[needed].sum().item())
     for rows in needed.split(micro_batch):
         losses = objective.losses(objective.terms(policy, batch.select(rows)))
         parts = torch.stack([(part * losses.weights).sum() for part in losses.parts.values()])
         (parts.sum() / count).backward()
-        sums.add(losses, count, computed)
+        sums.add(losses, count)
     return sums
 
 

@@ -170,8 +170,9 @@ def _step(setup: Setup, progress: Progress) -> tuple[dict[str, float | None], di
     ended = time.perf_counter()
     progress.step += 1
     progress.updates += recipe.train.updates_per_step
-    progress.network_calls += rollout.network_calls if rollout else 0
-    progress.reward_calls += rollout.reward_calls if rollout else 0
+    drawn = len(batch) if objective.needs.feed == "prompts" else 0
+    progress.network_calls += rollout.network_calls if rollout else batch.samples.network_calls
+    progress.reward_calls += rollout.reward_calls if rollout else drawn * len(setup.rewards.rewards)
     progress.training_seconds += ended - started
     metrics = {**(_rollout_metrics(rollout) if rollout else {}), **learned, "lr": recipe.train.lr}
     for reward in setup.rewards.rewards:

@@ -1,4 +1,4 @@
-"""One step's samples for objectives that learn from data: pairs of answers, or demonstrations."""
+"""One step's samples for objectives that do not learn from rollouts: pairs of answers, demonstrations, or prompts alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.data.sources import FileSource, PromptSource
@@ -15,8 +16,10 @@ from plaudit.recipe.objectives import Feed
 from plaudit.recipe.prompts import FilePrompts, SumsPrompts
 from plaudit.recipe.schema import Recipe
 from plaudit.sampling.base import Samples
+from plaudit.sampling.drawers import FlowDrawer
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.tokens import Completions, given_completions
+from plaudit.train.collect import expand_groups
 
 if TYPE_CHECKING:
     from plaudit.train.setup import Setup
@@ -30,7 +33,7 @@ ROWS = {
 
 def check_rows(recipe: Recipe, prompts: PromptSource, source: Feed) -> None:
     """Every row of a training file, or the first prompt of a source that makes them, has the answers that are learned from."""
-    if source == "rollouts":
+    if source not in NEEDED:
         return
     rows = prompts.train if isinstance(prompts, FileSource) else prompts.batch(0, 1, recipe.run.seed)
     for number, prompt in enumerate(rows, start=1):
@@ -58,16 +61,32 @@ def read_batch(setup: Setup, step: int) -> Batch:
     recipe, source = setup.recipe, setup.objective.needs.feed
     prompts = setup.prompts.batch(step, recipe.train.prompts_per_step, recipe.run.seed)
     samples: Samples
+    if source == "prompts":
+        return _starts(setup, prompts, step)
     if source == "pairs":
         samples = Pairs(chosen=_given(setup, prompts, "chosen"), rejected=_given(setup, prompts, "rejected"))
     else:
         samples = _given(setup, prompts, "completion")
+    keys = [SampleKey(seed=recipe.run.seed, step=step, prompt=p.id, index=i) for i, p in enumerate(prompts)]
+    return _unscored(samples, prompts, keys, torch.arange(len(prompts)))
+
+
+def _starts(setup: Setup, prompts: Sequence[Prompt], step: int) -> Batch:
+    """Where the step's samples begin, for objectives that draw them with a gradient."""
+    assert isinstance(setup.drawer, FlowDrawer), "the objective's needs say flow"
+    size, seed = setup.recipe.train.samples_per_prompt, setup.recipe.run.seed
+    members, group, keys = expand_groups(prompts, size, seed, step)
+    starts = setup.drawer.starts(members, keys, [keys[i - i % size] for i in range(len(keys))])
+    return _unscored(starts, members, keys, group)
+
+
+def _unscored(samples: Samples, prompts: Sequence[Prompt], keys: Sequence[SampleKey], group: Tensor) -> Batch:
     everything = torch.ones(len(prompts), dtype=torch.bool)
     return Batch(
         samples=samples,
         prompts=tuple(prompts),
-        keys=tuple(SampleKey(seed=recipe.run.seed, step=step, prompt=p.id, index=i) for i, p in enumerate(prompts)),
-        group=torch.arange(len(prompts)),
+        keys=tuple(keys),
+        group=group,
         score=torch.full((len(prompts),), torch.nan).double(),
         scores={},
         advantage=torch.ones(len(prompts)),

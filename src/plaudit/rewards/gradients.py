@@ -26,6 +26,14 @@ def differentiable_total(suite: Suite, request: Request) -> Tensor:
         return suite.formula.evaluate(parts, group=torch.tensor(request.group), step=request.step).total
 
 
+def check_differentiable(reward: Reward) -> None:
+    if reward.card is not None and not reward.card.differentiable:
+        raise RecipeError(
+            f"rewards.{reward.name} has no gradient (its card says so); use a differentiable reward (`plaudit rewards list` "
+            "names them), or what needs none: the search method best_of_n, the objectives nft and grpo"
+        )
+
+
 def _scaled(suite: Suite, name: str, values: Tensor) -> Tensor:
     return suite.scales[name](values) if name in suite.scales else values
 
@@ -33,12 +41,8 @@ def _scaled(suite: Suite, name: str, values: Tensor) -> Tensor:
 def _values(reward: Reward, request: Request) -> Tensor:
     """One reward's values `[B]`. Its caller detaches what it hands over and turns scores into numbers, so the function is
     called here, with the arguments that the caller would give it."""
+    check_differentiable(reward)
     caller = reward.caller
-    if reward.card is not None and not reward.card.differentiable:
-        raise RecipeError(
-            f"rewards.{reward.name} has no gradient (its card says so); use a differentiable reward (`plaudit rewards list` "
-            "names them), or a method that needs none, such as best_of_n"
-        )
     given = caller.arguments(request) | {caller.arguments.output_name: request.outputs}
     result = caller.function(**given)
     if not isinstance(result, Tensor) or not result.requires_grad or result.shape != (len(request),):
