@@ -2,31 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from plaudit.recipe.base import Fraction, Positive, PositiveFloat, Strict
 
+# What published scalings of a Gaussian step's log-density and KL compute, for the kernels that they were published for.
+DENSITIES = {"flow_grpo": {"flow_sde": "mean", "cps": "distance"}, "cps": {"cps": "distance"}}
+KLS = {"flow_grpo": {"flow_sde": "without_dt", "cps": "mean"}, "cps": {"cps": "distance"}}
+
+UNDIVIDED = ("none", "loo")
+
 
 class Shaping(Strict):
-    """Scores to advantages. `floor` is the smallest standard deviation divided by, in reward units. `normalise` the total,
-    or each reward in its groups before they are added by their weights."""
+    """Scores to advantages: the distance of each score to its group's mean, in deviations."""
 
     normalise: Literal["total", "each"] = "total"
-    std: Literal["group", "batch", "none", "loo"] = "group"
+    """What becomes an advantage: the total, or each reward in its groups before they are added by their weights."""
+    std: Literal["group", "batch", "global", "pooled", "none", "loo"] = "group"
+    """What is divided by: the group's deviation, that of all scores as in TRL (`batch`) or in flow_grpo's global_std (`global`),
+    that of all scores around their groups' means (`pooled`), or nothing (`loo`: the mean of the others is the baseline)."""
     floor: PositiveFloat = 1e-3
+    """Smallest deviation divided by, in reward units."""
     clip: PositiveFloat | None = 5.0
+    """Largest advantage, in deviations; null = no limit, as always with std none and loo, which divide by none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clip_counts_deviations(cls, values: Any) -> Any:
+        """In reward units a clip would mean something else for every reward, and bias leave-one-out."""
+        if not isinstance(values, dict) or values.get("std") not in UNDIVIDED:
+            return values
+        if values.get("clip") is not None:
+            raise ValueError(
+                f"shaping.clip: {values['clip']} with std {values['std']}, which divides by no deviation that a clip could "
+                "count; set clip to null, or std to group, batch, global or pooled"
+            )
+        return values | {"clip": None}
 
 
 class KlConfig(Strict):
-    """KL to the reference policy. `exact` is that of a whole decision: of the Gaussian transition, or over the vocabulary;
-    `mean` and `flow_grpo` are published scalings of the Gaussian one. `k2` and `k3` are estimates from the decisions drawn,
-    as is `k1`, which has no useful gradient and can only be taken from the reward."""
+    """KL to the reference policy."""
 
     weight: Annotated[float, Field(ge=0)] = 0.0
-    scaling: Literal["exact", "mean", "flow_grpo", "k1", "k2", "k3"] = "exact"
+    """What the KL is multiplied by."""
+    scaling: Literal["exact", "mean", "flow_grpo", "cps", "k1", "k2", "k3"] = "exact"
+    """`exact` is that of a whole decision: of the Gaussian step, or over the vocabulary; `mean`, `flow_grpo` and `cps` are
+    scalings of the Gaussian one; k1, k2, k3 are estimates from the decisions drawn (docs/conventions.md)."""
     place: Literal["loss", "reward"] = "loss"
+    """Added to the loss, or (k1 only, whose gradient is zero on average) taken from the reward."""
 
     @model_validator(mode="after")
     def _has_gradient(self) -> KlConfig:
@@ -39,41 +64,62 @@ class KlConfig(Strict):
 
 
 class GrpoConfig(Strict):
-    """Clipped likelihood ratio over the decisions of a rollout: denoising steps (Flow-GRPO) or tokens. Names as in TRL:
-    `importance_sampling_level` sequence is GSPO's ratio; `loss_type` says what the sum over decisions is divided by: dapo all
-    decisions, grpo each sample's own and then all samples, dr_grpo the longest possible, luspo the samples only."""
+    """Clipped likelihood ratio over the decisions of a rollout: denoising steps (Flow-GRPO) or tokens. Names as in TRL."""
 
     type: Literal["grpo"]
+    """Clipped likelihood ratio."""
     clip_low: PositiveFloat = 0.2
+    """How far below 1 the ratio still counts."""
     clip_high: PositiveFloat = 0.2
+    """How far above 1 the ratio still counts."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
+    """A ratio for each decision, or one for a whole sample (GSPO)."""
     loss_type: Literal["dapo", "grpo", "dr_grpo", "luspo"] = "dapo"
-    density: Literal["exact", "mean", "flow_grpo", "cps"] = "exact"  # of flow models
+    """What the sum over decisions is divided by: dapo all decisions, grpo each sample's own and then all samples, dr_grpo the
+    longest possible, luspo the samples only."""
+    zero_advantage: Literal["keep", "drop"] = "keep"
+    """Samples of advantage 0, as in groups of equal scores: kept in the divisor and the KL (TRL), or left out (flow_grpo)."""
+    density: Literal["exact", "mean", "flow_grpo", "cps"] = "exact"
+    """Log-density of a flow's step in the ratio, to which the clip range belongs: exact, or a scaling of it
+    (docs/conventions.md)."""
     kl: KlConfig = KlConfig()
+    """KL to the reference policy."""
 
 
 class DrpoConfig(Strict):
-    """DRPO: a preference re-weighs the right answers among themselves, wrong ones are a contrast, and KL has a barrier.
-    `correct` and `prefer` name rewards."""
+    """DRPO: a preference re-weighs the right answers among themselves, wrong ones are a contrast, and KL has a barrier."""
 
     type: Literal["drpo"]
+    """Decoupled reward policy optimisation."""
     correct: str
+    """The reward that says 1 for right and 0 for wrong."""
     prefer: str
-    temperature: PositiveFloat = 0.1  # lambda
-    contrast_temperature: PositiveFloat = 10.0  # tau
+    """The reward by which right answers are weighed against each other."""
+    temperature: PositiveFloat = 0.1
+    """lambda: how softly the preference weighs."""
+    contrast_temperature: PositiveFloat = 10.0
+    """tau: how softly the likeliest wrong answers are singled out."""
     barrier: Annotated[float, Field(ge=0)] = 1e3
+    """Strength of the barrier on the KL."""
     margin: Annotated[float, Field(ge=0)] = 1e-4
+    """KL up to which the barrier does nothing."""
 
 
 class LikelihoodConfig(Strict):
     """The likelihood of a reference answer after the drawn reasoning, as reward and by its own gradient."""
 
     type: Literal["likelihood"]
+    """Likelihood of a reference answer."""
     clip_low: PositiveFloat = 0.2
+    """How far below 1 the ratio of the reasoning still counts."""
     clip_high: PositiveFloat = 0.2
-    reward: str  # which of the recipe's rewards is the policy's own likelihood
-    direct: Annotated[float, Field(ge=0)] = 1.0  # weight of the reward's own gradient
+    """How far above 1 the ratio of the reasoning still counts."""
+    reward: str
+    """Which of the recipe's rewards is the policy's own likelihood."""
+    direct: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the reward's own gradient."""
     kl: KlConfig = KlConfig()
+    """KL to the reference policy."""
 
     @model_validator(mode="after")
     def _kl_in_loss(self) -> LikelihoodConfig:
@@ -85,13 +131,18 @@ class LikelihoodConfig(Strict):
 
 
 class DpoConfig(Strict):
-    """DPO on pairs `chosen` and `rejected`. `sft_weight` adds the likelihood of the chosen answer (RPO: eta beta on the sum)."""
+    """DPO on pairs `chosen` and `rejected`."""
 
     type: Literal["dpo"]
+    """Direct preference optimisation."""
     beta: PositiveFloat = 0.1
+    """How strongly the policy is held to the reference: the loss is -log sigma(beta margin)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """The chance that a pair's labels are swapped."""
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the chosen answer's likelihood beside it (RPO's eta)."""
     sft_reduction: Literal["sum", "mean"] = "sum"
+    """That likelihood's form: beta times the sum over tokens, or the mean over them."""
 
 
 class SftConfig(Strict):
@@ -99,8 +150,11 @@ class SftConfig(Strict):
     that reach `threshold`."""
 
     type: Literal["sft"]
+    """Supervised fine-tuning, or rejection-sampling fine-tuning."""
     keep: Literal["given", "best", "threshold"] = "given"
+    """Which completions are learned from: the given ones, each group's best, or those that score at least `threshold`."""
     threshold: float | None = None
+    """Smallest score that is kept, for keep threshold only."""
 
     @model_validator(mode="after")
     def _threshold(self) -> SftConfig:
@@ -115,19 +169,44 @@ class NftConfig(Strict):
     """DiffusionNFT: forward process, positive and negative branch around an old policy that is an average."""
 
     type: Literal["nft"] = "nft"
+    """Negative-aware fine-tuning on the forward process."""
     beta: PositiveFloat = 1.0
-    advantage_clip: PositiveFloat = 5.0  # advantage +-clip maps to optimality probability 1 or 0
+    """How far the two branches lie from the old policy."""
+    advantage_clip: PositiveFloat = 5.0
+    """The advantage from which a sample is optimal with probability 1; minus it, with 0."""
     times_per_sample: Positive = 2
+    """Points of the forward process that each sample is learned from at."""
     time_range: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Between which times those points lie; 1 is noise."""
     time_shift: PositiveFloat = 1.0
+    """Bends the times toward noise when above 1."""
     kl_weight: Annotated[float, Field(ge=0)] = 1e-4
-    old_decay_max: Fraction = 0.5
+    """Weight of the squared distance to the reference's velocity."""
+    old_decay_flat: Annotated[int, Field(ge=0)] = 0
+    """Steps before the old policy's decay begins to rise; until then it is the current policy."""
     old_decay_rate: Fraction = 1e-3
+    """How much the decay rises with every step (published: 1e-3, or after 75 flat steps 0.0075)."""
+    old_decay_max: Fraction = 0.5
+    """Where the decay stops rising (published: 0.5, or 0.999)."""
 
 
 Objective = Annotated[
     GrpoConfig | NftConfig | DrpoConfig | LikelihoodConfig | DpoConfig | SftConfig, Field(discriminator="type")
 ]
+
+
+def check_scalings(objective: Objective, kernel: str) -> None:
+    """A name of a published scaling means what was published for the kernel."""
+    if not isinstance(objective, GrpoConfig):
+        return
+    for key, name, published in (("density", objective.density, DENSITIES), ("kl.scaling", objective.kl.scaling, KLS)):
+        if name in published and kernel not in published[name]:
+            raise ValueError(
+                f"objective.{key}: {name} with sampler.kernel {kernel}; it was published for {', '.join(published[name])}; set "
+                f"sampler.kernel to that, or use exact or mean"
+            )
+
+
 GIVEN = "given"  # an objective that learns from data instead of samples of its own
 
 

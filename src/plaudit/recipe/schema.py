@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from plaudit.recipe.base import Fraction, Positive, PositiveFloat, Strict
 from plaudit.recipe.models import LabModel, Model
 from plaudit.recipe.objectives import (
+    KLS,
     DrpoConfig,
     GrpoConfig,
     KlConfig,
@@ -21,6 +22,7 @@ from plaudit.recipe.objectives import (
     Objective,
     SftConfig,
     Shaping,
+    check_scalings,
     learns_from_data,
     rewards_of,
 )
@@ -191,7 +193,7 @@ class Recipe(Strict):
                     f"objective.{key}: {name!r} is no reward of this recipe; rewards: {', '.join(self.rewards)}"
                 )
         kl = self.objective.kl if isinstance(self.objective, GrpoConfig | LikelihoodConfig) else KlConfig()
-        if tokens and kl.scaling in ("mean", "flow_grpo"):
+        if tokens and kl.scaling in ("mean", *KLS):
             raise ValueError(
                 f"objective.kl.scaling: {kl.scaling} belongs to Gaussian steps; for tokens: exact, k1, k2, k3"
             )
@@ -232,6 +234,7 @@ def _check_steps(sampler: Sampler, objective: Objective) -> None:
             f"ddim_eta and sampler.level above 0 (now kernel {sampler.kernel}, level {sampler.level}), "
             "or use objective.type nft, which needs none"
         )
+    check_scalings(objective, sampler.kernel)
     first, last = sampler.window.start
     size = sampler.window.size or 1
     if first > last or last + size > max(sampler.steps - 1, 1):

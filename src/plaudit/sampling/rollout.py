@@ -152,7 +152,7 @@ def draw(
         if inside.any():
             states[rows[inside], slot[inside]] = x[inside]
             states[rows[inside], slot[inside] + 1] = x_next[inside]
-            log_prob[rows[inside], slot[inside]] = log_density(x_next, step, density)[inside]
+            log_prob[rows[inside], slot[inside]] = log_density(x_next, step, density, plan.kernel)[inside]
         x = x_next
     trace = _trace(plan, states, log_prob, density) if D else None
     return FlowSamples(conditioning=conditioning, latents=x, trace=trace, network_calls=calls)
@@ -194,4 +194,4 @@ def replay(model: FlowModel, conditioning: Conditioning, trace: Trace) -> Transi
 
 def replay_log_prob(trace: Trace, step: Transition, density: str) -> Tensor:
     """Log-density `[B, D]` of the recorded next states under replayed transitions."""
-    return log_density(trace.states[:, 1:].flatten(0, 1), step, density).reshape(trace.levels.shape)
+    return log_density(trace.states[:, 1:].flatten(0, 1), step, density, trace.kernel).reshape(trace.levels.shape)
