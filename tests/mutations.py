@@ -318,8 +318,8 @@ MUTATIONS = [
     Mutation(
         "a clip of reward units",
         "recipe/objectives.py",
-        'return values | {"clip": None}',
-        "return values",
+        'self.clip is not None and self.std in ("none", "loo")',
+        "False",
         ADVANTAGES,
     ),
     Mutation(
@@ -627,8 +627,8 @@ MUTATIONS = [
     Mutation(
         "exact KL the other way round",
         "objectives/token_terms.py",
-        "(own.exp() * (own - reference))",
-        "(reference.exp() * (reference - own))",
+        "own - reference, 0.0)",
+        "reference - own, 0.0)",
         TOKEN_TERMS,
     ),
     Mutation(
@@ -1089,8 +1089,8 @@ MUTATIONS = [
     Mutation(
         "padding is compared with itself",
         "audit/doctor_tokens.py",
-        "(alone.log_softmax(-1) - row).abs()",
-        "(row - row).abs()",
+        "alone = alone.log_softmax(-1)",
+        "alone = row",
         TOKEN_DOCTOR,
     ),
     Mutation(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,8 +11,6 @@ from plaudit.recipe.base import Fraction, Positive, PositiveFloat, Strict
 # What published scalings of a Gaussian step's log-density and KL compute, for the kernels that they were published for.
 DENSITIES = {"flow_grpo": {"flow_sde": "mean", "cps": "distance"}, "cps": {"cps": "distance"}}
 KLS = {"flow_grpo": {"flow_sde": "without_dt", "cps": "mean"}, "cps": {"cps": "distance"}}
-
-UNDIVIDED = ("none", "loo")
 
 
 class Shaping(Strict):
@@ -25,21 +23,18 @@ class Shaping(Strict):
     that of all scores around their groups' means (`pooled`), or nothing (`loo`: the mean of the others is the baseline)."""
     floor: PositiveFloat = 1e-3
     """Smallest deviation divided by, in reward units."""
-    clip: PositiveFloat | None = 5.0
-    """Largest advantage, in deviations; null = no limit, as always with std none and loo, which divide by none."""
+    clip: PositiveFloat | None = None
+    """Largest advantage, in deviations (5 in flow_grpo); null = no limit, as always with std none and loo."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _clip_counts_deviations(cls, values: Any) -> Any:
+    @model_validator(mode="after")
+    def _clip_counts_deviations(self) -> Shaping:
         """In reward units a clip would mean something else for every reward, and bias leave-one-out."""
-        if not isinstance(values, dict) or values.get("std") not in UNDIVIDED:
-            return values
-        if values.get("clip") is not None:
+        if self.clip is not None and self.std in ("none", "loo"):
             raise ValueError(
-                f"shaping.clip: {values['clip']} with std {values['std']}, which divides by no deviation that a clip could "
-                "count; set clip to null, or std to group, batch, global or pooled"
+                f"shaping.clip: {self.clip:g} with std {self.std}, which divides by no deviation that a clip could count; set "
+                "clip to null, or std to group, batch, global or pooled"
             )
-        return values | {"clip": None}
+        return self
 
 
 class KlConfig(Strict):
