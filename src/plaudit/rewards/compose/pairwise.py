@@ -14,7 +14,8 @@ from plaudit.rewards.compose.groups import within_groups
 def win_rate(scores: Tensor, *, group: Tensor, margin: float = 0.0) -> Tensor:
     """Share of the other members of its group that a sample beats; scores no more than `margin` apart tie, for half a win.
 
-    Equal infinities tie. Missing members are no opponents; a member without opponents is missing. S008 rounds to three digits; we do not.
+    Equal infinities tie. Missing members are no opponents; a member without opponents is missing. S008 rounds to three
+    digits; we do not.
     """
     if margin < 0:
         raise ValueError(f"margin {margin:g} is negative")
