@@ -36,6 +36,7 @@ NOISE, ADVANTAGES, TERMS = (
     "tests/shaping/test_advantages.py",
     "tests/objectives/test_terms.py",
 )
+PUBLISHED = "tests/reference/test_published.py"
 GRPO, NFT = "tests/objectives/test_grpo.py", "tests/objectives/test_nft.py"
 TOKENS, TOKEN_TERMS = "tests/sampling/test_tokens.py", "tests/objectives/test_token_terms.py"
 TOKEN_RUN, TOKEN_DOCTOR = "tests/train/test_token_run.py", "tests/audit/test_doctor_tokens.py"
@@ -64,9 +65,23 @@ MUTATIONS = [
     Mutation(
         "another convention at t = 1",
         "sampling/kernels.py",
-        "at = torch.where(t < 1, t, t_next)",
-        "at = t.clamp(max=0.99)",
+        "torch.where(t < 1, t, t_next)",
+        "t.clamp(max=0.99)",
         KERNELS,
+    ),
+    Mutation(
+        "the second time in the numerator too",
+        "sampling/kernels.py",
+        "torch.sqrt(t / (1 - torch.where(t < 1, t, t_next)))",
+        "torch.sqrt(torch.where(t < 1, t, t_next) / (1 - torch.where(t < 1, t, t_next)))",
+        PUBLISHED,
+    ),
+    Mutation(
+        "one published KL for every kernel",
+        "recipe/objectives.py",
+        '"flow_sde": "without_dt", "cps": "mean"',
+        '"flow_sde": "without_dt", "cps": "without_dt"',
+        PUBLISHED,
     ),
     Mutation(
         "noise on the last step",
@@ -288,10 +303,24 @@ MUTATIONS = [
         "clip on one side", "shaping/advantages.py", "value.clamp(-clip, clip)", "value.clamp(max=clip)", ADVANTAGES
     ),
     Mutation(
-        "batch deviation of raw scores",
+        "pooled deviation of raw scores",
         "shaping/advantages.py",
         "(centred.square().sum() / freedom).sqrt()",
         "(filled - filled.mean()).square().mean().sqrt()",
+        ADVANTAGES,
+    ),
+    Mutation(
+        "TRL's deviation with n",
+        "shaping/advantages.py",
+        '1 if std == "batch" else 0',
+        "0",
+        f"{ADVANTAGES} {PUBLISHED}",
+    ),
+    Mutation(
+        "a clip of reward units",
+        "recipe/objectives.py",
+        'self.clip is not None and self.std in ("none", "loo")',
+        "False",
         ADVANTAGES,
     ),
     Mutation(
@@ -354,6 +383,20 @@ MUTATIONS = [
         "decisions.mask",
         f"{GRPO} {TOKEN_TERMS}",
     ),
+    Mutation(
+        "estimates of the scaled density",
+        "objectives/terms.py",
+        "self.exact_log_prob - self.reference.exact_log_prob",
+        "self.log_prob - self.reference.log_prob",
+        TERMS,
+    ),
+    Mutation(
+        "the divisor keeps what was dropped",
+        "objectives/grpo.py",
+        "torch.ones_like(batch.valid) if keeps else batch.advantage != 0",
+        "torch.ones_like(batch.valid)",
+        PUBLISHED,
+    ),
     Mutation("the old policy is trained", "objectives/nft.py", "v_old = v_old.detach()", "v_old = v_old * 1", NFT),
     Mutation("weights with gradient", "objectives/nft.py", "distance.detach().abs()", "distance.abs()", NFT),
     Mutation(
@@ -379,7 +422,7 @@ MUTATIONS = [
     Mutation(
         "old decay starts at its end",
         "objectives/nft.py",
-        "min(self.config.old_decay_rate * step, self.config.old_decay_max)",
+        "min(self.config.old_decay_rate * risen, self.config.old_decay_max)",
         "self.config.old_decay_max",
         f"{NFT} {POLICY}",
     ),
@@ -585,8 +628,8 @@ MUTATIONS = [
     Mutation(
         "exact KL the other way round",
         "objectives/token_terms.py",
-        "(own.exp() * (own - reference))",
-        "(reference.exp() * (reference - own))",
+        "own - reference, 0.0)",
+        "reference - own, 0.0)",
         TOKEN_TERMS,
     ),
     Mutation(
@@ -1047,8 +1090,8 @@ MUTATIONS = [
     Mutation(
         "padding is compared with itself",
         "audit/doctor_tokens.py",
-        "(alone.log_softmax(-1) - row).abs()",
-        "(row - row).abs()",
+        "alone = alone.log_softmax(-1)",
+        "alone = row",
         TOKEN_DOCTOR,
     ),
     Mutation(

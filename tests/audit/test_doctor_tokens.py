@@ -73,6 +73,19 @@ def test_the_sound_model_passes(tmp_path: Path) -> None:
 # --- padding and packing ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("value", "expected"), ((-torch.inf, True), (torch.nan, False)))
+def test_padding_passes_with_a_masked_vocabulary_and_fails_with_nan(
+    value: float, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(model, ids, positions, visible, cache, keep) -> Tensor:
+        logits = REAL(model, ids, positions, visible, cache=cache, keep=keep)
+        return torch.cat([torch.full_like(logits[..., :1], value), logits[..., 1:]], dim=-1)
+
+    subject = patient(tmp_path)
+    model_with(monkeypatch, change)
+    assert doctor_tokens.padding(subject).passed is expected
+
+
 def test_padding_fails_when_padding_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(model, ids, positions, visible, cache, keep):
         return REAL(model, ids, positions, sees_everything(visible, cache), cache=cache, keep=keep)

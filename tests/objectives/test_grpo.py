@@ -64,7 +64,8 @@ def losses_of(config: GrpoConfig, moved: bool, density: str = "exact"):
     model = ToyFlowModel()
     policy = Policy(model)
     policy.take("reference")
-    batch = rollout_batch(model, SAMPLER, density=density)
+    sampler = SAMPLER.model_copy(update={"kernel": "cps" if density == "cps" else SAMPLER.kernel})
+    batch = rollout_batch(model, sampler, density=density)
     if moved:
         perturb(model, 0.02)
     objective = Grpo(config)
@@ -108,7 +109,7 @@ def test_the_kl_part_is_weight_times_kl_with_a_gradient(scaling: str) -> None:
     found, batch, policy = losses_of(config, moved=True)
     terms = FlowTerms(policy, batch)
     t, s = (u.flatten() for u in (batch.flow.trace.times[:, :-1], batch.flow.trace.times[:, 1:]))
-    kl = kl_divergence(terms.step, terms.reference.step, t, s, scaling).reshape(12, 4)
+    kl = kl_divergence(terms.step, terms.reference.step, t, s, scaling, "flow_sde").reshape(12, 4)
     torch.testing.assert_close(found.parts["kl"], 0.3 * kl)
     torch.testing.assert_close(found.metrics["kl"], kl.detach())
     assert (kl > 0).all()

@@ -221,6 +221,22 @@ def test_skipping_uninformative_rows_is_computing_them() -> None:
     assert rows == 9 * 4 and sum(model.rows) == 14 * 4
 
 
+@pytest.mark.parametrize("kind", ("k1", "k2", "k3"))
+@pytest.mark.parametrize(("kernel", "density"), [("flow_sde", "mean"), ("flow_sde", "flow_grpo"), ("cps", "cps")])
+def test_an_estimated_kl_is_that_of_the_density_itself(kernel: str, density: str, kind: str) -> None:
+    """Made of a scaled density, k2 would be the KL divided by the square of the number of dimensions."""
+    found = {}
+    for recorded in ("exact", density):
+        model = ToyFlowModel()
+        policy = Policy(model)
+        policy.take("reference")
+        batch = rollout_batch(model, SDE.model_copy(update={"kernel": kernel}), density=recorded)
+        perturb(model, 0.02)
+        found[recorded] = FlowTerms(policy, batch).kl(kind)
+    torch.testing.assert_close(found[density], found["exact"])
+    assert found["exact"].abs().max() > 1e-3 and found[density].requires_grad
+
+
 def test_uninformative_rows_still_feel_the_kl() -> None:
     policy, model, batch = prepared("grpo with kl")
     model.rows.clear()

@@ -189,6 +189,22 @@ def test_the_exact_kl_is_that_of_torch_at_every_token(pack: int) -> None:
     assert theirs.norm() > 0.1
 
 
+def test_tokens_that_cannot_be_drawn_add_nothing_to_the_exact_kl() -> None:
+    """A model that masks its vocabulary has logits of minus infinity."""
+    policy, _, batch = prepared()
+    terms = TokenTerms(policy, batch, 0)
+    own, reference = terms.logits.detach().clone(), terms.reference.logits.clone()
+    own[:, 2:5], reference[:, 2:4] = -torch.inf, -torch.inf  # the reference can draw one token more
+    drawable = [i for i in range(own.shape[1]) if not 2 <= i < 5]
+    terms.__dict__["logits"], terms.reference.__dict__["logits"] = own.requires_grad_(), reference
+    log_own, log_reference = own[:, drawable].double().log_softmax(1), reference.double().log_softmax(1)[:, drawable]
+    found = terms.kl("exact")
+    expected = (log_own.exp() * (log_own - log_reference)).sum(1)
+    torch.testing.assert_close(found[batch.completions.mask], expected, rtol=1e-4, atol=1e-6)
+    found.sum().backward()
+    assert own.grad is not None and own.grad.isfinite().all() and (own.grad[:, 2:5] == 0).all()
+
+
 @pytest.mark.parametrize("kind", ("k1", "k2", "k3"))
 def test_the_estimated_kl_is_the_estimate_at_the_drawn_tokens(kind: str) -> None:
     policy, _, batch = prepared()

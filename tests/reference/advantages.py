@@ -23,7 +23,12 @@ def group_advantage(
             mean = statistics.fmean(members)
             centred_all.append([m - mean for m in members])
     freedom = sum(len(c) - 1 for c in centred_all)
-    pooled = math.sqrt(sum(d * d for c in centred_all for d in c) / freedom) if freedom else 0.0
+    finite = [s for s in scores if math.isfinite(s)]
+    overall = {
+        "pooled": math.sqrt(sum(d * d for c in centred_all for d in c) / freedom) if freedom else 0.0,
+        "batch": statistics.stdev(finite) if len(finite) > 1 else 0.0,
+        "global": statistics.pstdev(finite) if finite else 0.0,
+    }
     advantages = []
     for index, (score, g) in enumerate(zip(scores, groups, strict=True)):
         members = _members(scores, groups, g)
@@ -42,8 +47,8 @@ def group_advantage(
         value = float(Fraction(score) - baseline)
         if std == "group":
             value /= max(statistics.stdev(members), floor)
-        elif std == "batch":
-            value /= max(pooled, floor)
+        elif std in overall:
+            value /= max(overall[std], floor)
         if clip is not None:
             value = min(max(value, -clip), clip)
         advantages.append(value)

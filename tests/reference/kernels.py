@@ -24,9 +24,8 @@ def euler(x: np.ndarray, v: np.ndarray, t: float, s: float) -> Step:
 
 
 def flow_sde_coefficient(t: float, s: float, level: float) -> float:
-    """a sqrt(t / (1 - t)); at t = 1, where it is infinite, it is taken at the next time (Flow-GRPO, released code)."""
-    at = s if t == 1 else t
-    return level * math.sqrt(at / (1 - at))
+    """a sqrt(t / (1 - t)); at t = 1 the denominator, which would be 0, takes the next time (Flow-GRPO, released code)."""
+    return level * math.sqrt(t / (1 - (s if t == 1 else t)))
 
 
 def langevin(x: np.ndarray, v: np.ndarray, t: float, s: float, sigma: float) -> Step:

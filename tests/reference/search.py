@@ -91,8 +91,7 @@ def slow_renoise(walk: Walk, candidates: int, kept: int, points: list[tuple[int,
 def stochastic_step(walk: Walk, x: Tensor, k: int, candidate: int) -> Tensor:
     """Flow-GRPO's step: Euler-Maruyama of the SDE with diffusion a sqrt(t / (1 - t))."""
     t, t_next = walk.time(k), walk.time(k + 1)
-    at = t if k else t_next
-    s, dt, v = walk.level * math.sqrt(at / (1 - at)), t - t_next, walk.velocity(x, t)
+    s, dt, v = walk.level * math.sqrt(t / (1 - (t if k else t_next))), t - t_next, walk.velocity(x, t)
     score = -(x + (1 - t) * v) / t
     return x - v * dt + s**2 / 2 * score * dt + s * math.sqrt(dt) * walk.noise(candidate, "transition", k)
 

@@ -14,6 +14,7 @@ from tests.reference.toys import ExactFlow, keys
 from torch import Tensor
 
 from plaudit.models.flow import Condition, Conditioning
+from plaudit.recipe.objectives import KLS
 from plaudit.sampling.kernels import KERNELS, Transition, kl_divergence, log_density, transition
 from plaudit.sampling.noise import gaussian
 from plaudit.sampling.plan import SamplingPlan
@@ -140,18 +141,18 @@ def test_log_density_is_scipys(kernel: str, shape: tuple[int, ...]) -> None:
     x, v = state(shape, 3)
     x_next, _ = state(shape, 3, seed=1)
     step = transition(kernel, x, v, column(1.0, 0.7, 0.2), column(0.9, 0.6, 0.1), column(0.7, 0.3, 1.0))
-    exact, mean, published, cps = (log_density(x_next, step, d) for d in ("exact", "mean", "flow_grpo", "cps"))
+    exact, mean = (log_density(x_next, step, d, kernel) for d in ("exact", "mean"))
+    distance = log_density(x_next, step, "cps", "cps")
     for row in range(3):
         parts = reference.log_density(
             x_next[row].double().numpy(), step.mean[row].double().numpy(), step.std[row].item()
         )
         assert exact[row].item() == pytest.approx(sum(parts), rel=1e-9)
         assert mean[row].item() == pytest.approx(sum(parts) / len(parts), rel=1e-9)
-        assert published[row].item() == mean[row].item()
         squares = [
             (a - b) ** 2 for a, b in zip(x_next[row].ravel().tolist(), step.mean[row].ravel().tolist(), strict=True)
         ]
-        assert cps[row].item() == pytest.approx(-sum(squares) / len(squares), rel=1e-6)
+        assert distance[row].item() == pytest.approx(-sum(squares) / len(squares), rel=1e-6)
     assert exact.dtype == torch.float64
 
 
@@ -162,7 +163,7 @@ def test_log_density_gradient_is_the_gaussian_score() -> None:
     expected = (x_next - mean) / std[:, None] ** 2
     for density, scale in (("exact", expected), ("mean", expected / 5), ("cps", 2 * (x_next - mean) / 5)):
         leaf = mean.clone().requires_grad_()
-        log_density(x_next, Transition(mean=leaf, std=std), density).sum().backward()
+        log_density(x_next, Transition(mean=leaf, std=std), density, "cps").sum().backward()
         torch.testing.assert_close(leaf.grad, scale, rtol=1e-5, atol=1e-6)
 
 
@@ -181,8 +182,12 @@ def test_unknown_scalings_are_refused() -> None:
     step = Transition(mean=torch.zeros(1, 2), std=torch.ones(1))
     with pytest.raises(ValueError, match="allowed: exact, mean, flow_grpo, cps"):
         log_density(torch.zeros(1, 2), step, "sum")
-    with pytest.raises(ValueError, match="allowed: exact, mean, flow_grpo"):
-        kl_divergence(step, step, torch.ones(1), torch.zeros(1), "cps")
+    with pytest.raises(ValueError, match="allowed: exact, mean, flow_grpo, cps"):
+        kl_divergence(step, step, torch.ones(1), torch.zeros(1), "sum")
+    with pytest.raises(ValueError, match="flow_grpo was not published for kernel 'ddim_eta'; allowed: flow_sde, cps"):
+        log_density(torch.zeros(1, 2), step, "flow_grpo", "ddim_eta")
+    with pytest.raises(ValueError, match="cps was not published for kernel 'flow_sde'; allowed: cps"):
+        kl_divergence(step, step, torch.ones(1), torch.zeros(1), "cps", "flow_sde")
 
 
 @pytest.mark.parametrize("kernel", STOCHASTIC)
@@ -229,28 +234,26 @@ def test_kl_is_torchs_at_every_step(kernel: str, shape: tuple[int, ...]) -> None
     exact = torch.distributions.kl_divergence(*normal).flatten(1)
     torch.testing.assert_close(kl_divergence(ours, theirs, t, s).double(), exact.sum(1), rtol=1e-4, atol=0)
     torch.testing.assert_close(kl_divergence(ours, theirs, t, s, "mean").double(), exact.mean(1), rtol=1e-4, atol=0)
-    published = kl_divergence(ours, theirs, t, s, "flow_grpo").double()
-    torch.testing.assert_close(published, exact.mean(1) * (t - s), rtol=1e-4, atol=0)
+    if kernel in KLS["flow_grpo"]:
+        published = kl_divergence(ours, theirs, t, s, "flow_grpo", kernel).double()
+        factor = t - s if kernel == "flow_sde" else 1.0
+        torch.testing.assert_close(published, exact.mean(1) * factor, rtol=1e-4, atol=0)
 
 
-def test_published_kl_divides_by_the_diffusion_coefficient_without_its_dt() -> None:
-    """Flow-GRPO: (mean - mean_ref)^2 / (2 sigma^2), sigma = a sqrt(t / (1 - t)), averaged over dimensions."""
-    x, v = state((6,), 1)
-    steps = [transition("flow_sde", x, u, column(0.8), column(0.7), column(0.7)) for u in (v, v + 1)]
-    sigma = 0.7 * math.sqrt(0.8 / 0.2)
-    expected = ((steps[0].mean - steps[1].mean) ** 2).mean().item() / (2 * sigma**2)
-    assert kl_divergence(*steps, column(0.8), column(0.7), "flow_grpo").item() == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize("scaling", ("exact", "mean", "flow_grpo"))
-@pytest.mark.parametrize("kernel", STOCHASTIC)
+@pytest.mark.parametrize(
+    ("kernel", "scaling"),
+    [
+        *itertools.product(STOCHASTIC, ("exact", "mean")),
+        *((kernel, name) for name, kernels in KLS.items() for kernel in kernels),
+    ],
+)
 def test_kl_has_a_gradient(kernel: str, scaling: str) -> None:
     x, v = state((4,), 2)
     v.requires_grad_()
     args = column(0.8, 0.3), column(0.7, 0.1), column(0.7, 0.7)
     step = transition(kernel, x, v, *args)
     other = transition(kernel, x, v.detach() + 0.3, *args)
-    kl_divergence(step, other, args[0], args[1], scaling).sum().backward()
+    kl_divergence(step, other, args[0], args[1], scaling, kernel).sum().backward()
     assert (v.grad.abs() > 1e-8).all()
     assert (v.grad < 0).all(), "moving toward the reference must lower the KL"
 

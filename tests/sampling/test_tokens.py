@@ -360,6 +360,13 @@ def test_entropies_are_those_of_the_tempered_distributions(tiny: TinyLanguage, d
         torch.testing.assert_close(found[i, : len(row)], expected, rtol=0, atol=1e-5)
 
 
+def test_what_cannot_be_drawn_adds_nothing_to_the_entropy(drawn: Completions) -> None:
+    logits = torch.randn(int(drawn.mask.sum()), 9, generator=torch.Generator().manual_seed(0))
+    expected = torch.distributions.Categorical(logits=logits[:, 3:].double()).entropy()
+    logits[:, :3] = -torch.inf
+    torch.testing.assert_close(entropies(logits, drawn)[drawn.mask], expected, rtol=0, atol=1e-6)
+
+
 # --- completions -----------------------------------------------------------------------------------------------------
 
 

@@ -103,7 +103,7 @@ def test_total_variation_to_the_target_falls_with_the_number_of_particles(name: 
         share = share_above(*weighted(task, options, count))
         errors.append((share - target[1]).abs().mean().item())
     assert errors[2] < errors[1] / 1.7 < errors[0] / 3  # like 1 / sqrt(N) would be 2.8 and 8
-    assert errors[2] < 0.04
+    assert errors[2] < 0.05
 
 
 @pytest.mark.parametrize("kernel", ("flow_sde", "cps", "ddim_eta"))

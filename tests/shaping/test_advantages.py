@@ -8,13 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tests.reference.advantages import group_advantage as by_loops
 from tests.reference.losses import optimality as optimality_by_hand
 from torch import Tensor
 
+from plaudit.recipe.objectives import Shaping
 from plaudit.shaping.advantages import Advantages, group_advantage, optimality
 
-KINDS = ("group", "batch", "none", "loo")
+KINDS = ("group", "batch", "global", "pooled", "none", "loo")
 LAYOUTS = {
     "even": [0, 0, 0, 1, 1, 1],
     "uneven and interleaved": [7, -3, 7, 2, 7, -3, 2, 7, 900_000_000_000],
@@ -112,13 +114,14 @@ def test_shifting_one_group_changes_nothing() -> None:
     groups, scores = LAYOUTS["even"], random_scores(6)
     moved = [s + 50 * (g == 1) for s, g in zip(scores, groups, strict=True)]
     for std in KINDS:
-        assert values(moved, groups, std=std) == pytest.approx(values(scores, groups, std=std), rel=1e-9)
+        same = values(moved, groups, std=std) == pytest.approx(values(scores, groups, std=std), rel=1e-9)
+        assert same == (std not in ("batch", "global")), "whose deviation is that of the raw scores"
 
 
 @pytest.mark.parametrize("scale", (1e-2, 3.0, 1e6))
 def test_scaling_scores_scales_only_what_is_not_divided(scale: float) -> None:
     groups, scores = LAYOUTS["even"], random_scores(6)
-    for std, factor in (("group", 1.0), ("batch", 1.0), ("none", scale), ("loo", scale)):
+    for std, factor in {kind: scale if kind in ("none", "loo") else 1.0 for kind in KINDS}.items():
         expected = [factor * a for a in values(scores, groups, std=std)]
         assert values([scale * s for s in scores], groups, std=std) == pytest.approx(expected, rel=1e-9), std
 
@@ -197,9 +200,9 @@ def test_leave_one_out_is_the_mean_of_the_others() -> None:
     assert found == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5, 10 - 20, 20 - 10])
 
 
-def test_the_batch_deviation_pools_centred_scores() -> None:
+def test_the_pooled_deviation_is_that_around_the_groups_means() -> None:
     """Far apart groups do not inflate it, and every group is divided by the same number."""
-    found = values([0.0, 2.0, 100.0, 106.0], [0, 0, 1, 1], std="batch")
+    found = values([0.0, 2.0, 100.0, 106.0], [0, 0, 1, 1], std="pooled")
     pooled = math.sqrt((1 + 1 + 9 + 9) / 2)
     assert found == pytest.approx([-1 / pooled, 1 / pooled, -3 / pooled, 3 / pooled])
 
@@ -212,13 +215,24 @@ def test_clipping_bounds_both_sides() -> None:
     assert values(random_scores(6), [0] * 6, clip=50.0) == values(random_scores(6), [0] * 6)
 
 
+@pytest.mark.parametrize("std", KINDS)
+def test_a_clip_counts_deviations(std: str) -> None:
+    """In reward units it would take the contrast out of rewards beyond it and bias leave-one-out."""
+    assert Shaping(std=std).clip is None
+    if std not in ("none", "loo"):
+        assert Shaping(std=std, clip=2.0).clip == 2.0
+        return
+    with pytest.raises(ValidationError, match=f"shaping.clip: 2 with std {std}, .* set clip to null"):
+        Shaping(std=std, clip=2.0)
+
+
 def test_group_ids_are_labels() -> None:
     scores = random_scores(6)
     assert values(scores, [10**12, -5, 10**12, -5, 3, 3]) == values(scores, [0, 1, 0, 1, 2, 2])
 
 
 def test_an_unknown_convention_is_refused() -> None:
-    with pytest.raises(ValueError, match="allowed: group, batch, none, loo"):
+    with pytest.raises(ValueError, match="allowed: group, batch, global, pooled, none, loo"):
         advantages([1.0, 2.0], [0, 0], std="rank")
 
 

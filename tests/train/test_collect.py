@@ -67,7 +67,7 @@ def test_the_sampling_policy_draws(tmp_path) -> None:
 
 
 def test_the_recorded_density_is_the_objectives(tmp_path) -> None:
-    cps = {"objective": {"density": "cps"}}
+    cps = {"objective": {"density": "cps"}, "sampler": {"kernel": "cps"}}
     assert collected(prepare(toy_recipe(tmp_path, GRPO, cps))).batch.flow.trace.density == "cps"
 
 

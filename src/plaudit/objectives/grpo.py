@@ -6,6 +6,8 @@ With importance_sampling_level sequence (GSPO) the ratio of every decision is ex
 divisor decides which length is favoured: dapo counts every decision alike, grpo (and GSPO) every sample, so that long samples
 count less per decision; dr_grpo divides by a constant; luspo, on top of the sequence ratio, multiplies each sample by its length.
 
+Samples of advantage 0 stay in the divisor as in TRL, or leave the loss with their KL as in flow_grpo (`zero_advantage`).
+
 Departures: a flow's density is the exact Gaussian unless the recipe names a published scaling (the clip range belongs to it);
 its step to t = 0 is deterministic and not trained.
 
@@ -45,6 +47,14 @@ class Grpo(Objective):
         self.snapshots = {"reference": None} if config.kl.weight > 0 else {}
 
     def mask(self, batch: Batch) -> Tensor:
+        return self._scored(batch) & self._kept(batch)[:, None]
+
+    def _kept(self, batch: Batch) -> Tensor:
+        keeps = self.config.zero_advantage == "keep"
+        return torch.ones_like(batch.valid) if keeps else batch.advantage != 0
+
+    @staticmethod
+    def _scored(batch: Batch) -> Tensor:
         decisions = batch.samples.decisions
         assert decisions is not None, "a clipped ratio needs a rollout with stochastic decisions"
         return decisions.mask & batch.valid[:, None]
@@ -58,7 +68,7 @@ class Grpo(Objective):
         return divisor(self.mask(batch), self.config.loss_type, decisions.limit)
 
     def computed(self, batch: Batch) -> Tensor:
-        return batch.valid if self._kl_in_loss else batch.informative
+        return (batch.valid if self._kl_in_loss else batch.informative) & self._kept(batch)
 
     @property
     def _kl_in_loss(self) -> bool:
@@ -68,9 +78,9 @@ class Grpo(Objective):
         kl = self.config.kl
         if kl.weight == 0 or kl.place == "loss":
             return None
-        mask = self.mask(batch)
+        mask = self._scored(batch)  # there are no advantages yet
         return kl.weight * in_parts(
-            lambda part: (self.terms(policy, part).kl(kl.scaling) * self.mask(part)).sum(1), batch, self.rows
+            lambda part: (self.terms(policy, part).kl(kl.scaling) * self._scored(part)).sum(1), batch, self.rows
         ).masked_fill(~mask.any(1), 0.0)
 
     def terms(self, policy: SnapshotPolicy, batch: Batch) -> FlowTerms | TokenTerms:

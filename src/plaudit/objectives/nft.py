@@ -4,7 +4,8 @@
     L  = c / b * [ r |x0+ - x0|^2 / w+  +  (1 - r) |x0- - x0|^2 / w- ]  +  k |v - v_ref|^2
     w  = mean |x0+- - x0|, detached, at least 1e-5
 
-The old policy draws the rollouts and is an average of the trained one whose decay starts at 0: min(rate * step, max).
+The old policy draws the rollouts and is an average of the trained one whose decay is 0 for `flat` steps and then rises:
+min(rate * (step - flat), max). Published are 0.001 to 0.5, and after 75 flat steps 0.0075 to 0.999.
 
 Departures: c is `advantage_clip` (the paper prints 1, its code uses 5); times are stratified instead of the sampler's;
 groups without contrast are left out (their gradient would only pull toward the old policy).
@@ -50,7 +51,8 @@ class Nft(Objective):
         self.snapshots = {"old": self.old_decay} | ({"reference": None} if config.kl_weight > 0 else {})
 
     def old_decay(self, step: int) -> float:
-        return min(self.config.old_decay_rate * step, self.config.old_decay_max)
+        risen = max(step - self.config.old_decay_flat, 0)
+        return min(self.config.old_decay_rate * risen, self.config.old_decay_max)
 
     def mask(self, batch: Batch) -> Tensor:
         return self.computed(batch)[:, None].expand(-1, self.config.times_per_sample)

@@ -97,6 +97,12 @@ class FlowPolicyTerms:
         return replay_log_prob(self._trace, self.step, self._trace.density)
 
     @property
+    def exact_log_prob(self) -> Tensor:
+        """The log-density itself `[B, D]`, whatever scaling of it the ratio takes: what estimates of a KL are made of."""
+        scaled = self._trace.density != "exact"
+        return replay_log_prob(self._trace, self.step, "exact") if scaled else self.log_prob
+
+    @property
     def _points(self) -> Forward:
         assert self._forward is not None, "this objective did not ask for forward points"
         return self._forward
@@ -133,9 +139,9 @@ class FlowTerms(FlowPolicyTerms):
     def kl(self, scaling: str) -> Tensor:
         """KL to the reference `[B, D]`, of the Gaussian transitions or estimated from the drawn decisions."""
         if scaling in ("k1", "k2", "k3"):
-            return kl_estimate(self.log_prob - self.reference.log_prob, scaling)
+            return kl_estimate(self.exact_log_prob - self.reference.exact_log_prob, scaling)
         trace = self._trace
         times, next_times = (u.flatten() for u in (trace.times[:, :-1], trace.times[:, 1:]))
-        kl = kl_divergence(self.step, self.reference.step, times, next_times, scaling)
+        kl = kl_divergence(self.step, self.reference.step, times, next_times, scaling, trace.kernel)
         per_decision: Tensor = kl.unflatten(0, trace.levels.shape)
         return per_decision

@@ -66,8 +66,10 @@ class TokenTerms(TokenPolicyTerms):
         return TokenTerms(self._policy, self.batch, self._pack, completions)
 
     def kl(self, scaling: str) -> Tensor:
-        """KL to the reference `[B, T]`: over the vocabulary, or estimated from the drawn tokens."""
+        """KL to the reference `[B, T]`: over the vocabulary, where what cannot be drawn adds nothing, or estimated from the
+        drawn tokens."""
         if scaling != "exact":
             return kl_estimate(self.log_prob - self.reference.log_prob, scaling)
         own, reference = self.logits.log_softmax(1), self.reference.logits.log_softmax(1)
-        return spread((own.exp() * (own - reference)).sum(1).double(), self.completions)
+        change = torch.where(own > -torch.inf, own - reference, 0.0)
+        return spread((own.exp() * change).sum(1).double(), self.completions)

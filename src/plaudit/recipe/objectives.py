@@ -15,25 +15,45 @@ Feed = Literal["rollouts", "pairs", "demonstrations", "prompts"]
 Families = tuple[Family, ...]
 BOTH: Families = ("flow", "tokens")
 
+# What published scalings of a Gaussian step's log-density and KL compute, for the kernels that they were published for.
+DENSITIES = {"flow_grpo": {"flow_sde": "mean", "cps": "distance"}, "cps": {"cps": "distance"}}
+KLS = {"flow_grpo": {"flow_sde": "without_dt", "cps": "mean"}, "cps": {"cps": "distance"}}
+
 
 class Shaping(Strict):
-    """Scores to advantages. `floor` is the smallest standard deviation divided by, in reward units. `normalise` the total,
-    or each reward in its groups before they are added by their weights."""
+    """Scores to advantages: the distance of each score to its group's mean, in deviations."""
 
     normalise: Literal["total", "each"] = "total"
-    std: Literal["group", "batch", "none", "loo"] = "group"
+    """What becomes an advantage: the total, or each reward in its groups before they are added by their weights."""
+    std: Literal["group", "batch", "global", "pooled", "none", "loo"] = "group"
+    """What is divided by: the group's deviation, that of all scores as in TRL (`batch`) or in flow_grpo's global_std (`global`),
+    that of all scores around their groups' means (`pooled`), or nothing (`loo`: the mean of the others is the baseline)."""
     floor: PositiveFloat = 1e-3
-    clip: PositiveFloat | None = 5.0
+    """Smallest deviation divided by, in reward units."""
+    clip: PositiveFloat | None = None
+    """Largest advantage, in deviations (5 in flow_grpo); null = no limit, as always with std none and loo."""
+
+    @model_validator(mode="after")
+    def _clip_counts_deviations(self) -> Shaping:
+        """In reward units a clip would mean something else for every reward, and bias leave-one-out."""
+        if self.clip is not None and self.std in ("none", "loo"):
+            raise ValueError(
+                f"shaping.clip: {self.clip:g} with std {self.std}, which divides by no deviation that a clip could count; set "
+                "clip to null, or std to group, batch, global or pooled"
+            )
+        return self
 
 
 class KlConfig(Strict):
-    """KL to the reference policy. `exact` is that of a whole decision: of the Gaussian transition, or over the vocabulary;
-    `mean` and `flow_grpo` are published scalings of the Gaussian one. `k2` and `k3` are estimates from the decisions drawn,
-    as is `k1`, which has no useful gradient and can only be taken from the reward."""
+    """KL to the reference policy."""
 
     weight: Annotated[float, Field(ge=0)] = 0.0
-    scaling: Literal["exact", "mean", "flow_grpo", "k1", "k2", "k3"] = "exact"
+    """What the KL is multiplied by."""
+    scaling: Literal["exact", "mean", "flow_grpo", "cps", "k1", "k2", "k3"] = "exact"
+    """`exact` is that of a whole decision: of the Gaussian step, or over the vocabulary; `mean`, `flow_grpo` and `cps` are
+    scalings of the Gaussian one; k1, k2, k3 are estimates from the decisions drawn (docs/conventions.md)."""
     place: Literal["loss", "reward"] = "loss"
+    """Added to the loss, or (k1 only, whose gradient is zero on average) taken from the reward."""
 
     @model_validator(mode="after")
     def _has_gradient(self) -> KlConfig:
@@ -64,18 +84,27 @@ class Needs:
 
 
 class GrpoConfig(Strict):
-    """Clipped likelihood ratio over the decisions of a rollout: denoising steps (Flow-GRPO) or tokens. Names as in TRL:
-    `importance_sampling_level` sequence is GSPO's ratio; `loss_type` says what the sum over decisions is divided by: dapo all
-    decisions, grpo each sample's own and then all samples, dr_grpo the longest possible, luspo the samples only."""
+    """Clipped likelihood ratio over the decisions of a rollout: denoising steps (Flow-GRPO) or tokens. Names as in TRL."""
 
     families: ClassVar[Families] = BOTH
     type: Literal["grpo"]
+    """Clipped likelihood ratio."""
     clip_low: PositiveFloat = 0.2
+    """How far below 1 the ratio still counts."""
     clip_high: PositiveFloat = 0.2
+    """How far above 1 the ratio still counts."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
+    """A ratio for each decision, or one for a whole sample (GSPO)."""
     loss_type: Literal["dapo", "grpo", "dr_grpo", "luspo"] = "dapo"
-    density: Literal["exact", "mean", "flow_grpo", "cps"] = "exact"  # of flow models
+    """What the sum over decisions is divided by: dapo all decisions, grpo each sample's own and then all samples, dr_grpo the
+    longest possible, luspo the samples only."""
+    zero_advantage: Literal["keep", "drop"] = "keep"
+    """Samples of advantage 0, as in groups of equal scores: kept in the divisor and the KL (TRL), or left out (flow_grpo)."""
+    density: Literal["exact", "mean", "flow_grpo", "cps"] = "exact"
+    """Log-density of a flow's step in the ratio, to which the clip range belongs: exact, or a scaling of it
+    (docs/conventions.md)."""
     kl: KlConfig = KlConfig()
+    """KL to the reference policy."""
 
     @property
     def needs(self) -> Needs:
@@ -83,17 +112,23 @@ class GrpoConfig(Strict):
 
 
 class DrpoConfig(Strict):
-    """DRPO: a preference re-weighs the right answers among themselves, wrong ones are a contrast, and KL has a barrier.
-    `correct` and `prefer` name rewards."""
+    """DRPO: a preference re-weighs the right answers among themselves, wrong ones are a contrast, and KL has a barrier."""
 
     families: ClassVar[Families] = ("tokens",)
     type: Literal["drpo"]
+    """Decoupled reward policy optimisation."""
     correct: str
+    """The reward that says 1 for right and 0 for wrong."""
     prefer: str
-    temperature: PositiveFloat = 0.1  # lambda
-    contrast_temperature: PositiveFloat = 10.0  # tau
+    """The reward by which right answers are weighed against each other."""
+    temperature: PositiveFloat = 0.1
+    """lambda: how softly the preference weighs."""
+    contrast_temperature: PositiveFloat = 10.0
+    """tau: how softly the likeliest wrong answers are singled out."""
     barrier: Annotated[float, Field(ge=0)] = 1e3
+    """Strength of the barrier on the KL."""
     margin: Annotated[float, Field(ge=0)] = 1e-4
+    """KL up to which the barrier does nothing."""
 
     @property
     def needs(self) -> Needs:
@@ -106,11 +141,17 @@ class LikelihoodConfig(Strict):
 
     families: ClassVar[Families] = ("tokens",)
     type: Literal["likelihood"]
+    """Likelihood of a reference answer."""
     clip_low: PositiveFloat = 0.2
+    """How far below 1 the ratio of the reasoning still counts."""
     clip_high: PositiveFloat = 0.2
-    reward: str  # which of the recipe's rewards is the policy's own likelihood
-    direct: Annotated[float, Field(ge=0)] = 1.0  # weight of the reward's own gradient
+    """How far above 1 the ratio of the reasoning still counts."""
+    reward: str
+    """Which of the recipe's rewards is the policy's own likelihood."""
+    direct: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the reward's own gradient."""
     kl: KlConfig = KlConfig()
+    """KL to the reference policy."""
 
     @property
     def needs(self) -> Needs:
@@ -126,14 +167,19 @@ class LikelihoodConfig(Strict):
 
 
 class DpoConfig(Strict):
-    """DPO on pairs `chosen` and `rejected`. `sft_weight` adds the likelihood of the chosen answer (RPO: eta beta on the sum)."""
+    """DPO on pairs `chosen` and `rejected`."""
 
     families: ClassVar[Families] = ("tokens",)
     type: Literal["dpo"]
+    """Direct preference optimisation."""
     beta: PositiveFloat = 0.1
+    """How strongly the policy is held to the reference: the loss is -log sigma(beta margin)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """The chance that a pair's labels are swapped."""
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the chosen answer's likelihood beside it (RPO's eta)."""
     sft_reduction: Literal["sum", "mean"] = "sum"
+    """That likelihood's form: beta times the sum over tokens, or the mean over them."""
 
     @property
     def needs(self) -> Needs:
@@ -146,8 +192,11 @@ class SftConfig(Strict):
 
     families: ClassVar[Families] = ("tokens",)
     type: Literal["sft"]
+    """Supervised fine-tuning, or rejection-sampling fine-tuning."""
     keep: Literal["given", "best", "threshold"] = "given"
+    """Which completions are learned from: the given ones, each group's best, or those that score at least `threshold`."""
     threshold: float | None = None
+    """Smallest score that is kept, for keep threshold only."""
 
     @property
     def needs(self) -> Needs:
@@ -168,14 +217,25 @@ class NftConfig(Strict):
 
     families: ClassVar[Families] = ("flow",)
     type: Literal["nft"] = "nft"
+    """Negative-aware fine-tuning on the forward process."""
     beta: PositiveFloat = 1.0
-    advantage_clip: PositiveFloat = 5.0  # advantage +-clip maps to optimality probability 1 or 0
+    """How far the two branches lie from the old policy."""
+    advantage_clip: PositiveFloat = 5.0
+    """The advantage from which a sample is optimal with probability 1; minus it, with 0."""
     times_per_sample: Positive = 2
+    """Points of the forward process that each sample is learned from at."""
     time_range: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Between which times those points lie; 1 is noise."""
     time_shift: PositiveFloat = 1.0
+    """Bends the times toward noise when above 1."""
     kl_weight: Annotated[float, Field(ge=0)] = 1e-4
-    old_decay_max: Fraction = 0.5
+    """Weight of the squared distance to the reference's velocity."""
+    old_decay_flat: Annotated[int, Field(ge=0)] = 0
+    """Steps before the old policy's decay begins to rise; until then it is the current policy."""
     old_decay_rate: Fraction = 1e-3
+    """How much the decay rises with every step (published: 1e-3, or after 75 flat steps 0.0075)."""
+    old_decay_max: Fraction = 0.5
+    """Where the decay stops rising (published: 0.5, or 0.999)."""
 
     @property
     def needs(self) -> Needs:
@@ -183,15 +243,20 @@ class NftConfig(Strict):
 
 
 class GradientConfig(Strict):
-    """The reward's own gradient through sampling (AlignProp, DRaFT, ReFL): of all steps, of the `last` few, of a `suffix` as long
-    as each sample draws, of each step by chance (`per_step`), or of the clean prediction at one of the last (`one_step`)."""
+    """The reward's own gradient through sampling (AlignProp, DRaFT, ReFL)."""
 
-    type: Literal["gradient"]
     families: ClassVar[Families] = ("flow",)
+    type: Literal["gradient"]
+    """The reward's gradient through sampling."""
     truncation: Literal["none", "last", "suffix", "per_step", "one_step"] = "suffix"
-    last: Positive = 1  # how many steps `last` keeps, or `one_step` chooses from
-    target: float | None = None  # |reward - target| is made small; null = the reward is made large
-    recompute: bool = True  # compute activations again on the way back instead of keeping them
+    """Which steps carry it: all (none), the `last` few, a suffix as long as each sample draws, each by chance (per_step), or
+    only the clean prediction at one of the `last` (one_step)."""
+    last: Positive = 1
+    """How many steps `last` keeps, or one_step chooses from."""
+    target: float | None = None
+    """|reward - target| is made small; null = the reward is made large."""
+    recompute: bool = True
+    """Whether activations are computed again on the way back instead of kept."""
 
     @property
     def needs(self) -> Needs:
@@ -205,8 +270,11 @@ class CustomObjective(Strict):
 
     families: ClassVar[Families] = BOTH
     type: Literal["custom"]
+    """A class of your own (docs/objectives.md)."""
     path: str = Field(alias="class")
+    """Its dotted path `package.module:Class`."""
     options: dict[str, Any] = {}
+    """What it is made with, by name."""
 
     @property
     def needs(self) -> None:

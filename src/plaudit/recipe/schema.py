@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from plaudit.recipe.base import Fraction, Positive, PositiveFloat, Strict
 from plaudit.recipe.models import LabModel, Model
-from plaudit.recipe.objectives import Needs, NftConfig, Objective, Shaping
+from plaudit.recipe.objectives import DENSITIES, KLS, Needs, NftConfig, Objective, Shaping
 from plaudit.recipe.prompts import Prompts, ScenesPrompts
 from plaudit.recipe.rewards import Missing, RewardConfig
 from plaudit.recipe.sampling import AnyEvaluationSampler, AnySampler, EvaluationSampler, Sampler, TokenSampling
@@ -170,7 +170,7 @@ def check_needs(recipe: Recipe, needs: Needs) -> None:
     _check_updates(recipe, needs)
     if family == "tokens" and needs.density != "exact":
         raise ValueError(f"objective.density: {needs.density} belongs to Gaussian steps; tokens have exact")
-    if family == "tokens" and needs.kl is not None and needs.kl.scaling in ("mean", "flow_grpo"):
+    if family == "tokens" and needs.kl is not None and needs.kl.scaling in ("mean", *KLS):
         raise ValueError(
             f"objective.kl.scaling: {needs.kl.scaling} belongs to Gaussian steps; for tokens: exact, k1, k2, k3"
         )
@@ -188,7 +188,7 @@ def _check_rollouts(recipe: Recipe, needs: Needs) -> None:
     if isinstance(recipe.sampler, TokenSampling):
         _check_exact(recipe.sampler)
     elif needs.stochastic:
-        _check_stochastic(recipe.sampler, recipe.objective.type)
+        _check_stochastic(recipe.sampler, recipe.objective.type, needs)
 
 
 def _check_feed(recipe: Recipe, needs: Needs) -> None:
@@ -227,7 +227,7 @@ def _check_updates(recipe: Recipe, needs: Needs) -> None:
         )
 
 
-def _check_stochastic(sampler: Sampler, kind: str) -> None:
+def _check_stochastic(sampler: Sampler, kind: str, needs: Needs) -> None:
     if sampler.steps < 2:
         raise ValueError(
             f"sampler.steps: 1 leaves objective {kind} nothing to train, the last step is deterministic; use 2"
@@ -238,6 +238,18 @@ def _check_stochastic(sampler: Sampler, kind: str) -> None:
             f"ddim_eta and sampler.level above 0 (now kernel {sampler.kernel}, level {sampler.level}), "
             "or use objective.type nft, which needs none"
         )
+    _check_scalings(sampler.kernel, needs)
+
+
+def _check_scalings(kernel: str, needs: Needs) -> None:
+    """A name of a published scaling means what was published for the kernel."""
+    scaling = needs.kl.scaling if needs.kl else "exact"
+    for key, name, published in (("density", needs.density, DENSITIES), ("kl.scaling", scaling, KLS)):
+        if name in published and kernel not in published[name]:
+            raise ValueError(
+                f"objective.{key}: {name} with sampler.kernel {kernel}; it was published for {', '.join(published[name])}; set "
+                f"sampler.kernel to that, or use exact or mean"
+            )
 
 
 def _check_steps(sampler: Sampler) -> None:

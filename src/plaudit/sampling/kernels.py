@@ -9,8 +9,8 @@ A step goes from time t to t' < t, dt = t - t' > 0. With x_0 = x - t v, e = x + 
     ddim_eta      std of DDIM with eta = a, in flow coordinates; mean as in cps                        (DDPO)
 
 Conventions. Level a = 0 is the Euler step of the ODE for every kernel. The step to t' = 0 is always deterministic, so it
-has no density and is never trained. At t = 1, where sqrt(t / (1 - t)) is singular, flow_sde takes its diffusion
-coefficient at t' (public code takes the second time of its schedule, which is the same number).
+has no density and is never trained. At t = 1, where t / (1 - t) is singular, flow_sde is Flow-GRPO's published step, which puts
+the second time of its schedule, t', in the denominator only: s = a sqrt(1 / (1 - t')), so that the std is a itself.
 
 Shape legend: B batch, * latent dimensions.
 """
@@ -18,13 +18,14 @@ Shape legend: B batch, * latent dimensions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from plaudit.models.flow import per_sample
+from plaudit.recipe.objectives import DENSITIES, KLS
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -49,8 +50,7 @@ def _langevin(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, diffusion: Tensor
 
 
 def flow_sde(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:
-    at = torch.where(t < 1, t, t_next)
-    return _langevin(x, v, t, t_next, level * torch.sqrt(at / (1 - at)))
+    return _langevin(x, v, t, t_next, level * torch.sqrt(t / (1 - torch.where(t < 1, t, t_next))))
 
 
 def constant_eta(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:
@@ -98,45 +98,56 @@ def _dims(x: Tensor) -> tuple[int, ...]:
     return tuple(range(1, x.ndim))
 
 
-def log_density(x_next: Tensor, step: Transition, density: str = "exact") -> Tensor:
+def _formula(published: Mapping[str, Mapping[str, str]], name: str, kernel: str) -> str:
+    """What a name stands for: itself, or what was published under it for this kernel."""
+    if name in published and kernel not in published[name]:
+        raise ValueError(f"{name} was not published for kernel {kernel!r}; allowed: {', '.join(published[name])}")
+    return published[name][kernel] if name in published else name
+
+
+def log_density(x_next: Tensor, step: Transition, density: str = "exact", kernel: str = "") -> Tensor:
     """Log-density `[B]` of drawn next states, in float64; 0 where the step is deterministic.
 
-    `exact` is the Gaussian's, summed over dimensions. `mean` (public name `flow_grpo`) divides it by their number. `cps`
-    is the mean squared distance without variance or constant. The scalings are not interchangeable: a clip range
-    belongs to one of them.
+    `exact` is the Gaussian's, summed over dimensions; `mean` divides it by their number. The published `flow_grpo` and `cps`
+    are, by `kernel`, that mean or the mean squared distance without variance or constant (`DENSITIES`). The scalings are not
+    interchangeable: a clip range belongs to one of them.
     """
     random = step.std > 0
     std = per_sample(torch.where(random, step.std, torch.ones_like(step.std)), x_next).double()
     squared = (x_next.double() - step.mean.double()).square()
     gaussian = -squared / (2 * std.square()) - std.log() - LOG_SQRT_2PI
-    match density:
+    match _formula(DENSITIES, density, kernel):
         case "exact":
             value = gaussian.sum(_dims(x_next))
-        case "mean" | "flow_grpo":
+        case "mean":
             value = gaussian.mean(_dims(x_next))
-        case "cps":
+        case "distance":
             value = -squared.mean(_dims(x_next))
         case _:
             raise ValueError(f"density {density!r}; allowed: exact, mean, flow_grpo, cps")
     return torch.where(random, value, torch.zeros_like(value))
 
 
-def kl_divergence(step: Transition, reference: Transition, t: Tensor, t_next: Tensor, scaling: str = "exact") -> Tensor:
+def kl_divergence(
+    step: Transition, reference: Transition, t: Tensor, t_next: Tensor, scaling: str = "exact", kernel: str = ""
+) -> Tensor:
     """KL `[B]` of two transitions that share their std; 0 where the step is deterministic.
 
-    `exact` sums over dimensions; `mean` averages; `flow_grpo` averages and divides by the variance without its dt, as
-    the published code does (0.04 to 0.18 of the true value at 10 steps).
+    `exact` sums over dimensions; `mean` averages. The published `flow_grpo` and `cps` are, by `kernel` (`KLS`), that mean, the
+    mean with a variance that lacks its dt (0.04 to 0.18 of the mean at 10 steps), or the mean squared distance alone.
     """
     random = step.std > 0
     variance = torch.where(random, step.std, torch.ones_like(step.std)).square()
     squared = (step.mean - reference.mean).square()
-    match scaling:
+    match _formula(KLS, scaling, kernel):
         case "exact":
             value = squared.sum(_dims(squared)) / (2 * variance)
         case "mean":
             value = squared.mean(_dims(squared)) / (2 * variance)
-        case "flow_grpo":
+        case "without_dt":
             value = squared.mean(_dims(squared)) / (2 * variance / (t - t_next))
+        case "distance":
+            value = squared.mean(_dims(squared))
         case _:
-            raise ValueError(f"KL scaling {scaling!r}; allowed: exact, mean, flow_grpo")
+            raise ValueError(f"KL scaling {scaling!r}; allowed: exact, mean, flow_grpo, cps")
     return torch.where(random, value, torch.zeros_like(value))

@@ -1,7 +1,8 @@
 """Counter-based randomness: noise = f(run seed, step, prompt, sample, stream, decision).
 
-Nothing here has state, so the same sample comes out whatever the batch size, rank count or resume point, and a reward that
-draws random numbers changes nothing.
+Nothing here has state, so a sample's noise is the same bit for bit whatever the batch size, rank count or resume point (its
+latents then agree to 1e-5: networks round differently in batches of another size), and a reward that draws random numbers changes
+nothing.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def draw(
         if inside.any():
             states[rows[inside], slot[inside]] = visit.x[inside]
             states[rows[inside], slot[inside] + 1] = visit.x_next[inside]
-            log_prob[rows[inside], slot[inside]] = log_density(visit.x_next, visit.step, density)[inside]
+            log_prob[rows[inside], slot[inside]] = log_density(visit.x_next, visit.step, density, plan.kernel)[inside]
         x = visit.x_next
     calls = B * plan.velocities * conditioning.calls_per_velocity
     trace = _trace(plan, states, log_prob, density) if D else None
@@ -208,4 +208,4 @@ def replay(model: FlowModel, conditioning: Conditioning, trace: Trace) -> Transi
 
 def replay_log_prob(trace: Trace, step: Transition, density: str) -> Tensor:
     """Log-density `[B, D]` of the recorded next states under replayed transitions."""
-    return log_density(trace.states[:, 1:].flatten(0, 1), step, density).reshape(trace.levels.shape)
+    return log_density(trace.states[:, 1:].flatten(0, 1), step, density, trace.kernel).reshape(trace.levels.shape)

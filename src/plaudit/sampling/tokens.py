@@ -310,11 +310,12 @@ def chosen_log_probs(logits: Tensor, completions: Completions) -> Tensor:
 
 
 def entropies(logits: Tensor, completions: Completions) -> Tensor:
-    """Entropy `[B, T]` of the distributions the tokens were drawn from, without gradient."""
+    """Entropy `[B, T]` of the distributions the tokens were drawn from, without gradient; what cannot be drawn adds nothing."""
     parts = []
     for few in logits.detach().split(8):  # rows that fit into a core's cache
         log_probs = few.log_softmax(1)
-        parts.append(-torch.linalg.vecdot(log_probs.exp(), log_probs))
+        finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+        parts.append(-torch.linalg.vecdot(log_probs.exp(), finite))
     return spread(torch.cat(parts).double(), completions)
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Deviation = Literal["group", "batch", "none", "loo"]
+Deviation = Literal["group", "batch", "global", "pooled", "none", "loo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,10 @@ def group_advantage(
 ) -> Advantages:
     """Distance of each score to its group's mean, divided by a standard deviation.
 
-    `std`: `group` divides by the group's (n - 1), `batch` by the deviation of all centred scores from their group means
-    pooled over the batch, `none` by nothing, `loo` takes the mean of the *other* members as baseline and divides by
-    nothing. The divisor is never below `floor`; a group of equal scores gets exactly 0, as does a group with fewer than
+    `std`: `group` divides by the group's (n - 1), `batch` by that of all scores (n - 1; TRL's), `global` by that of all scores
+    (n; flow_grpo's global_std), `pooled` by that of all scores around their groups' means, `none` by nothing, `loo` takes
+    the mean of the *other* members as baseline and divides by nothing. The divisor is never below `floor`, where TRL and
+    flow_grpo add 1e-4 to it; a group of equal scores gets exactly 0, as does a group with fewer than
     two scores, whose samples are not valid. Means are taken before squares, in float64, so a large mean costs nothing.
     """
     assert score.ndim == 1 and score.shape == group.shape, (score.shape, group.shape)
@@ -52,7 +53,9 @@ def group_advantage(
     match std:
         case "group":
             spread = (_group_sum(centred.square(), index, groups) / (count - 1).clamp(min=1)).sqrt()[index]
-        case "batch":
+        case "batch" | "global":
+            spread = _overall_deviation(filled[present], 1 if std == "batch" else 0).expand_as(centred)
+        case "pooled":
             freedom = (count - 1).clamp(min=0).sum().clamp(min=1)
             spread = (centred.square().sum() / freedom).sqrt().expand_as(centred)
         case "none":
@@ -60,7 +63,7 @@ def group_advantage(
         case "loo":
             spread = ((count - 1).clamp(min=1) / count.clamp(min=1))[index]  # x - mean(others) = n/(n-1) (x - mean)
         case _:
-            raise ValueError(f"std {std!r}; allowed: group, batch, none, loo")
+            raise ValueError(f"std {std!r}; allowed: group, batch, global, pooled, none, loo")
     value = centred / (spread if std in ("none", "loo") else spread.clamp(min=floor))
     if clip is not None:
         value = value.clamp(-clip, clip)
@@ -68,6 +71,12 @@ def group_advantage(
     return Advantages(
         value=value.to(score.dtype), valid=valid, groups=groups, constant_groups=int((constant & counted).sum())
     )
+
+
+def _overall_deviation(scores: Tensor, lost: int) -> Tensor:
+    """Of all scores, by their number less `lost`; 0 of none."""
+    centred = scores - scores.sum() / max(len(scores), 1)
+    return (centred.square().sum() / max(len(scores) - lost, 1)).sqrt()
 
 
 def _constant_groups(score: Tensor, present: Tensor, index: Tensor, groups: int) -> Tensor:

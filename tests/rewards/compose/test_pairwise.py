@@ -33,6 +33,12 @@ def test_win_rate_is_rank_on_the_unit_interval(batch) -> None:
             assert same(rates[group == g], (ranks[group == g] - 1) / (n - 1))
 
 
+def test_equal_infinities_tie() -> None:
+    scores, group = tensor(math.inf, 3.0, math.inf, -math.inf, NAN, -math.inf), groups(0, 0, 0, 0, 0, 0)
+    assert same(win_rate(scores, group=group), tensor(0.875, 0.5, 0.875, 0.125, NAN, 0.125))
+    assert same(win_rate(scores, group=group, margin=1.0), tensor(0.875, 0.5, 0.875, 0.125, NAN, 0.125))
+
+
 @law(scale=st.sampled_from([1e-6, 1e-3, 1.0, 1e6]))
 def test_score_gaps_are_not_blown_up_and_scales_not_seen(scale) -> None:
     """S008: by score, two clusters 1e-4 apart and an outlier decide the size; by win rate only the order does."""

@@ -14,14 +14,16 @@ from plaudit.rewards.compose.groups import within_groups
 def win_rate(scores: Tensor, *, group: Tensor, margin: float = 0.0) -> Tensor:
     """Share of the other members of its group that a sample beats; scores no more than `margin` apart tie, for half a win.
 
-    Missing members are no opponents; a member without opponents is missing. S008 rounds to three digits; we do not.
+    Equal infinities tie. Missing members are no opponents; a member without opponents is missing. S008 rounds to three
+    digits; we do not.
     """
     if margin < 0:
         raise ValueError(f"margin {margin:g} is negative")
 
     def rates(rows: Tensor) -> Tensor:
         ahead = rows[:, None] - rows[None, :]
-        points = (ahead > margin).to(rows.dtype) + 0.5 * (ahead.abs() <= margin)
+        tied = (ahead.abs() <= margin) | (rows[:, None] == rows[None, :])
+        points = (ahead > margin).to(rows.dtype) + 0.5 * tied
         opponents = int((~rows.isnan()).sum()) - 1
         won = (points.sum(1) - 0.5) / opponents if opponents > 0 else torch.full_like(rows, torch.nan)
         return torch.where(rows.isnan(), rows, won)  # -0.5: everyone ties with themselves
