@@ -5,15 +5,17 @@ block's weight is Psi_k / Psi_{k-1} times m(block)^(power - 1): for power 1 the 
 on beginnings (Target I), or with `rollouts` the mean of exp(alpha r) m(rest)^(power - 1) over that many completions of the
 beginning (Target II). r before the first block counts as 0, which changes no weight.
 
-    per block: extend; weigh; where the effective size is below `ess` N, resample (multinomial) and move
+    per block: extend; weigh; where the effective size is below `ess` N, resample (multinomial); move
 
-Moved are particles that are copies of another one and score below `below`: `moves` times, their last `back` blocks are drawn
-anew from m and taken with chance min(1, Psi(x') / Psi(x) (m(x') / m(x))^(power - 1)). Weights stay.
+Moved are particles of resampled prompts that are copies of another one and score below `below`: `moves` times, their last
+`back` blocks are drawn anew from m and taken with chance min(1, Psi(x') / Psi(x) (m(x') / m(x))^(power - 1)). Weights stay.
 
 What to know about it:
-- `below` and `movers: copies` are the paper's. The kernel leaves the target as it is only where whom it moves does not
-  depend on the states: `movers: all` with `below` null. Moving low scores alone favours high rewards; moving copies and not
-  their originals favours low ones, for it is what scored high that is copied. More particles mend neither.
+- `below` and `movers: copies` are the paper's. The kernel leaves the target as it is only where whom it moves depends neither
+  on states nor on weights: `movers: all` with `below` null moves every particle after every block. Then weighted sums over
+  particles are unbiased for any number of them, while the budget pays for all moves. Moving low scores alone favours high
+  rewards; moving copies and not their originals favours low ones, for it is what scored high that is copied. More particles
+  mend neither.
 - The place that a move goes back to is that of the block and never that of the particle's own end, or there would be no way
   back from a proposal that ends elsewhere. So particles that ended before it stay as they are.
 - Moves are made while the budget pays for them beside what the particles themselves still need.
@@ -213,10 +215,11 @@ class TokenSmc:
     def _rejuvenate(
         self, task: TokenTask, particles: Particles, stage: int, turn: int
     ) -> tuple[Particles, tuple[Found, ...]]:
-        """Resample the prompts whose weights have become too uneven, and move the copies."""
+        """Resample the prompts whose weights have become too uneven, and move the copies there, or all particles of all
+        prompts: if only resampled ones moved, their weights would have chosen who moves."""
         P, N = particles.log_weight.shape
         uneven = smc.effective_size(particles.log_weight) < self.ess * N
-        if not uneven.any():
+        if self.movers == "copies" and not uneven.any():
             return particles, ()
         rows, own = particles.rows, torch.arange(N).expand(P, N)
         points = uniform(task.keys(rows.prompt, rows.candidate), f"{turn} resample {stage}", 1).view(P, N)
@@ -225,7 +228,7 @@ class TokenSmc:
         flat = (ancestors + N * torch.arange(P)[:, None]).flatten()
         copied = replace(particles.select(flat), log_weight=weight)
         copied = replace(copied, rows=copied.rows.numbered(rows.candidate))
-        movers = is_copy(ancestors) if self.movers == "copies" else uneven[:, None].expand(P, N)
+        movers = is_copy(ancestors) if self.movers == "copies" else torch.ones(P, N, dtype=torch.bool)
         return self._moved(task, copied, movers.flatten(), stage, turn)
 
     def _moved(
