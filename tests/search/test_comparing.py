@@ -44,6 +44,21 @@ def test_best_of_n_is_always_there_and_what_is_done_is_not_done_again(tmp_path, 
     assert (tmp_path / "comparison.md").read_text(encoding="utf-8") == markdown
 
 
+def test_an_earlier_comparison_is_gone_on_with_or_left_alone(tmp_path):
+    short = {"seeds": [0], "budgets": ["8nfe"]}
+    compare(tmp_path / "a", contestants=[method("none")], **short)
+    before = (tmp_path / "a" / "comparison.html").read_bytes()
+    for changes in ({"contestants": []}, {"contestants": [method("prune")]}, {"truth": "brightness"}):
+        with pytest.raises(RecipeError, match="holds the comparison of best_of_n, none on lab/slots by scene_exact"):
+            compare(tmp_path / "a", **{"contestants": [method("none")], **short, **changes})
+    assert (tmp_path / "a" / "comparison.html").read_bytes() == before
+    compare(tmp_path / "a", contestants=[method("none"), method("best_of_n[candidates=1]", candidates=1)], **short)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "comparison.html").write_text("of recipes")
+    with pytest.raises(RecipeError, match="holds another comparison"):
+        compare(tmp_path / "b", **short)
+
+
 def test_a_method_with_other_options_is_another_contestant(tmp_path):
     compare(tmp_path, contestants=[method("best_of_n[candidates=1]", candidates=1)], seeds=[0])
     searches = sorted((tmp_path / "searches" / "scene_proxy").glob("*.json"))
@@ -103,7 +118,7 @@ def test_an_interrupted_search_is_no_result_and_the_next_comparison_makes_up_for
     monkeypatch.setattr(comparing, "_search", interrupted)
     with pytest.raises(Interrupted, match="the same command goes on after them"):
         compare(tmp_path / "pieces")
-    assert len(began) == 3 and len(list((tmp_path / "pieces").rglob("*.json"))) == 2
+    assert len(began) == 3 and len(list((tmp_path / "pieces" / "searches").rglob("*.json"))) == 2
     monkeypatch.setattr(comparing, "_search", whole)
     said = []
     compare(tmp_path / "pieces", say=said.append)

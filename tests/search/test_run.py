@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Card, Status, missing
 from plaudit.rewards.scoring import score
 from plaudit.rewards.suite import load_suite
+from plaudit.search import folder
 from plaudit.search.base import Task
 from plaudit.search.best_of_n import BestOfN, Plain
 from plaudit.search.budget import KINDS, BudgetExceeded, Cost
@@ -344,6 +346,34 @@ def test_the_record_says_everything(searched, tmp_path) -> None:
     assert [(row["prompt"], row["candidate"]) for row in candidates] == [(p, c) for p in range(6) for c in range(6)]
     assert all((folder / row["output"]).is_file() for row in candidates)
     assert (folder / "grid.png").stat().st_size > 0 and set(saved["versions"]) == {"plaudit", "torch", "python"}
+
+
+def test_a_search_that_was_killed_while_it_wrote_can_be_replaced(searched, tmp_path, monkeypatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("_pairs", "summary"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(folder, name, killed)
+            searched.save(tmp_path / "run")
+        with pytest.raises(RunError, match="--overwrite"):
+            searched.save(tmp_path / "run")
+        searched.save(tmp_path / "run", overwrite=True)
+        shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / folder.BEGUN).touch()
+    searched.save(tmp_path / "run")  # killed before anything was written: nothing to lose
+    assert not (tmp_path / "run" / folder.BEGUN).exists()
+
+
+@pytest.mark.parametrize("as_text", (False, True))
+def test_a_model_of_ones_own_takes_arguments(as_text: bool) -> None:
+    given = {"factory": "tests.reference.toys:ToyFlowModel", "arguments": {"width": 8}}
+    model = json.dumps(given) if as_text else given
+    result = plaudit.search(model, "brightness", budget="40nfe", prompts=["caption 1"])
+    assert len(result.candidates) == 4
+    with pytest.raises((TypeError, RecipeError), match="wide"):
+        plaudit.search({**given, "arguments": {"wide": 8}}, "brightness", budget="40nfe", prompts=["caption 1"])
 
 
 def test_a_folder_is_not_reused_by_accident(searched, tmp_path) -> None:

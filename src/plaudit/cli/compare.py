@@ -31,7 +31,10 @@ def run(
     network_calls: Annotated[
         int | None, typer.Option("--network-calls", min=1, help="Network calls of each run.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the runs and the comparison.")] = Path("runs/compare"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the runs and the comparison.", show_default="runs/compare or runs/compare-search"),
+    ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="One line a step instead of a progress bar.")] = False,
     suite: Annotated[
         str | None, typer.Option(help="`search`: methods of search instead of recipes.", show_default=False)
@@ -58,6 +61,7 @@ def run(
     count: Annotated[int, typer.Option(min=1, help="With --suite search: held-out prompts.")] = 48,
 ) -> None:
     """Run recipes, or methods of search, against each other at equal cost."""
+    out = out or Path("runs/compare" if suite is None else "runs/compare-search")
     if suite is not None:
         _compare_search(suite, contestants, model, reward, truth, budgets, parse_seeds(seeds), count, out)
         return

@@ -23,7 +23,11 @@ def run(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="lab/slots, lab/sums, a run folder or checkpoint, or a recipe.", show_default="lab/slots"),
+        typer.Option(
+            help="lab/slots, lab/sums, a run folder or checkpoint, a recipe, `package.module:factory`, or YAML as a recipe's "
+            "`model:`, '{factory: my_module:Mine, arguments: {...}}'.",
+            show_default="lab/slots",
+        ),
     ] = None,
     reward: Annotated[
         list[str] | None,

@@ -40,7 +40,7 @@ Rewards = Any  # a name, a function, several of them, or {name: either}
 
 
 def search(
-    model: str | FlowModel | TokenModel,
+    model: str | Mapping[str, Any] | FlowModel | TokenModel,
     reward: Rewards = None,
     *,
     budget: str | Budget,
@@ -59,16 +59,18 @@ def search(
 ) -> SearchResult:
     """Search for outputs with a higher reward, within `budget` per prompt (`"200nfe"`, `"64rewards"`, `"30s"`).
 
-    `model` is a model or its name: `lab/pixels`, `lab/sums`, a run folder, a recipe. `reward` is a name, a function, a list,
+    `model` is a model, its name (`lab/pixels`, `lab/sums`, a run folder, a recipe), or a mapping as a recipe's `model:`, such as
+    `{"factory": "my_module:Mine", "arguments": {...}}`. `reward` is a name, a function, a list,
     or a mapping of names to either; without one the result is plain sampling. `prompts` are texts, Prompts or a file;
     default are `count` held-out ones. `method` and its `options` are those of `plaudit search`, as are `sampler`'s keywords:
     steps, guidance, shift, solver, kernel, level, tile; of a token model max_new_tokens, temperature, top_k, top_p, stop,
     tile. `truth` rewards measure plain and best outputs afterwards, outside of the budget. With `out`, everything is
     written there, also after Ctrl-C.
     """
+    named_model = isinstance(model, str | Mapping)
     origin = (
         find_origin(model)
-        if isinstance(model, str)
+        if named_model
         else Origin(name=type(model).__name__, recipe=recipe_for(model, asked=prompts is not None))
     )
     named = named_rewards(reward)
@@ -78,7 +80,7 @@ def search(
     return search_origin(
         origin,
         suite,
-        model=None if isinstance(model, str) else model,
+        model=None if named_model else model,
         budget=_as_budget(budget),
         method=method,
         options=options or {},

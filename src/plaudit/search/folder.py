@@ -28,16 +28,17 @@ from plaudit.search.text_table import text_table
 from plaudit.search.track import Kept
 
 SUMMARY = "search.json"
+BEGUN = ".search"  # one that was killed while it was written leaves it behind
 
 
 def claim(folder: Path, *, overwrite: bool) -> None:
     """Check, before any work, that results can be written here; empty the folder of an earlier search if told to."""
     if folder.is_file():
         raise RunError(f"{folder} is a file; choose another --out")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and (content := {path.name for path in folder.iterdir()}) - {BEGUN}:
         if not overwrite:
             raise RunError(f"{folder} exists; replace it with --overwrite, or choose another --out")
-        if not (folder / SUMMARY).is_file():
+        if not content & {SUMMARY, BEGUN}:
             raise RunError(
                 f"{folder} is not the folder of a search, so --overwrite leaves it alone; choose another --out"
             )
@@ -46,7 +47,9 @@ def claim(folder: Path, *, overwrite: bool) -> None:
 
 def write(result: SearchResult, folder: Path) -> Path:
     with storage.explain_write_errors(folder):
-        (folder / "outputs").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / BEGUN).touch()
+        (folder / "outputs").mkdir(exist_ok=True)
     shown = _Shown(folder)
     best = [shown(p, "best", kept) for p, kept in enumerate(result.best)]
     plain = [shown(p, "plain", kept) for p, kept in enumerate(result.plain)]
@@ -61,6 +64,7 @@ def write(result: SearchResult, folder: Path) -> Path:
     if (texts := text_table(result)) is not None:
         storage.write_text(folder / "texts.md", texts)
     storage.write_text(folder / SUMMARY, json.dumps(_json(summary(result, plain, best)), indent=1, ensure_ascii=False))
+    (folder / BEGUN).unlink(missing_ok=True)
     return folder
 
 

@@ -21,6 +21,7 @@ from plaudit.models.tokens import TokenModel
 from plaudit.recipe.load import load
 from plaudit.recipe.sampling import EvaluationSampler, Sampler
 from plaudit.recipe.schema import Recipe
+from plaudit.recipe.text import parse
 from plaudit.rewards.base import Card
 from plaudit.rewards.scoring import RewardLike, name_of, reward_of
 from plaudit.rewards.suite import Suite, load_suite, make_suite
@@ -49,8 +50,14 @@ class Origin:
         return file / "calibration.json" if file and (file / "calibration.json").is_file() else None
 
 
-def find_origin(text: str) -> Origin:
-    """`lab/NAME`, a run folder or one of its checkpoints, `package.module:factory`, or a recipe by name or file."""
+def find_origin(given: str | Mapping[str, Any]) -> Origin:
+    """`lab/NAME`, a run folder or one of its checkpoints, `package.module:factory`, a recipe by name or file, or what a recipe
+    has as `model:`, as a mapping or in YAML."""
+    text = given if isinstance(given, str) else json.dumps(given)
+    if not isinstance(given, str) or text.lstrip().startswith("{"):
+        config = parse(text, f"--model {text}") if isinstance(given, str) else given
+        custom = {"type": "custom"} if "factory" in config else {}
+        return Origin(name=text, recipe=load({"model": {**custom, **config}}))
     if text == TOKEN_LAB:
         return Origin(name=text, recipe=load([TOKEN_RECIPE]))
     if text.startswith(LAB):
@@ -62,7 +69,7 @@ def find_origin(text: str) -> Origin:
     if path.is_dir():
         raise RecipeError(f"--model {text}: the folder is neither a run nor a checkpoint of one; it has no recipe.yaml")
     if ":" in text:
-        return Origin(name=text, recipe=load({"model": {"type": "custom", "factory": text}}))
+        return find_origin({"factory": text})
     return Origin(name=text, recipe=load([text]))
 
 
