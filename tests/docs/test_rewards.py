@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,23 @@ def test_commands_run(arguments: list[str], workplace: Path) -> None:
 def test_python_prints_what_it_says(workplace: Path) -> None:
     script = "\n".join(block for block in blocks(PAGE, "python") if not block.startswith("# my_rewards.py"))
     assert "tensor([1., 0.], dtype=torch.float64)" in run([sys.executable, "-c", script], workplace)
+
+
+def test_a_picture_can_be_asked_about_with_curl(workplace: Path) -> None:
+    from tests.serve.harness import Client, serving
+
+    from plaudit.rewards.rules.pixels import brightness
+
+    line = next(line for block in blocks(PAGE, "") for line in block.splitlines() if line.startswith("curl "))
+    _, _, data, _, header, address = shlex.split(line)
+    with serving({"bright": brightness}) as (url, _, _):
+        path = address.removeprefix("http://127.0.0.1:8000")
+        name, _, value = header.partition(": ")
+        reply = Client(url, None).ask(
+            "POST", path, time.monotonic() + 300, (workplace / data.removeprefix("@")).read_bytes(), {name: value}
+        )
+    (result,) = json.loads(reply.body)["results"]
+    assert reply.status == 200 and 0 < result["value"] < 1
 
 
 def test_the_service_has_a_valid_configuration(workplace: Path) -> None:

@@ -23,7 +23,7 @@ from plaudit.serve.remote import Remote
 from plaudit.serve.server import DrainingServer, make_server
 from plaudit.serve.service import Service
 
-LONG = 20.0  # nothing here takes so long unless it hangs
+LONG = 300.0  # nothing here takes so long, on a busy machine either, unless it hangs
 
 
 @card(kind="image", low=0, high=1)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from tests.serve.harness import LONG, get
+from tests.serve.harness import LONG, connected, get, text_items, wait_for
 
+from plaudit.cli.serve import UNFINISHED
 from plaudit.errors import RecipeError, RewardError, RunError
 from plaudit.serve.config import ServeConfig, read_file, read_mapping, token_of, with_address
 from plaudit.serve.server import listen
 from plaudit.serve.service import make_service
 
+ROOT = Path(__file__).parents[2]
 GOOD = {"rewards": {"quality": "scene_match"}}
 
 
@@ -92,6 +96,31 @@ def test_files(tmp_path) -> None:
     path.write_text("rewards: {q: scene_match}\nrewards: {}\n")
     with pytest.raises(RecipeError, match="already on line 1"):
         read_file(path)
+
+
+def test_a_reward_that_hangs_does_not_keep_the_service(tmp_path) -> None:
+    """The end says that something was not finished; a second signal is not needed."""
+    path = tmp_path / "rewards.yaml"
+    path.write_text("rewards: {odd: 'tests.serve.odd_rewards:odd'}\nserve: {drain_s: 0.2}\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plaudit", "serve", str(path), "--port", "0"], stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}, cwd=ROOT,
+    )  # fmt: skip
+    try:
+        line = next(text for text in process.stdout if text.startswith("serving"))
+        body = json.dumps({"reward": "odd", "items": text_items(["hang"])}).encode()
+        client = connected(line.split(" on ")[1].split()[0])
+        head = f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode() + body)
+        wait_for(lambda: "plaudit_requests_held 1" in get(line.split(" on ")[1].split()[0], "/metrics").body.decode())
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=LONG)
+        assert process.returncode == UNFINISHED, errors
+        assert "not finished within serve.drain_s" in errors
+        client.close()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path) -> None:

@@ -42,6 +42,38 @@ def numbers():
         yield url
 
 
+def test_bodies_that_arrive_slowly_starve_nobody() -> None:
+    """Four times as many as requests may be held; each is answered when it is there at last."""
+    body = json.dumps({"reward": "n", "items": text_items(["7"])}).encode()
+    head = (
+        f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with serving({"n": number_in}, max_requests=2) as (url, service, _):
+        slow = [connected(url) for _ in range(8)]
+        for client in slow:
+            client.sendall(head.encode() + body[:10])
+        wait_for(lambda: service.reading == 8)
+        assert values(ask(url, ["5"])[1]) == [5.0] and service.reading == 8
+        for client in slow:
+            client.sendall(body[10:])
+            assert b"200 OK" in client.recv(4096)
+            client.close()
+        wait_for(lambda: service.reading == service.arrived_bytes == 0)
+
+
+def test_what_is_arriving_takes_no_more_room_than_full_requests() -> None:
+    with serving({"n": number_in}, max_requests=1, max_request_mb=0.001) as (url, service, _):
+        head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n"
+        first, second = connected(url), connected(url)
+        first.sendall(head + b"x" * 800)
+        wait_for(lambda: service.arrived_bytes == 800)
+        second.sendall(head + b"x" * 800)
+        assert b" 429 " in second.recv(4096).splitlines()[0]
+        first.close()
+        second.close()
+        wait_for(lambda: service.arrived_bytes == 0)
+
+
 # --- what comes back --------------------------------------------------------------------------------------------------
 
 

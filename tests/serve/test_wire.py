@@ -93,6 +93,29 @@ def png(image: Image.Image, **options) -> dict:
     return {"kind": "png", "data": base64.b64encode(data.getvalue()).decode()}
 
 
+def test_a_data_url_is_a_png_and_any_other_text_is_a_text() -> None:
+    part = png(Image.new("RGB", (3, 2), (255, 0, 51)))
+    assert same(output_of("data:image/png;base64," + part["data"]), output_of(part))
+    assert output_of("data: none") == "data: none"
+    for url in ("data:image/jpeg;base64,AAAA", "data:image/png,AAAA", "data:image/png;charset=x;base64,AAAA"):
+        with pytest.raises(WireError, match="must be data:image/png;base64"):
+            output_of(url)
+
+
+def test_a_body_may_be_one_picture() -> None:
+    part = png(Image.new("RGB", (3, 2), (255, 0, 51)))
+    body = base64.b64decode(part["data"])
+    query = {"reward": "tone", "prompt": "a red circle"}
+    decoded = decode_request(body, "image/png", LIMITS, lambda h: None, query)
+    assert decoded.reward == "tone" and decoded.request.prompts[0].text == "a red circle"
+    assert same(decoded.request.outputs[0], output_of(part))
+    for wrong, said in (({}, "reward"), ({**query, "promt": "x"}, r"\?promt")):
+        with pytest.raises(WireError, match=said):
+            decode_request(body, "image/png", LIMITS, lambda h: None, wrong)
+    with pytest.raises(WireError, match="not a PNG"):
+        decode_request(b"GIF89a" + body, "image/png", LIMITS, lambda h: None, query)
+
+
 def png48(red: int) -> dict:
     """Two by two pixels of three times 16 bits."""
     pixels = b"".join(b"\0" + struct.pack(">HHH", red, 0, 0) * 2 for _ in range(2))

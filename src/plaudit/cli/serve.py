@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+UNFINISHED = 3
 
 
 def run(
@@ -29,4 +33,8 @@ def run(
         names = ", ".join(service.rewards)
         typer.echo(f"serving {names} on http://{config.serve.host}:{port} (Ctrl-C ends)")
 
-    serve(service, ready)
+    if not serve(service, ready):
+        typer.echo("stopped with requests that were not finished within serve.drain_s", err=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(UNFINISHED)  # at once: a reward that hangs in a thread would be waited for

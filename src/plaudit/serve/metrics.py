@@ -50,7 +50,7 @@ class Metrics:
         yield from (f"# HELP {name} Outputs waiting to be scored.", f"# TYPE {name} gauge")
         yield from (f"{name}{_braces((('reward', reward),))} {depth}" for reward, depth in queued.items())
         name = "plaudit_requests_held"
-        yield from (f"# HELP {name} Requests being read or scored.", f"# TYPE {name} gauge", f"{name} {held}")
+        yield from (f"# HELP {name} Requests being scored.", f"# TYPE {name} gauge", f"{name} {held}")
         name = "plaudit_latency_seconds"
         yield from (f"# HELP {name} From a request's arrival to its scores.", f"# TYPE {name} histogram")
         for reward, counts in self.latency.items():

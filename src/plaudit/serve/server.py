@@ -55,7 +55,7 @@ def make_app(service: Service, token: str | None) -> FastAPI:
     @app.post("/v1/score")
     async def score(request: Request) -> Response:
         async def work(body: bytes, arrived: float) -> Answer:
-            return await service.score(body, content_type(request), deadline_of(request), arrived)
+            return await service.score(body, content_type(request), deadline_of(request), arrived, request.query_params)
 
         return await entry.post(request, work)
 
@@ -107,20 +107,14 @@ class _Entry:
     async def post(self, request: Request, work: Work) -> Response:
         try:
             self._authorise(request)
-            answer = await self.service.hold(lambda: self._held(request, work))
+            arrived, body = time.monotonic(), await self._body(request)
+            answer = await self.service.hold(lambda: self._held(request, body, arrived, work))
         except Refused as refused:
             answer = refused.answer
         self._count(request, answer.status)
         return _response(answer)
 
-    async def _held(self, request: Request, work: Work) -> Answer:
-        arrived = time.monotonic()
-        self.service.reading += 1
-        try:
-            body = await self._body(request)
-        finally:
-            self.service.reading -= 1
-
+    async def _held(self, request: Request, body: bytes, arrived: float, work: Work) -> Answer:
         async def answered() -> Answer:
             try:
                 return await work(body, arrived)
@@ -135,23 +129,30 @@ class _Entry:
 
     async def _body(self, request: Request) -> bytes:
         """The body, within its limits while it is still arriving."""
-        limit = self.service.max_bytes
+        service, limit = self.service, self.service.max_bytes
+        if service.draining:
+            raise Refused(503, "the service is shutting down", 1.0)
         too_large = Refused(413, f"the body is larger than {limit} bytes (serve.max_request_mb)")
         declared = request.headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared) > limit:
             raise too_large
         chunks, length = [], 0
+        service.reading += 1
         try:
-            async with asyncio.timeout(self.service.config.body_s):
+            async with asyncio.timeout(service.config.body_s):
                 async for chunk in request.stream():
                     chunks.append(chunk)
                     length += len(chunk)
                     if length > limit:
                         raise too_large
+                    service.receive(len(chunk))
         except TimeoutError:
             raise Refused(408, "the body did not arrive in time (serve.body_s)") from None
         except ClientDisconnect:
             raise Refused(400, "the client hung up while sending") from None
+        finally:
+            service.reading -= 1
+            service.arrived_bytes -= sum(map(len, chunks))
         return b"".join(chunks)
 
     def _authorise(self, request: Request) -> None:
@@ -274,6 +275,7 @@ class DrainingServer(uvicorn.Server):
 
     service: Service
     drainer: asyncio.Task[None] | None = None
+    unfinished = False
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
@@ -286,11 +288,11 @@ class DrainingServer(uvicorn.Server):
         if self.drainer is None:
             self.drainer = self.loop.create_task(self._drain())
         else:
-            self.should_exit = self.force_exit = True
+            self.should_exit = self.force_exit = self.unfinished = True
 
     async def _drain(self) -> None:
-        await self.service.drain()
-        self.should_exit = True
+        self.unfinished = not await self.service.drain()
+        self.should_exit, self.force_exit = True, self.unfinished  # who has waited so long is not waited for once more
 
 
 def make_server(service: Service, token: str | None) -> DrainingServer:
@@ -327,16 +329,17 @@ def listen(config: ServeConfig) -> socket.socket:
     return listener
 
 
-def serve(service: Service, on_ready: Callable[[int], None] = lambda port: None) -> None:
-    """Serve until SIGTERM or SIGINT. `on_ready` is told the port once it is bound."""
+def serve(service: Service, on_ready: Callable[[int], None] = lambda port: None) -> bool:
+    """Serve until SIGTERM or SIGINT; whether all that was held was finished. `on_ready` is told the port once it is bound."""
     token = token_of(service.config)
-    run(service, token, listen(service.config), on_ready)
+    return run(service, token, listen(service.config), on_ready)
 
 
-def run(service: Service, token: str | None, listener: socket.socket, on_ready: Callable[[int], None]) -> None:
+def run(service: Service, token: str | None, listener: socket.socket, on_ready: Callable[[int], None]) -> bool:
     server = make_server(service, token)
     gc.collect()
     gc.freeze()  # what is loaded stays: collections that walk over it would make some answers late
     on_ready(listener.getsockname()[1])
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+    return not server.unfinished

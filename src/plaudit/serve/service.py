@@ -56,7 +56,7 @@ class Service:
         self.batchers: dict[str, Batcher] = {}
         self.limits = Limits(media_bytes=int(config.max_media_mb * MIB), items=config.max_items)
         self.max_bytes = int(config.max_request_mb * MIB)
-        self.reading = self.held = 0
+        self.reading = self.held = self.arrived_bytes = 0
         self.draining = False
         self.idle = asyncio.Event()
         self.idle.set()
@@ -97,6 +97,13 @@ class Service:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
+    def receive(self, size: int) -> None:
+        """Bytes of bodies that are still arriving. They take no place among the requests, so that slow ones starve nobody, but
+        all together no more room than full requests would."""
+        self.arrived_bytes += size
+        if self.arrived_bytes > self.config.max_requests * self.max_bytes:
+            raise Refused(429, "too much is arriving at once", self._typical_wait())
+
     async def hold(self, work: Callable[[], Awaitable[Answer]]) -> Answer:
         """Do a piece of work that the end of the service waits for."""
         if self.draining:
@@ -129,19 +136,20 @@ class Service:
             self.metrics.count("plaudit_replayed_total")
         return answer
 
-    async def score(self, body: bytes, content_type: str, deadline_ms: float | None, arrived: float) -> Answer:
+    async def score(
+        self, body: bytes, content_type: str, deadline_ms: float | None, arrived: float, query: Mapping[str, str]
+    ) -> Answer:
         """The answer to `POST /v1/score`."""
-        decoded = await self._decoded(body, content_type)
+        decoded = await self._decoded(body, content_type, query)
         scores = await self.scores(decoded.reward, decoded.request, deadline_ms or decoded.deadline_ms, arrived)
         body = json.dumps(results_json(decoded.reward, scores)).encode()
         return Answer(status=200, body=body, final=decided(scores))
 
-    async def _decoded(self, body: bytes, content_type: str) -> Decoded:
+    async def _decoded(self, body: bytes, content_type: str, query: Mapping[str, str]) -> Decoded:
+        asked = (body, content_type, self.limits, self.media.find, query)
         try:
-            if len(body) > IN_LOOP_BYTES:
-                decoded = await asyncio.to_thread(decode_request, body, content_type, self.limits, self.media.find)
-            else:
-                decoded = decode_request(body, content_type, self.limits, self.media.find)
+            large = len(body) > IN_LOOP_BYTES
+            decoded = await asyncio.to_thread(decode_request, *asked) if large else decode_request(*asked)
         except WireError as error:
             raise Refused(error.status, str(error), field=error.where or None) from None
         except UnknownMedia as error:

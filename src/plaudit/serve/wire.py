@@ -7,10 +7,12 @@ that other items of a batch have, of which this request is a part. A part is one
 `{"kind": "json", "value": ...}`                                 messages, numbers, lists
 `{"kind": "tensor", "dtype": "float32", "shape": [3, 32, 32], "data": BASE64}`  little-endian, row-major
 `{"kind": "png", "data": BASE64}`                                a picture of 8 bits, read to float32 [3, H, W] in 0..1
+`"data:image/png;base64,..."`, any other text                    short for `png` and for `text`
 `{"kind": "part", "name": "outputs", "row": 3}`                  a tensor of the safetensors file, or a row of it
 `{"kind": "hash", "sha256": HEX}`                                a tensor that the service was given before
 A tensor or part that brings its `sha256` is kept by the service under that name. The body is either this JSON
-(`application/json`) or a safetensors file (`application/vnd.safetensors`) with the JSON as metadata `request`.
+(`application/json`) or a safetensors file (`application/vnd.safetensors`) with the JSON as metadata `request`. A body of
+`image/png` is one picture; what else there is to say (`reward`, `prompt`, a text) stands in the query of the address.
 """
 
 from __future__ import annotations
@@ -21,20 +23,23 @@ import hashlib
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import safetensors
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.rewards.request import Request
 
-JSON, SAFETENSORS = "application/json", "application/vnd.safetensors"
+JSON, SAFETENSORS, PNG = "application/json", "application/vnd.safetensors", "image/png"
+DATA_URL = re.compile(r"data:image/(?P<kind>[\w.+-]*)(?P<rest>[^,]{0,100}),")
 FROM_SAFETENSORS = {
     "F32": torch.float32,
     "F64": torch.float64,
@@ -114,7 +119,23 @@ class HashPart(Model):
     sha256: Hash
 
 
-Part = Annotated[TextPart | JsonPart | TensorPart | PngPart | RowPart | HashPart, Field(discriminator="kind")]
+def _in_full(part: Any) -> Any:
+    """A picture's data URL, or a text, as the part that it is short for."""
+    if not isinstance(part, str):
+        return part
+    url = DATA_URL.match(part)
+    if url is None:
+        return {"kind": "text", "text": part}
+    if url["kind"].lower() != "png" or url["rest"] != ";base64":
+        raise ValueError("a picture's URL must be data:image/png;base64,...: other formats would lose something")
+    return {"kind": "png", "data": part[url.end() :]}
+
+
+Part = Annotated[
+    TextPart | JsonPart | TensorPart | PngPart | RowPart | HashPart,
+    Field(discriminator="kind"),
+    BeforeValidator(_in_full),
+]
 
 
 class PromptModel(Model):
@@ -174,15 +195,23 @@ def strict_json(data: bytes | str) -> Any:
         raise WireError("", f"the body is not JSON: {error}") from None
 
 
-def decode_request(body: bytes, content_type: str, limits: Limits, find: Callable[[str], Tensor | None]) -> Decoded:
-    """`find` looks a tensor up by its hash."""
+def decode_request(
+    body: bytes,
+    content_type: str,
+    limits: Limits,
+    find: Callable[[str], Tensor | None],
+    query: Mapping[str, str] = MappingProxyType({}),
+) -> Decoded:
+    """`find` looks a tensor up by its hash; `query` is the address's, which goes with a body that is a picture."""
     parts: dict[str, Tensor] = {}
     if content_type == SAFETENSORS:
         document, parts = _read_safetensors(body, limits)
     elif content_type == JSON:
         document = strict_json(body)
+    elif content_type == PNG:
+        document = _of_picture(body, query)
     else:
-        raise WireError("Content-Type", f"{content_type!r}; allowed: {JSON}, {SAFETENSORS}", 415)
+        raise WireError("Content-Type", f"{content_type!r}; allowed: {JSON}, {SAFETENSORS}, {PNG}", 415)
     try:
         wanted = REQUEST.validate_python(document)
     except ValidationError as error:
@@ -215,6 +244,15 @@ def decode_request(body: bytes, content_type: str, limits: Limits, find: Callabl
         columns=frozenset(wanted.columns),
     )
     return Decoded(reward=wanted.reward, request=request, deadline_ms=wanted.deadline_ms, seen=reader.seen)
+
+
+def _of_picture(body: bytes, query: Mapping[str, str]) -> Any:
+    """The request that one picture and an address are."""
+    if unknown := sorted(set(query) - {"reward", "prompt"}):
+        raise WireError(f"?{unknown[0]}", "is not known; allowed: reward, prompt")
+    output = {"kind": "png", "data": base64.b64encode(body).decode()}
+    items = [{"prompt": {"text": query.get("prompt", "")}, "output": output}]
+    return {"items": items} | {key: value for key, value in query.items() if key == "reward"}
 
 
 def _groups(items: Sequence[Item]) -> list[int]:
