@@ -1038,9 +1038,17 @@ MUTATIONS = [
     Mutation("a check that cannot fail", "audit/checks.py", "passed=value <= limit", "passed=True", DOCTOR),
     Mutation(
         "an off-by-one passes",
-        "audit/doctor.py",
+        "audit/doctor_rewards.py",
         "np.random.default_rng(0).permutation(len(patient.piece))",
         "np.arange(len(patient.piece))",
+        DOCTOR,
+    ),
+    Mutation("noise is leakage", "audit/doctor_rewards.py", "if spread > LIMIT:", "if False:", DOCTOR),
+    Mutation(
+        "any leakage is noise",
+        "audit/doctor_rewards.py",
+        "leaks = _beyond_noise",
+        "leaks = False and _beyond_noise",
         DOCTOR,
     ),
     Mutation(
