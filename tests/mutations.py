@@ -787,7 +787,7 @@ MUTATIONS = [
     Mutation(
         "an exception is a zero",
         "rewards/call.py",
-        'return [missing(status, f"{type(error).__name__}: {error}{_place(error)}")]',
+        'return [missing(status, f"{told(error)}{_place(error)}")]',
         "return [Score(value=0.0)]",
         CALL,
     ),
@@ -811,8 +811,8 @@ MUTATIONS = [
     Mutation(
         "short answers are stretched",
         "rewards/results.py",
-        "if len(values) != expected:",
-        "if len(values) > expected:",
+        "if len(found) != expected:",
+        "if len(found) > expected:",
         CALL,
     ),
     Mutation(
@@ -845,6 +845,13 @@ MUTATIONS = [
     ),
     Mutation(
         "every group is one", "rewards/request.py", "seen.setdefault((prompt.id, prompt.text), len(seen))", "0", CALL
+    ),
+    Mutation(
+        "sys.exit ends the run",
+        "rewards/call.py",
+        "except BaseException as error:  # user",
+        "except Exception as error:",
+        CALL,
     ),
     Mutation("a second look is a second visit", "rewards/call.py", "self.load_state(remembered)", "pass", CALL),
     Mutation(
