@@ -850,7 +850,7 @@ MUTATIONS = [
         "sys.exit ends the run",
         "rewards/call.py",
         "except BaseException as error:  # user",
-        "except Exception as error:",
+        "except Exception as error:  # user",
         CALL,
     ),
     Mutation("a second look is a second visit", "rewards/call.py", "self.load_state(remembered)", "pass", CALL),

@@ -45,6 +45,12 @@ class ScoredBatch:
                     return f"rewards.{name}: {in_words(score)}"
         return "the formula has no value there" if self.total.isnan().any() else None
 
+    def empty(self) -> bool:
+        """Whether nothing was scored: no total where the rewards are combined, no score at all where they are not."""
+        return bool(self.total.isnan().all()) and (
+            bool(self.terms) or all(p.isnan().all() for p in self.parts.values())
+        )
+
     def failed(self) -> bool:
         """Whether every output met an error in some reward, so that none has a total."""
         broken = [
@@ -295,7 +301,7 @@ def enforce_missing(batch: ScoredBatch, missing: Missing) -> ScoredBatch:
 
     Counted are scores that failed, those that do not apply where the total is missing for it, and totals.
     """
-    limit = 0.0 if missing.on_missing == "fail" else missing.max_missing_fraction
+    limit = missing.limit
     lost = batch.total.isnan()
     for name, values in batch.parts.items():
         failed = torch.tensor([score.status not in (Status.OK, Status.NOT_APPLICABLE) for score in batch.scores[name]])
