@@ -885,6 +885,11 @@ MUTATIONS = [
     ),
     # --- cache, scales, suite
     Mutation("errors are kept", "rewards/cache.py", "if score.status in KEPT]", "]", CACHE),
+    Mutation(
+        "a full cache ends the run", "rewards/cache.py", "except UNUSABLE as error:", "except KeyError as error:", CACHE
+    ),
+    Mutation("a failed write stands in the way", "rewards/cache.py", "if database.in_transaction:", "if False:", CACHE),
+    Mutation("palettes do not count", "rewards/cache.py", "{value.size} {shown};", "{value.size};", CACHE),
     Mutation("facts do not count", "rewards/cache.py", "prompt.text, prompt.facts,", "prompt.text,", CACHE),
     Mutation("shapes do not count", "rewards/cache.py", "{value.dtype} {tuple(value.shape)};", "{value.dtype};", CACHE),
     Mutation(
