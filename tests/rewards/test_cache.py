@@ -273,6 +273,13 @@ def test_pictures_that_are_shown_otherwise_are_others() -> None:
     assert media_hash(plain) == media_hash(plain.copy())
 
 
+def test_a_failed_write_does_not_stand_in_the_way_of_the_next(store: ScoreCache) -> None:
+    with pytest.raises(sqlite3.Error, match="no such table"):
+        store._write("INSERT INTO absent VALUES (?)", [(1,)])
+    store.keep({b"k": Score(value=0.5)})
+    assert not store.failures and store.find([b"k"])[b"k"].value == 0.5
+
+
 def lock(folder: Path) -> sqlite3.Connection:
     ScoreCache(folder).find([b"k"])
     other = sqlite3.connect(folder / "scores.sqlite", isolation_level=None)
@@ -298,7 +305,7 @@ def fill(folder: Path) -> None:
     "harm", ("full", "locked", "damaged", "a folder", "no folder", "damaged rows", "rows of bytes")
 )
 def test_a_cache_that_cannot_be_used_never_costs_a_score(harm: str, tmp_path: Path, monkeypatch, recwarn) -> None:
-    """It is counted and said once; a transaction that failed does not stand in the way of the next."""
+    """It is counted and said once."""
     monkeypatch.setattr(cache_module, "LOCKED_S", 0.01)
     file, held = tmp_path / "scores.sqlite", None
     match harm:
