@@ -323,6 +323,12 @@ def test_noise_rounding_failures_and_leakage_are_told_apart(reward, tmp_path, mo
     assert any(words in f"{check.value} {check.remedy}" for check in strict if check.passed is False)
 
 
+def test_the_permutation_check_looks_past_the_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PLAUDIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(toys, "redness", first_only)
+    assert one(doctor.permutation, tmp_path, {"rewards": {"red": {"cache": True}}}).passed is False
+
+
 def test_a_card_may_admit_noise_too(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(toys, "redness", card(deterministic=False)(lambda prompts, outputs: jittery(prompts, outputs)))
     assert False not in verdicts(cheap_checks(prepare(toy_recipe(tmp_path)))).values()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def permutation(patient: Patient) -> Check:
 
 def reward_is_deterministic(patient: Patient) -> Check:
     """The same outputs get the same scores."""
-    first, second = _call(patient, moved=False), _call(patient, moved=False)
+    first, second = patient.scored(), patient.scored()
     if _no_scores(first, second):
         return not_applicable(REPETITION, NO_SCORES)
     noisy = [name for name in _counting(patient) if _admitted(patient, name)]
@@ -63,11 +64,17 @@ def reward_is_deterministic(patient: Patient) -> Check:
 
 
 def _call(patient: Patient, *, moved: bool) -> ScoredBatch:
-    """Scores of the rollout's outputs in its order, asked for in that order or in another."""
-    if not moved:
-        return patient.scored()
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(patient.piece)))  # an off-by-one follows a shift
-    scored = patient.scored([patient.prompts[i] for i in order.tolist()], order)
+    """Scores of the rollout's outputs in its order, asked for in that order or in another; none from a cache, where they lie
+    under their own prompts."""
+    with ExitStack() as stack:
+        for reward in patient.setup.rewards.rewards:
+            stack.enter_context(reward.caller.uncached())
+        if not moved:
+            return patient.scored()
+        order = torch.from_numpy(
+            np.random.default_rng(0).permutation(len(patient.piece))
+        )  # an off-by-one follows a shift
+        scored = patient.scored([patient.prompts[i] for i in order.tolist()], order)
     return join_scored([scored], order.argsort())
 
 

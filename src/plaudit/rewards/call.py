@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,14 @@ class Caller:
             return []
         with GENERATORS.put_back():
             return self._with_retries(request) if self.cache is None else self._cached(request, self.cache)
+
+    @contextmanager
+    def uncached(self) -> Iterator[None]:
+        cache, self.cache = self.cache, None
+        try:
+            yield
+        finally:
+            self.cache = cache
 
     def _cached(self, request: Request, cache: Cached) -> list[Score]:
         """Scores from the cache, and calls for the others; equal outputs of a batch are scored once."""
