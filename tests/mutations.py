@@ -831,7 +831,7 @@ MUTATIONS = [
     Mutation(
         "an exception is a zero",
         "rewards/call.py",
-        'return [missing(status, f"{type(error).__name__}: {error}{_place(error)}")]',
+        'return [missing(status, f"{told(error)}{_place(error)}")]',
         "return [Score(value=0.0)]",
         CALL,
     ),
@@ -855,8 +855,8 @@ MUTATIONS = [
     Mutation(
         "short answers are stretched",
         "rewards/results.py",
-        "if len(values) != expected:",
-        "if len(values) > expected:",
+        "if len(found) != expected:",
+        "if len(found) > expected:",
         CALL,
     ),
     Mutation(
@@ -890,6 +890,13 @@ MUTATIONS = [
     Mutation(
         "every group is one", "rewards/request.py", "seen.setdefault((prompt.id, prompt.text), len(seen))", "0", CALL
     ),
+    Mutation(
+        "sys.exit ends the run",
+        "rewards/call.py",
+        "except BaseException as error:  # user",
+        "except Exception as error:  # user",
+        CALL,
+    ),
     Mutation("a second look is a second visit", "rewards/call.py", "self.load_state(remembered)", "pass", CALL),
     Mutation(
         "an inner reward is forgotten",
@@ -922,6 +929,11 @@ MUTATIONS = [
     ),
     # --- cache, scales, suite
     Mutation("errors are kept", "rewards/cache.py", "if score.status in KEPT]", "]", CACHE),
+    Mutation(
+        "a full cache ends the run", "rewards/cache.py", "except UNUSABLE as error:", "except KeyError as error:", CACHE
+    ),
+    Mutation("a failed write stands in the way", "rewards/cache.py", "if database.in_transaction:", "if False:", CACHE),
+    Mutation("palettes do not count", "rewards/cache.py", "{value.size} {shown};", "{value.size};", CACHE),
     Mutation("facts do not count", "rewards/cache.py", "prompt.text, prompt.facts,", "prompt.text,", CACHE),
     Mutation("shapes do not count", "rewards/cache.py", "{value.dtype} {tuple(value.shape)};", "{value.dtype};", CACHE),
     Mutation(
@@ -1082,9 +1094,17 @@ MUTATIONS = [
     Mutation("a check that cannot fail", "audit/checks.py", "passed=value <= limit", "passed=True", DOCTOR),
     Mutation(
         "an off-by-one passes",
-        "audit/doctor.py",
+        "audit/doctor_rewards.py",
         "np.random.default_rng(0).permutation(len(patient.piece))",
         "np.arange(len(patient.piece))",
+        DOCTOR,
+    ),
+    Mutation("noise is leakage", "audit/doctor_rewards.py", "if spread > LIMIT:", "if False:", DOCTOR),
+    Mutation(
+        "any leakage is noise",
+        "audit/doctor_rewards.py",
+        "leaks = _beyond_noise",
+        "leaks = False and _beyond_noise",
         DOCTOR,
     ),
     Mutation(

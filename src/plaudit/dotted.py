@@ -30,5 +30,5 @@ def import_dotted(path: str, key: str, built_in: Iterable[str] = ()) -> Any:
         raise RecipeError(
             f"{key}: cannot import {path!r}: {error}; check the path and that its folder is importable"
         ) from error
-    except Exception as error:  # the user's module may raise anything while it is read
+    except (Exception, SystemExit) as error:  # the user's module may raise anything while it is read
         raise RecipeError(f"{key}: reading {module_name} raised {type(error).__name__}: {error}") from error

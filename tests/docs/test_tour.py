@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -74,11 +75,13 @@ def test_searches_run(arguments: list[str], workplace: Path) -> None:
     assert "network calls" in done.stdout and list((workplace / "runs").glob("search*/search.json"))
 
 
-def test_the_reward_of_the_tour_trains(workplace: Path) -> None:
-    command = next(arguments for arguments in commands(TOUR) if "my_rewards:warm" in arguments)
+def test_the_reward_of_the_tour_trains_and_scores(workplace: Path) -> None:
     short = ["--train.steps", "2", "--evaluate.final_prompts", "6", "--evaluate.prompts", "6"]
-    done = subprocess.run(
-        [sys.executable, "-m", "plaudit", *command, *short], capture_output=True, text=True, cwd=workplace, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    for arguments in [c for c in commands(TOUR) if "my_rewards:warm" in c]:
+        command = [sys.executable, "-m", "plaudit", *arguments, *(short if arguments[0] == "align" else [])]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=workplace, check=False)
+        assert done.returncode == 0, done.stderr
     assert (workplace / "runs" / "warm" / "report.html").is_file()
+    rows = [json.loads(line) for line in (workplace / "scores.jsonl").read_text().splitlines()]
+    statuses = {row["scores"]["warm"]["status"] for row in rows if "blue" not in row["prompt"]}
+    assert len(rows) == 24 and statuses == {"ok"}

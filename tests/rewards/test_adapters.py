@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import types
@@ -82,6 +83,18 @@ def test_an_openrlhf_function_gets_queries_and_labels(theirs) -> None:
     reward = load_reward("o", RewardConfig(type="openrlhf", arguments={"function": "theirs:reward_func"}))
     assert [s.value for s in reward(ASKED, ["2", "5", "6"])] == [0.5] * 3
     assert seen == [(["1+1=2", "2+2=5", "3+3=6"], ["1+1=", "2+2=", "3+3="], ["2", "4", None])]
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [({0.1, 0.2, 0.3}, r"rewards.o returned {.*}; return a list"), (itertools.repeat(0.5), "more than 3 scores for 3")],
+    ids=("a set", "an endless one"),
+)
+def test_an_openrlhf_function_returns_a_list_like_any_other(theirs, returned, message: str) -> None:
+    theirs.reward_func = lambda queries, prompts, labels: {"rewards": returned}
+    reward = load_reward("o", RewardConfig(type="openrlhf", arguments={"function": "theirs:reward_func"}))
+    with pytest.raises(RewardError, match=message):
+        reward(ASKED, ["2", "5", "6"])
 
 
 def test_a_function_that_is_not_there_is_named() -> None:

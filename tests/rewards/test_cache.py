@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from PIL import Image
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.recipe.rewards import RewardConfig
+from plaudit.rewards import cache as cache_module
 from plaudit.rewards.base import Score, Status, card, missing
 from plaudit.rewards.cache import ScoreCache, identity, media_hash
 from plaudit.rewards.call import Cached, Caller
@@ -257,3 +259,91 @@ def test_many_processes_may_write_at_once(tmp_path) -> None:
     store = ScoreCache(tmp_path)
     keys = [(j * 1000 + i).to_bytes(32, "big") for j in (0, 1, 2, 7) for i in range(40)]
     assert len(store.find(keys)) == len(keys)
+
+
+def test_pictures_that_are_shown_otherwise_are_others() -> None:
+    """Colours of a palette, transparency and orientation are part of what is seen."""
+    plain = Image.new("P", (2, 2), 0)
+    plain.putpalette([255, 0, 0] + [0, 0, 0] * 255)
+    blue, clear, turned = plain.copy(), plain.copy(), plain.copy()
+    blue.putpalette([0, 0, 255] + [0, 0, 0] * 255)
+    clear.info["transparency"] = 0
+    turned.getexif()[0x0112] = 6
+    assert len({media_hash(picture) for picture in (plain, blue, clear, turned)}) == 4
+    assert media_hash(plain) == media_hash(plain.copy())
+
+
+def test_a_failed_write_does_not_stand_in_the_way_of_the_next(store: ScoreCache) -> None:
+    with pytest.raises(sqlite3.Error, match="no such table"):
+        store._write("INSERT INTO absent VALUES (?)", [(1,)])
+    store.keep({b"k": Score(value=0.5)})
+    assert not store.failures and store.find([b"k"])[b"k"].value == 0.5
+
+
+def lock(folder: Path) -> sqlite3.Connection:
+    ScoreCache(folder).find([b"k"])
+    other = sqlite3.connect(folder / "scores.sqlite", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    return other
+
+
+def fill(folder: Path) -> None:
+    """A disk that is full, from SQLite's side of it."""
+    store = ScoreCache(folder)
+    pages = store._database().execute("PRAGMA page_count").fetchone()[0]
+    real = ScoreCache._database
+
+    def limited(self):
+        database = real(self)
+        database.execute(f"PRAGMA max_page_count = {pages}")
+        return database
+
+    return limited
+
+
+@pytest.mark.parametrize(
+    "harm", ("full", "locked", "damaged", "a folder", "no folder", "damaged rows", "rows of bytes")
+)
+def test_a_cache_that_cannot_be_used_never_costs_a_score(harm: str, tmp_path: Path, monkeypatch, recwarn) -> None:
+    """It is counted and said once."""
+    monkeypatch.setattr(cache_module, "LOCKED_S", 0.01)
+    file, held = tmp_path / "scores.sqlite", None
+    match harm:
+        case "full":
+            monkeypatch.setattr(ScoreCache, "_database", fill(tmp_path))
+        case "locked":
+            held = lock(tmp_path)
+        case "damaged":
+            file.write_bytes(b"no database" * 1000)
+        case "a folder":
+            file.mkdir()
+        case "no folder":
+            file = tmp_path / "file" / "scores.sqlite"
+            file.parent.write_text("")
+        case _:
+            store = ScoreCache(tmp_path)
+            asked = make_request(prompts(*map(str, range(9))), ["x" * (i + 1) for i in range(9)])
+            cached(Counting(), store)(asked)
+            wrong = "'{}'" if harm == "damaged rows" else "CAST(x'ff' AS TEXT)"
+            store._database().execute(f"UPDATE scores SET score = {wrong}")
+    counting, store = Counting(), ScoreCache(file.parent)
+    long = [Prompt(id=str(i), text=str(i)) for i in range(9)]
+    notes = lambda prompts, outputs: [Score(value=float(len(o)), note="n" * 9000) for o in outputs]  # noqa: E731
+    for _ in range(3):
+        scored = cached(counting, store)(make_request(prompts(*map(str, range(9))), ["x" * (i + 1) for i in range(9)]))
+        assert [score.value for score in scored] == list(range(1, 10))
+        assert len(cached(notes, store, "notes")(make_request(long, ["y"] * 9))) == 9
+    said = [str(warning.message) for warning in recwarn if "cache of scores" in str(warning.message)]
+    if harm == "damaged rows":
+        assert not said and len(counting.asked) == 9, "they were written anew"
+    elif harm == "rows of bytes":
+        assert len(said) == 1 and len(counting.asked) == 9
+    else:
+        assert len(said) == 1 and str(file) in said[0] and store.failures >= 3
+    if held is not None:
+        held.execute("COMMIT")
+        held.close()
+        cached(counting, store)(make_request(prompts("a"), ["x"]))
+        before = len(counting.asked)
+        cached(counting, store)(make_request(prompts("a"), ["x"]))
+        assert len(counting.asked) == before, "it is used again once it can be"

@@ -167,6 +167,57 @@ def test_what_is_written_has_null_for_missing(tmp_path: Path) -> None:
     assert (row.mean, row.low, row.std, dict(row.missing)) == (2, 2, None, {"not_applicable": 1})
 
 
+def warm(prompts, outputs):
+    """More red than blue; without a card, as the tour writes it."""
+    assert outputs.ndim == 4
+    return (outputs[:, 0] - outputs[:, 2]).mean(dim=(1, 2)).tolist()
+
+
+def test_a_picture_reward_without_a_card_is_handed_the_same_by_every_verb(tmp_path: Path, monkeypatch) -> None:
+    """One tensor, from Python as from files and from a search, also of unlike sizes."""
+    sys.modules["mine"].warm = warm  # type: ignore[attr-defined]
+    colours = ("red", "blue", "red")
+    for i, (colour, size) in enumerate(zip(colours, (4, 4, 6), strict=True)):
+        Image.new("RGB", (size, size), colour).save(tmp_path / f"{i}.png")
+    gathered = gather(tmp_path)
+    pictures, expected = gathered.outputs(range(3)), [1.0, -1.0, 1.0]
+    for outputs in (pictures, [tmp_path / name for name in gathered.names], torch.stack(pictures[:2])):
+        assert score(["p"] * len(outputs), outputs, "mine:warm").total.tolist() == expected[: len(outputs)]
+    done = run(["score", str(tmp_path), "--reward", "mine:warm", "--out", str(tmp_path / "s.jsonl")])
+    assert done.exit_code == 0 and "1 missing" not in done.output, done.output
+    clips = [torch.zeros(2, 3, 4, 4)] * 2
+    assert score(["p"] * 2, clips, lambda prompts, outputs: [float(outputs.ndim)] * 2).total.tolist() == [5, 5]
+
+
+def half(prompts, outputs):
+    return [None if "b" in o else 1.0 for o in outputs]
+
+
+def nothing(prompts, outputs):
+    raise ValueError("no model here")
+
+
+def test_nothing_scored_is_a_failure_and_the_total_counts_what_is_missing(tmp_path: Path) -> None:
+    sys.modules["mine"].half, sys.modules["mine"].nothing = half, nothing  # type: ignore[attr-defined]
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "p", "output": "{o}"}}\n' for o in ("a b", "c", "d")))
+    common = ["score", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "s.jsonl"), "--reward", "mine:length"]
+    done = run([*common, "--reward", "mine:half", "--combine", "length * clip(half, 0, 1)"])
+    total = next(line for line in done.output.splitlines() if line.startswith("total"))
+    assert done.exit_code == 0 and "1 missing" in total
+    for arguments in (
+        [*common[:-2], "--reward", "mine:nothing"],
+        [*common, "--reward", "mine:nothing", "--combine", "length * clip(nothing, 0, 1)"],
+    ):
+        done = run(arguments)
+        (error,) = [line for line in done.output.splitlines() if line.startswith("error:")]
+        assert done.exit_code == 2, "a total that is missing everywhere is no score"
+        assert error.startswith(
+            "error: none of the 3 outputs was scored; the first: rewards.nothing: errored: ValueError:"
+        )
+        assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 3, "what was found is written all the same"
+    assert run([*common, "--reward", "mine:nothing"]).exit_code == 0, "one of two that stand side by side has scored"
+
+
 def run(arguments: list[str]):
     return CliRunner().invoke(app, arguments)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -15,8 +16,10 @@ import torch
 from plaudit.data.prompt import Prompt
 from plaudit.dotted import import_dotted
 from plaudit.errors import RecipeError, RewardError
+from plaudit.recipe.load import dump, load
 from plaudit.recipe.rewards import Missing, RewardConfig
 from plaudit.recipe.schema import Recipe
+from plaudit.recipe.text import parse as parse_yaml
 from plaudit.rewards.base import Card, Score, Status
 from plaudit.rewards.call import Caller
 from plaudit.rewards.catalogue import entry
@@ -57,7 +60,15 @@ def my_rewards(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     class Nested:
         inner = staticmethod(with_extra)
 
+    class raises:
+        def __init__(self) -> None:
+            raise ValueError("no weights")
+
+    def makes(factor: float = 1.0):
+        return lambda prompts, outputs: with_extra(prompts, outputs, factor)
+
     module.Carded, module.Nested = Carded, Nested  # type: ignore[attr-defined]
+    module.raises, module.leaves, module.makes, module.makes_a_number = raises, lambda: sys.exit(1), makes, lambda: 1.0  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_rewards", module)
     return module
 
@@ -71,6 +82,8 @@ def test_dotted_paths_resolve_to_functions_and_classes(my_rewards) -> None:
     assert resolve("my_rewards:with_extra", factor=5)(PROMPTS, PICTURES)[2].value == 10
     assert resolve("my_rewards:Callable")(PROMPTS, PICTURES)[0].value == 0
     assert resolve("my_rewards:Callable", offset=7)(PROMPTS, PICTURES)[0].value == 7
+    assert resolve("my_rewards:makes", factor=3)(PROMPTS, PICTURES)[2].value == 6, "what makes a reward is called"
+    assert resolve("my_rewards:makes")(PROMPTS, PICTURES)[2].value == 2
     assert resolve("my_rewards:Nested.inner")(PROMPTS, PICTURES)[1].value == 1
     assert resolve("my_rewards:Carded").card == Card(summary="", low=0, high=2)
     assert load_reward("mine", RewardConfig(type="my_rewards:with_extra", weight=-2)).weight == -2
@@ -85,9 +98,18 @@ def test_dotted_paths_resolve_to_functions_and_classes(my_rewards) -> None:
         ("no_such_package:thing", {}, r"rewards.mine.type: cannot import 'no_such_package:thing'"),
         ("my_rewards:number", {}, r"rewards.mine.type: 'my_rewards:number' is a float, which cannot be called"),
         ("my_rewards:Callable", {"ofset": 1}, r"rewards.mine.arguments: .*ofset"),
+        ("my_rewards:raises", {}, r"^rewards.mine: making 'my_rewards:raises' raised ValueError: no weights$"),
+        ("my_rewards:makes_a_number", {}, r"rewards.mine.type: 'my_rewards:makes_a_number' is a float, which cannot"),
+        ("my_rewards:leaves", {}, r"^rewards.mine: making 'my_rewards:leaves' raised SystemExit: 1$"),
+        ("math:hypot", {}, r"rewards.mine.type: .*a reward has named arguments"),
+        ("my_rewards_that_leave:thing", {}, r"^rewards.mine.type: reading my_rewards_that_leave raised SystemExit: 3"),
     ],
 )
-def test_what_does_not_resolve_is_explained(my_rewards, path: str, arguments: dict, message: str) -> None:
+def test_what_does_not_resolve_is_explained(
+    my_rewards, path: str, arguments: dict, message: str, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "my_rewards_that_leave.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(RecipeError, match=message):
         resolve(path, **arguments)
 
@@ -96,6 +118,43 @@ def test_what_does_not_resolve_is_explained(my_rewards, path: str, arguments: di
 def test_built_in_rewards_resolve_and_have_a_card(name: str) -> None:
     card = entry(name).card
     assert card.low < card.high and card.summary and "\n" not in card.summary
+
+
+def test_functions_and_classes_are_named_where_they_can_be_imported_again() -> None:
+    """Plain and in a mapping; what cannot be imported goes along as an object, and its name says so."""
+    own = lambda prompts, outputs: [2.0] * len(outputs)  # noqa: E731
+    handed = {"f": with_extra, "g": {"type": with_extra, "arguments": {"factor": 2}}, "c": Callable}
+    handed |= {
+        "own": own,
+        "object": Callable(5),
+        "part": functools.partial(with_extra, factor=3),
+        "m": Callable(7).__call__,
+    }
+    recipe = load({"rewards": {"match": None, **handed}, "combine": "rank_sum(f, g, c, own, object, part, m)"})
+    types = {name: config.type for name, config in recipe.rewards.items()}
+    here = f"handed over from Python ({{}} of {__name__})"
+    assert types == {
+        "f": f"{__name__}:with_extra",
+        "g": f"{__name__}:with_extra",
+        "c": f"{__name__}:Callable",
+        "own": here.format(
+            f"{test_functions_and_classes_are_named_where_they_can_be_imported_again.__name__}.<locals>.<lambda>"
+        ),
+        "object": here.format("Callable"),
+        "part": "handed over from Python (partial of functools)",
+        "m": here.format("Callable.__call__"),
+    }
+    again = Recipe.model_validate(recipe.model_dump())
+    for each in (recipe, again):
+        suite = load_suite(each.rewards, each.combine)
+        found = {name: values.tolist()[1] for name, values in suite(PROMPTS, PICTURES).parts.items()}
+        assert found == {"f": 1, "g": 2, "c": 1, "own": 2, "object": 6, "part": 3, "m": 8}
+    with pytest.raises(RecipeError, match=r"^rewards.f.cache: handed over from Python"):
+        load_suite({"f": RewardConfig(type=own, cache=True)})
+    with pytest.raises(
+        RecipeError, match=r"^rewards.\w+.type: the reward was handed over from Python \(.*hand it over again"
+    ):
+        load_suite(load(parse_yaml(dump(recipe), "recipe.yaml")).rewards)
 
 
 def test_mixing_scales_is_refused(my_rewards) -> None:

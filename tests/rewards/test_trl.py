@@ -7,11 +7,13 @@ import re
 import pytest
 import torch
 
+from plaudit.data.prompt import Prompt
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.adapters import ForTrl
 from plaudit.rewards.base import Status, card, missing
 from plaudit.rewards.call import Caller
 from plaudit.rewards.load import Reward, load_reward
+from plaudit.rewards.request import make_request
 from plaudit.rewards.scoring import score
 
 trl = pytest.importorskip("trl")
@@ -101,8 +103,6 @@ def trl_style(prompts, completions, completion_ids=None, answer=None, trainer_st
 
 
 def test_a_trl_function_runs_unchanged_on_texts_and_conversations() -> None:
-    from plaudit.data.prompt import Prompt
-
     facts = [{"answer": "2"}, {"answer": "4"}, {"answer": "6"}]
     said = [r"\boxed{2}", r"\boxed{5}", "six"]
     asked = [Prompt(id=str(i), text="q", facts=f) for i, f in enumerate(facts)]
@@ -117,3 +117,54 @@ def test_a_trl_function_runs_unchanged_on_texts_and_conversations() -> None:
     found = reward(chats, [[{"role": "assistant", "content": text}] for text in said])
     assert [s.status for s in found] == [Status.OK, Status.OK, Status.NOT_APPLICABLE]
     assert reward.caller.meter.take_metrics() == {"boxed": pytest.approx(2 / 3)}
+
+
+SAID = [r"<think>a</think>\boxed{2}", r"\boxed{2}", r"<think>a</think>\boxed{5}"]
+IDS = [[1, 2, 3, 4], [5] * 8, [6, 7] * 8]
+EVERY = {  # arguments, and what a conversation is scored
+    "accuracy_reward": ({}, [1, 1, 0]),
+    "reasoning_accuracy_reward": ({}, [1, 0, 0]),
+    "think_format_reward": ({}, [1, 0, 1]),
+    "get_cosine_scaled_reward": ({"max_len": 16}, [0.926777, 0.75, -1 + 0.5]),
+    "get_repetition_penalty_reward": ({"ngram_size": 2}, [0, -6 / 7, -13 / 15]),
+    "get_soft_overlong_punishment": ({"max_completion_len": 12, "soft_punish_cache": 8}, [0, -0.5, -1]),
+}
+READ_IDS_ALONE = ("get_repetition_penalty_reward", "get_soft_overlong_punishment")
+
+
+@pytest.mark.parametrize("chat", (True, False), ids=("chat", "plain"))
+@pytest.mark.parametrize("name", EVERY)
+def test_every_reward_of_trl_runs_unchanged(name: str, chat: bool) -> None:
+    """In a chat run completions go on with the conversation; in a plain one they are texts, which those that read messages
+    refuse, as they do in TRL's trainers."""
+    if "accuracy" in name or "cosine" in name:
+        pytest.importorskip("math_verify")
+    arguments, expected = EVERY[name]
+    inputs = {"messages": [{"role": "user", "content": "1 + 1?"}]} if chat else {}
+    asked = [Prompt(id="a", text="1 + 1?", facts={"solution": "$2$"}, inputs=inputs)] * len(SAID)
+    reward = load_reward("r", RewardConfig(type=f"trl.rewards:{name}", arguments=arguments))
+    found = reward(asked, SAID, completion_ids=IDS)
+    if chat or name in READ_IDS_ALONE:
+        assert [score.value for score in found] == pytest.approx(expected, abs=1e-6)
+    else:
+        assert {score.note.partition(":")[0] for score in found} == {"TypeError"}
+
+
+def test_the_table_has_every_reward_of_trl() -> None:
+    assert set(EVERY) == {name for name in dir(trl.rewards) if "reward" in name or "punishment" in name} - {
+        module for module in dir(trl.rewards) if module.endswith("_rewards")
+    }
+
+
+def test_conversations_and_texts_of_one_batch_keep_their_forms() -> None:
+    """Whatever else stands in the batch: of a part of it a reward gets the same."""
+    chat = Prompt(id="a", text="q", inputs={"messages": [{"role": "user", "content": "q"}]})
+    plain = Prompt(id="b", text="q")
+    seen: list = []
+    caller = Caller("r", lambda prompts, completions: seen.append((prompts, completions)) or [0.0] * len(prompts))
+    caller(make_request([chat, plain], ["x", "y"]))
+    answer = [{"role": "assistant", "content": "x"}]
+    assert seen == [([chat.inputs["messages"], "q"], [answer, "y"])]
+    seen.clear()
+    caller(make_request([chat], [answer]))
+    assert seen == [([chat.inputs["messages"]], [answer])]

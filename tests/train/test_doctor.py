@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from plaudit.audit.doctor import cheap_checks, examine
 from plaudit.errors import RunError
 from plaudit.objectives.nft import Nft
 from plaudit.recipe.load import load
+from plaudit.rewards.base import card
 from plaudit.sampling import kernels
 from plaudit.sampling.kernels import Transition
 from plaudit.train.loop import align
@@ -262,11 +264,74 @@ def sometimes_missing(prompts, outputs):
     return [None if i == 5 else v for i, v in enumerate(REAL(prompts, outputs))]
 
 
-@pytest.mark.parametrize("reward", (first_only, off_by_one, backwards, by_position, torch_random, sometimes_missing))
+@pytest.mark.parametrize("reward", (first_only, off_by_one, backwards, by_position, sometimes_missing))
 def test_the_permutation_check_fails_when_a_reward_mixes_its_items(reward, tmp_path, monkeypatch) -> None:
     """Pitfall 20."""
     monkeypatch.setattr(toys, "redness", reward)
-    assert one(doctor.permutation, tmp_path).passed is False
+    found = one(doctor.permutation, tmp_path)
+    assert found.passed is False and "rewards.red" in found.value and "another item's prompt" in found.remedy
+
+
+def jittery(prompts, outputs):
+    return [value + 0.01 * random.random() for value in REAL(prompts, outputs)]
+
+
+def jittery_and_first_only(prompts, outputs):
+    return jittery([prompts[0]] * len(prompts), outputs)
+
+
+COUNT, DICE = itertools.count(), random.Random(0)
+
+
+def drifting(prompts, outputs):
+    calls = next(COUNT)
+    return [value + calls for value in REAL(prompts, outputs)]
+
+
+def rounding_by_place(prompts, outputs):
+    return [value * (1 + 1e-4 * i) for i, value in enumerate(REAL(prompts, outputs))]
+
+
+def failing_now_and_then(prompts, outputs):
+    for _ in outputs:
+        if DICE.random() < 0.3:
+            raise ConnectionError("the judge is busy")
+    return REAL(prompts, outputs)
+
+
+WHICH = {  # verdicts on permuting and on repeating, then both where the recipe admits noise; and words of the diagnosis
+    torch_random: (True, False, True, None, "the reward is random"),
+    jittery: (True, False, True, None, "admit it with rewards.red.deterministic: false"),
+    drifting: (True, False, True, None, "admit it with rewards.red.deterministic: false"),
+    jittery_and_first_only: (False, False, False, None, "another item's prompt"),
+    rounding_by_place: (False, True, True, None, "rounds by the place in the batch"),
+    first_only: (False, True, False, None, "another item's prompt"),
+    failing_now_and_then: (False, False, False, False, "ConnectionError: the judge is busy"),
+}
+
+
+@pytest.mark.parametrize("reward", WHICH, ids=lambda reward: reward.__name__)
+def test_noise_rounding_failures_and_leakage_are_told_apart(reward, tmp_path, monkeypatch) -> None:
+    """Pitfall 61."""
+    monkeypatch.setattr(toys, "redness", reward)
+    checks = (doctor.permutation, doctor.reward_is_deterministic)
+    strict = [one(check, tmp_path) for check in checks]
+    admitting = {"rewards": {"red": {"deterministic": False}}}
+    admitted = [one(check, tmp_path, admitting) for check in checks]
+    *verdicts, words = WHICH[reward]
+    assert [check.passed for check in (*strict, *admitted)] == verdicts
+    assert any(words in f"{check.value} {check.remedy}" for check in strict if check.passed is False)
+
+
+def test_the_permutation_check_looks_past_the_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PLAUDIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(toys, "redness", first_only)
+    assert one(doctor.permutation, tmp_path, {"rewards": {"red": {"cache": True}}}).passed is False
+
+
+def test_a_card_may_admit_noise_too(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(toys, "redness", card(deterministic=False)(lambda prompts, outputs: jittery(prompts, outputs)))
+    assert False not in verdicts(cheap_checks(prepare(toy_recipe(tmp_path)))).values()
 
 
 def test_the_mismatch_check_tells_good_from_bad_from_blind(tmp_path, monkeypatch) -> None:

@@ -10,7 +10,8 @@ import pytest
 from tests.reference.toys import asking, prompts, toy_recipe
 
 import plaudit.train.loop as loop
-from plaudit.errors import RunError
+from plaudit.errors import RecipeError, RunError
+from plaudit.recipe.load import load
 from plaudit.rewards.base import Card, Score, Status
 from plaudit.train.loop import align
 from plaudit.train.setup import prepare
@@ -156,3 +157,19 @@ def test_a_run_that_is_fed_too_little_stops_and_says_why(tmp_path) -> None:
     recipe = toy_recipe(tmp_path, {"rewards": {"red": None, "bad": {"type": f"{HERE}:half_missing"}}})
     with pytest.raises((RewardError, RunError), match=r"rewards.bad: .* scores are missing"):
         align(recipe)
+
+
+def test_a_function_of_a_notebook_trains_is_recorded_as_such_and_resumes_when_it_is_handed_over_again(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(loop, "write_report", lambda root: root)
+    mine = lambda prompts, outputs: outputs[:, 0].mean(dim=(1, 2))  # noqa: E731
+    layer = {"rewards": {"red": None, "mine": {"type": mine, "weight": 2}}, "run": {"name": "mine"}}
+    folder = align(toy_recipe(tmp_path, layer, {"train": {"steps": 1}})).folder
+    assert "type: handed over from Python" in (folder / "recipe.yaml").read_text()
+    longer = {"train": {"steps": 2}}
+    with pytest.raises(RecipeError, match=r"^rewards.mine.type: the reward was handed over from Python .*<lambda>"):
+        align(load([folder, longer]), resume=True)
+    align(load([folder, {"rewards": {"mine": mine}}, longer]), resume=True)
+    assert [line["step"] for line in lines(folder, "metrics.jsonl")] == [1, 2]
+    assert lines(folder, "metrics.jsonl")[1]["rewards/mine/mean"] is not None

@@ -19,6 +19,7 @@ from plaudit.sampling.base import Piece
 from plaudit.sampling.noise import SampleKey
 
 if TYPE_CHECKING:
+    from plaudit.rewards.suite import ScoredBatch
     from plaudit.train.policy import Policy
     from plaudit.train.setup import Setup
 
@@ -81,10 +82,10 @@ class Patient:
             informative=true,
         )
 
-    def totals(self, prompts: Sequence[Prompt] | None = None, order: Tensor | None = None) -> Tensor:
-        """Totals of the outputs, or of some in another order, under their prompts or others."""
+    def scored(self, prompts: Sequence[Prompt] | None = None, order: Tensor | None = None) -> ScoredBatch:
+        """Scores of the outputs, or of some in another order, under their prompts or others."""
         piece = self.piece if order is None else self.piece.select(order)
-        return self.setup.rewards(prompts or self.prompts, piece.outputs, completion_ids=piece.ids).total
+        return self.setup.rewards(prompts or self.prompts, piece.outputs, completion_ids=piece.ids)
 
 
 def within(name: str, value: float, limit: float, remedy: str) -> Check:

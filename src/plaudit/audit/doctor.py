@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from plaudit.audit import doctor_flow, doctor_tokens
 from plaudit.audit.checks import Check, Patient, admit, drawn, not_applicable, nudged, within
+from plaudit.audit.doctor_rewards import NO_SCORES, PERMUTATION, REPETITION, permutation, reward_is_deterministic
 from plaudit.objectives.terms import FlowTerms
 from plaudit.objectives.token_terms import TokenTerms
 from plaudit.recipe.objectives import Needs
@@ -24,11 +24,6 @@ from plaudit.sampling.tokens import Completions
 
 if TYPE_CHECKING:
     from plaudit.train.setup import Setup
-
-
-PERMUTATION = "permuting the batch permutes the rewards"
-REPETITION = "scoring twice gives the same scores"
-NO_SCORES = "no output of the small rollout has a score"
 
 
 def ratio_one(patient: Patient) -> Check:
@@ -137,34 +132,14 @@ def batch_size(patient: Patient) -> Check:
     )
 
 
-def permutation(patient: Patient) -> Check:
-    """Scores follow their prompts, and mismatched pairs score lower on average."""
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(patient.piece)))  # an off-by-one follows a shift
-    straight = patient.totals()
-    moved = patient.totals([patient.prompts[i] for i in order.tolist()], order)
-    if _no_scores(straight, moved):
-        return not_applicable(PERMUTATION, NO_SCORES)
-    deviation = _largest_difference(straight[order], moved)
-    return within(PERMUTATION, deviation, 1e-6, "a reward reads another item's prompt")
-
-
-def _no_scores(first: Tensor, second: Tensor) -> bool:
-    return bool(first.isnan().all() and second.isnan().all())
-
-
-def _largest_difference(first: Tensor, second: Tensor) -> float:
-    """Infinite where a score is missing on one side only."""
-    both_missing = first.isnan() & second.isnan()
-    return torch.where(both_missing, 0.0, (first - second).abs()).nan_to_num(torch.inf).max().item()
-
-
 def mismatch(patient: Patient) -> Check:
     name = "mismatched prompts score lower"
     distinct = len({prompt.id for prompt in patient.prompts})
     if distinct < 2:
         return not_applicable(name, "one prompt only")
     count = len(patient.prompts)
-    own, others = patient.totals(), patient.totals([patient.prompts[(i + 4) % count] for i in range(count)])
+    others = [patient.prompts[(i + 4) % count] for i in range(count)]
+    own, others = patient.scored().total, patient.scored(others).total
     if own.isnan().all() or others.isnan().all():
         return not_applicable(name, NO_SCORES)
     straight, crossed = own.nanmean().item(), others.nanmean().item()
@@ -179,14 +154,6 @@ def mismatch(patient: Patient) -> Check:
         limit="higher than mismatched",
         remedy="the reward may be given the wrong prompts, or prefer outputs of other prompts",
     )
-
-
-def reward_is_deterministic(patient: Patient) -> Check:
-    first, second = patient.totals(), patient.totals()
-    if _no_scores(first, second):
-        return not_applicable(REPETITION, NO_SCORES)
-    deviation = _largest_difference(first, second)
-    return within(REPETITION, deviation, 1e-6, "the reward is random: average it or fix its seed")
 
 
 def constant_group(patient: Patient) -> Check:

@@ -49,7 +49,7 @@ def run(
     best: Annotated[int, typer.Option(min=0, help="How many of the best and of the worst to print.")] = 3,
 ) -> None:
     """Score outputs with rewards, print a table, write JSONL."""
-    from plaudit.errors import RecipeError
+    from plaudit.errors import RecipeError, RewardError
     from plaudit.rewards.scoring import score_request, summarise, write_scores
 
     is_run = (path / "recipe.yaml").is_file()
@@ -71,6 +71,8 @@ def run(
     typer.echo(f"wrote {out} ({scoring.count} of {len(gathered)} outputs)")
     if scoring.interrupted:
         raise typer.Exit(INTERRUPTED)
+    if scoring.batch.empty():
+        raise RewardError(f"none of the {len(gathered)} outputs was scored; the first: {scoring.batch.first_missing()}")
 
 
 def suite_of(named: Sequence[str], file: Path | None, combine: str | None, recipe: Path | None) -> Suite:

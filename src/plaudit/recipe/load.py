@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from plaudit.errors import RecipeError
 from plaudit.recipe.explain import Layer, explain, shown
+from plaudit.recipe.rewards import named
 from plaudit.recipe.schema import Recipe
 from plaudit.recipe.text import parse, render
 from plaudit.recipe.walk import filled
@@ -182,7 +183,9 @@ def expanded(content: Mapping[str, Any]) -> Document:
 
 
 def _reward(value: Any) -> Any:
-    return {"type": value} if isinstance(value, str) else value
+    if isinstance(value, str) or callable(value):
+        return {"type": named(value)}
+    return {**value, "type": named(value["type"])} if isinstance(value, Mapping) and "type" in value else value
 
 
 def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> Document:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+from functools import reduce
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WrapValidator, model_validator
 
 from plaudit.recipe.base import Fraction, Positive, PositiveFloat, Strict
 
@@ -40,10 +43,40 @@ class ReferenceScale(Strict):
 Calibrate = Annotated[Zscore | MinMax | Quantile | ReferenceScale, Field(discriminator="type")]
 
 
-class RewardConfig(Strict):
-    """One reward: a name of the built-in table or a dotted path `package.module:thing`, and how it is called."""
+HANDED = "handed over from Python"
 
-    type: str
+
+class Handed(str):
+    """What a recipe says of an object that cannot be imported again, and the object itself."""
+
+    thing: Any
+
+
+def named(type_: Any) -> Any:
+    """A function or class that was handed over as a `type`: its dotted path, if that leads to it in another process too."""
+    if isinstance(type_, str) or not callable(type_):
+        return type_
+    described = type_ if inspect.isroutine(type_) or inspect.isclass(type_) else type(type_)
+    home, path = described.__module__, described.__qualname__
+    module = sys.modules.get(home) if home != "__main__" else None
+    found = reduce(lambda thing, part: getattr(thing, part, None), path.split("."), module)
+    if getattr(module, "__spec__", None) is not None and found is type_:
+        return f"{home}:{path}"
+    handed = Handed(f"{HANDED} ({path} of {home})")
+    handed.thing = type_
+    return handed
+
+
+def _text(type_: Any, validated: Any) -> str:
+    type_ = named(type_)
+    return type_ if isinstance(type_, Handed) else validated(type_)
+
+
+class RewardConfig(Strict):
+    """One reward: a name of the built-in table, a dotted path `package.module:thing`, or from Python the function or class
+    itself, and how it is called."""
+
+    type: Annotated[str, WrapValidator(_text)]
     weight: float = 1.0
     arguments: dict[str, Any] = {}
     calibrate: Calibrate | None = None
@@ -52,6 +85,7 @@ class RewardConfig(Strict):
     deadline_s: PositiveFloat | None = None  # of one call
     retries: Annotated[int, Field(ge=0)] = 0  # of outputs that failed or came too late
     retry_budget: Fraction = 0.2  # the largest share of outputs that may be repeats
+    deterministic: bool = True  # false = a judge with noise: other scores for the same outputs are no mistake
     cache: bool = False  # keep scores on disk, by content
     python: str | None = None  # the interpreter of another environment to run it in
 
@@ -71,3 +105,8 @@ class Missing(Strict):
                 "stands for a missing total, the others need none"
             )
         return self
+
+    @property
+    def limit(self) -> float:
+        """The largest share that may be absent."""
+        return 0.0 if self.on_missing == "fail" else self.max_missing_fraction

@@ -55,6 +55,7 @@ for kind, pattern, first_characters in PLAIN_SCALARS:
     Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", pattern, first_characters)
 Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
 Dumper.add_representer(str, _represent_text)
+Dumper.add_multi_representer(str, _represent_text)  # a name that carries the object it stands for
 for sequence in (list, tuple):
     Dumper.add_representer(
         sequence, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)

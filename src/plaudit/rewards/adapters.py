@@ -57,7 +57,7 @@ class VerlReward:
         numbers = {k: float(v) for k, v in result.items() if isinstance(v, int | float) and k != "score"}
         return Score(value=value, components=numbers) if math.isfinite(value) else value
 
-    def _truth(self, fact: Mapping[str, Any]) -> Any:
+    def _truth(self, fact: Mapping[str, Any]) -> Score | float:
         if self.answer is not None:
             return fact.get(self.answer)
         model = fact.get("reward_model")
@@ -78,14 +78,14 @@ class OpenRlhfReward:
     def cache_identity(self) -> str:
         return source_of(self.function, "an OpenRLHF function")
 
-    def __call__(self, prompts: Sequence[str], outputs: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def __call__(self, prompts: Sequence[str], outputs: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> Any:
         queries = [prompt + output for prompt, output in zip(prompts, outputs, strict=True)]
         result = self.function(queries, list(prompts), copy.deepcopy([fact.get(self.answer) for fact in facts]))
         if isinstance(result, Mapping):
             if "rewards" not in result:
                 raise RewardError(f"an OpenRLHF function returned the keys {list(result)}; a mapping needs `rewards`")
             result = result["rewards"]
-        return [float(value) for value in result]
+        return result
 
 
 class ForTrl:

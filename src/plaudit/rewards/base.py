@@ -69,7 +69,8 @@ class Card:
     """What a user must know of a reward before mixing it with another.
 
     `kind` is what it looks at. `batch_invariant` is False when a score depends on the other outputs of the batch (a rank
-    inside the group) or on earlier calls (a history). `looks_at_outputs` is False when it judges what stands in the prompt's
+    inside the group) or on earlier calls (a history), `deterministic` when equal calls may give other
+    scores (a judge that draws its answer). `looks_at_outputs` is False when it judges what stands in the prompt's
     own data, whatever the model drew. `cost_ms` is one output's, on one CPU core. `extra` is what
     `pip install 'plaudit[EXTRA]'` must have brought, `untrusted` says that it runs programs, in the sandbox.
     """
@@ -81,6 +82,7 @@ class Card:
     kind: Kind = "image"
     differentiable: bool = False
     batch_invariant: bool = True
+    deterministic: bool = True
     looks_at_outputs: bool = True
     max_prompt_tokens: int | None = None
     reference: Reference | None = None

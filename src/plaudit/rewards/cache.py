@@ -1,7 +1,7 @@
 """Scores kept on disk, found again by content: what scored, under which revision, which prompt, which output.
 
 One SQLite file, safe under several processes. Only what would come out the same again is kept: scores and verdicts such as
-"not applicable", never a timeout or an error.
+"not applicable", never a timeout or an error. A file that is full, locked or damaged costs time, never a score.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ from plaudit.rewards.base import RewardFunction, Score, Status
 KEPT = (Status.OK, Status.NOT_APPLICABLE, Status.PARSE_FAILED)
 MAX_MB = 512
 QUERY = 500  # keys in one statement
+ORIENTATION = 0x0112  # in EXIF
+LOCKED_S = 10.0  # how long others are waited for
+UNUSABLE = (sqlite3.Error, OSError)
 FRESH_S = 3600.0  # how stale the time of last use may be: hits seldom write
 
 
@@ -56,7 +61,12 @@ def _feed(digest: Any, value: Any) -> None:
         digest.update(f"array {value.dtype} {value.shape};".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     elif isinstance(value, Image.Image):
-        digest.update(f"picture {value.mode} {value.size};".encode())
+        shown = (
+            value.getexif().get(ORIENTATION),
+            value.info.get("transparency"),
+            value.palette and value.getpalette("RGBA"),
+        )
+        digest.update(f"picture {value.mode} {value.size} {shown};".encode())
         digest.update(value.tobytes())
     elif isinstance(value, str | bytes):
         data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
@@ -113,20 +123,37 @@ class ScoreCache:
     def __init__(self, folder: Path | None = None, max_mb: float = MAX_MB) -> None:
         self.path = (folder or default_folder()) / "scores.sqlite"
         self.max_bytes = int(max_mb * 2**20)
-        self.local = threading.local()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._database().execute(
-            "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score TEXT NOT NULL, used REAL NOT NULL) WITHOUT ROWID"
-        )
+        self.local, self.lock = threading.local(), threading.Lock()
+        self.failures = 0  # how often it could not be used
 
     def _database(self) -> sqlite3.Connection:
         """A connection of this thread and process."""
         if getattr(self.local, "process", None) != os.getpid():
-            database = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            database = sqlite3.connect(self.path, timeout=LOCKED_S, isolation_level=None)
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=NORMAL")
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score TEXT NOT NULL, used REAL NOT NULL) WITHOUT ROWID"
+            )
             self.local.database, self.local.process = database, os.getpid()
         return self.local.database
+
+    @contextmanager
+    def _spared(self) -> Iterator[None]:
+        """Scores are there without the file, so what is wrong with it is counted and said once, and ends nothing."""
+        try:
+            yield
+        except UNUSABLE as error:
+            with self.lock:
+                self.failures += 1
+                first = self.failures == 1
+            if first:
+                warnings.warn(
+                    f"the cache of scores {self.path} cannot be used: {error}; scores are made without it; free the disk, end "
+                    "who holds the file, or move it away",
+                    stacklevel=3,
+                )
 
     def keys(
         self, identity: str, prompts: Sequence[Prompt], outputs: Any, *, ids: bool = False, step: int | None = None
@@ -145,37 +172,41 @@ class ScoreCache:
         return keys
 
     def find(self, keys: Sequence[bytes]) -> dict[bytes, Score]:
-        database, found, stale = self._database(), {}, []
-        now = time.time()
-        for at in range(0, len(keys), QUERY):
-            some = list(keys[at : at + QUERY])
-            marks = ",".join("?" * len(some))
-            for key, text, used in database.execute(
-                f"SELECT key, score, used FROM scores WHERE key IN ({marks})", some
-            ):
-                found[key] = _from_text(text)
-                if now - used > FRESH_S:
-                    stale.append((now, key))
+        found: dict[bytes, Score] = {}
+        stale, now = [], time.time()
+        with self._spared():
+            for at in range(0, len(keys), QUERY):
+                some = list(keys[at : at + QUERY])
+                marks = ",".join("?" * len(some))
+                rows = self._database().execute(f"SELECT key, score, used FROM scores WHERE key IN ({marks})", some)
+                for key, text, used in rows:
+                    with suppress(ValueError, KeyError, TypeError):  # a damaged row is no score, and written anew
+                        found[key] = _from_text(text)
+                    if now - used > FRESH_S:
+                        stale.append((now, key))
         if stale:
-            self._write("UPDATE scores SET used = ? WHERE key = ?", stale)
+            with self._spared():
+                self._write("UPDATE scores SET used = ? WHERE key = ?", stale)
         return found
 
     def keep(self, scores: Mapping[bytes, Score]) -> None:
         now = time.time()
         rows = [(key, _to_text(score), now) for key, score in scores.items() if score.status in KEPT]
         if rows:
-            self._write("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", rows)
-            self._bound()
+            with self._spared():
+                self._write("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", rows)
+                self._bound()
 
     def _write(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         database = self._database()
         database.execute("BEGIN IMMEDIATE")
         try:
             database.executemany(statement, rows)
+            database.execute("COMMIT")
         except BaseException:
-            database.execute("ROLLBACK")
+            if database.in_transaction:
+                database.execute("ROLLBACK")
             raise
-        database.execute("COMMIT")
 
     def size(self) -> int:
         """Bytes in use inside the file."""

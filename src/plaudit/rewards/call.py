@@ -13,8 +13,9 @@ import sysconfig
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
-from plaudit.errors import PlauditError
+from plaudit.errors import PlauditError, RewardError
 from plaudit.rewards.base import TRANSIENT, Card, RewardFunction, Score, Status, missing
 from plaudit.rewards.cache import ScoreCache
 from plaudit.rewards.generators import GENERATORS
@@ -124,6 +125,14 @@ class Caller:
         with GENERATORS.put_back():
             return self._with_retries(request) if self.cache is None else self._cached(request, self.cache)
 
+    @contextmanager
+    def uncached(self) -> Iterator[None]:
+        cache, self.cache = self.cache, None
+        try:
+            yield
+        finally:
+            self.cache = cache
+
     def _cached(self, request: Request, cache: Cached) -> list[Score]:
         """Scores from the cache, and calls for the others; equal outputs of a batch are scored once."""
         step = request.step if self.arguments.asks("step") or self.arguments.sees_request else None
@@ -195,52 +204,57 @@ class Caller:
         """A call; where it raises, every output alone, so that only the guilty are marked."""
         try:
             return self._within_deadline(request)
-        except PlauditError:
+        except (PlauditError, KeyboardInterrupt):
             raise
         except _Late:
             return [missing(Status.TIMED_OUT, f"no answer within {self.handling.deadline_s:g} s")] * len(request)
-        except Exception as error:  # user code may raise anything; it becomes a status and a note, never a number
+        except BaseException as error:  # user code may raise anything, also sys.exit: it becomes a note, never a number
             if len(request) == 1 or self.whole_batch:
                 status = Status.TIMED_OUT if isinstance(error, TimeoutError) else Status.ERRORED
-                return [missing(status, f"{type(error).__name__}: {error}{_place(error)}")] * len(request)
+                return [missing(status, f"{told(error)}{_place(error)}")] * len(request)
         return [score for i in range(len(request)) for score in self._isolated(request.rows([i]))]
 
     def _within_deadline(self, request: Request) -> list[Score]:
         started = time.perf_counter()
         try:
-            result = self._run(request)
+            scores = self._run(request)
         finally:
             with self.meter.lock:
                 self.meter.calls += 1
                 self.meter.outputs += len(request)
                 self.meter.latencies_s.append(time.perf_counter() - started)
-        scores = as_scores(self.name, result, len(request))
         return scores if self.card is None else [in_range(score, self.card) for score in scores]
 
-    def _run(self, request: Request) -> Any:
+    def _run(self, request: Request) -> list[Score]:
         deadline, arguments = self.handling.deadline_s, self.arguments(request)
-        if deadline is None:
-            return _finished(_invoke(self.function, arguments), None)
-        box: dict[str, Any] = {}
 
-        def work() -> None:
-            try:
-                box["result"] = _invoke(self.function, arguments)
-            except BaseException as error:  # handed to the caller's thread
-                box["error"] = error
+        def work() -> Any:
+            with torch.no_grad():
+                result = self.function(**arguments)
+            return result if inspect.isawaitable(result) else as_scores(self.name, result, len(request))
 
         started = time.monotonic()
-        thread = threading.Thread(target=work, name=f"reward {self.name}", daemon=True)
-        thread.start()
-        thread.join(deadline)
-        if thread.is_alive():
-            raise _Late
-        if "error" in box:
-            raise box["error"]
-        return _finished(box["result"], deadline - (time.monotonic() - started))
+        result = work() if deadline is None else _in_thread(work, deadline, f"reward {self.name}")
+        if isinstance(result, list):
+            return result
+        result = _awaited(result, None if deadline is None else deadline - (time.monotonic() - started))
+        if isinstance(result, Iterator):  # nothing would bound the time that it takes
+            raise RewardError(f"rewards.{self.name} returned {result!r}; an async reward returns a list, no iterator")
+        return as_scores(self.name, result, len(request))
 
 
-def _place(error: Exception) -> str:
+def told(error: BaseException) -> str:
+    """Kind and text of an exception; the kind alone where there is no text, or asking for it raises."""
+    try:
+        text = str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a stranger's __str__
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _place(error: BaseException) -> str:
     """The innermost line of code that is neither ours nor a library's, as ` (file.py:12)`."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
     return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
@@ -251,9 +265,34 @@ def _is_users(file: str) -> bool:
     return path.is_file() and not any(path.is_relative_to(folder) for folder in LIBRARIES)
 
 
-def _invoke(function: RewardFunction, arguments: dict[str, Any]) -> Any:
-    with torch.no_grad():
-        return function(**arguments)
+@dataclass
+class _Outcome:
+    """What some work in another thread came to, to be handed to the caller's."""
+
+    result: Any = None
+    error: BaseException | None = None
+
+    def get(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+def _in_thread(work: Callable[[], Any], seconds: float, name: str) -> Any:
+    outcome = _Outcome()
+
+    def kept() -> None:
+        try:
+            outcome.result = work()
+        except BaseException as error:
+            outcome.error = error
+
+    thread = threading.Thread(target=kept, name=name, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise _Late
+    return outcome.get()
 
 
 @functools.cache
@@ -264,18 +303,19 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _finished(result: Any, seconds: float | None) -> Any:
-    if not inspect.isawaitable(result):
-        return result
-    future = asyncio.run_coroutine_threadsafe(_awaited(result), _event_loop())
+def _awaited(result: Awaitable[Any], seconds: float | None) -> Any:
+    outcome = _Outcome()
+
+    async def kept() -> None:
+        try:
+            outcome.result = await result
+        except BaseException as error:  # sys.exit would end the loop of all async rewards
+            outcome.error = error
+
+    future = asyncio.run_coroutine_threadsafe(kept(), _event_loop())
     try:
-        return future.result(seconds)
+        future.result(seconds)
     except TimeoutError:
-        if future.done():
-            raise  # the reward's own
         future.cancel()
         raise _Late from None
-
-
-async def _awaited(result: Any) -> Any:
-    return await result
+    return outcome.get()

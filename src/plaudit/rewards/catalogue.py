@@ -47,6 +47,7 @@ def marks(card: Card) -> list[str]:
     return [
         *(["differentiable"] if card.differentiable else []),
         *([] if card.batch_invariant else ["by batch or history"]),
+        *([] if card.deterministic else ["noisy"]),
         *([f"at most {card.max_prompt_tokens} tokens"] if card.max_prompt_tokens else []),
         *(["sandbox"] if card.untrusted else []),
     ]
@@ -106,6 +107,7 @@ def card_lines(name: str) -> list[str]:
         ("options", ", ".join(found.options) or "-"),
         ("differentiable", "yes" if card.differentiable else "no"),
         ("depends on the rest of the batch or on the past", "no" if card.batch_invariant else "yes"),
+        ("same scores every time", "yes" if card.deterministic else "no"),
         ("longest prompt", f"{card.max_prompt_tokens} tokens" if card.max_prompt_tokens else "-"),
         ("reference", f"{reference.mean:g} ± {reference.std:g} on {reference.on}" if reference else "-"),
         ("cost", f"{card.cost_ms:g} ms an output on one core" if card.cost_ms is not None else "-"),

@@ -46,7 +46,7 @@ class Arguments:
     def __call__(self, request: Request) -> dict[str, Any]:
         """Only those columns that the signature asks for; copies, where a stranger could write into them."""
         given: dict[str, Any] = {"prompts": self._prompt_copies(request.prompts)}
-        given[self.output_name] = self._output_copies(request.outputs)
+        given[self.output_name] = self._output_copies(request)
         columns = {
             "ids": lambda: [prompt.id for prompt in request.prompts],
             "group": lambda: list(request.group),
@@ -96,9 +96,9 @@ class Arguments:
 
     def _prompt_copies(self, prompts: Sequence[Prompt]) -> list[Any]:
         """Texts; a function without a card gets conversations as they are, as TRL hands them over."""
-        if self.card is None and prompts and all("messages" in prompt.inputs for prompt in prompts):
-            return copy.deepcopy([prompt.inputs["messages"] for prompt in prompts])
-        return [prompt.text for prompt in prompts]
+        if self.card is not None:
+            return [prompt.text for prompt in prompts]
+        return [copy.deepcopy(prompt.inputs.get("messages", prompt.text)) for prompt in prompts]
 
     def _check_kind(self, outputs: Outputs) -> None:
         given = "text" if isinstance(outputs[0], str) or is_conversation(outputs[0]) else None
@@ -122,18 +122,28 @@ class Arguments:
                 f"rewards.{self.name}: pixels are {kind} up to {float(most):g}; they must be floats in 0..1, so divide by 255"
             )
 
-    def _output_copies(self, outputs: Outputs) -> Outputs:
+    def _output_copies(self, request: Request) -> Outputs:
+        """In one form for every verb: what has one shape comes as one tensor, however it was kept."""
+        outputs = request.outputs
         self._check_kind(outputs)
         if isinstance(outputs, Tensor):
             return outputs.detach() if self.ours else outputs.detach().clone()
         if self.kind == "text":
             return [text_of(output) for output in outputs]
         shapes = {tuple(output.shape) if isinstance(output, Tensor) else None for output in outputs}
-        if self.kind in ("image", "video") and len(shapes) == 1 and None not in shapes:
+        if self.kind != "audio" and len(shapes) == 1 and None not in shapes:
             return torch.stack(list(outputs))
         if self.ours:
             return list(outputs)
-        return [output.clone() if isinstance(output, Tensor) else copy.deepcopy(output) for output in outputs]
+        return [self._copy(output, prompt) for output, prompt in zip(outputs, request.prompts, strict=True)]
+
+    def _copy(self, output: Any, prompt: Prompt) -> Any:
+        """The answer to a conversation goes on with it where there is no card, as TRL hands it over."""
+        if isinstance(output, Tensor):
+            return output.clone()
+        if self.card is None and isinstance(output, str) and "messages" in prompt.inputs:
+            return [{"role": "assistant", "content": output}]
+        return copy.deepcopy(output)
 
 
 def _is_ours(function: RewardFunction) -> bool:

@@ -11,11 +11,12 @@ from typing import Any
 
 from plaudit.data.prompt import Prompt
 from plaudit.dotted import import_dotted
-from plaudit.errors import RecipeError
-from plaudit.recipe.rewards import RewardConfig
+from plaudit.errors import PlauditError, RecipeError
+from plaudit.recipe.rewards import HANDED, Handed, RewardConfig
 from plaudit.rewards.base import Card, RewardFunction, Score
 from plaudit.rewards.cache import ScoreCache, identity
-from plaudit.rewards.call import Cached, Caller, Handling
+from plaudit.rewards.call import Cached, Caller, Handling, told
+from plaudit.rewards.handing import OUTPUT_NAMES
 from plaudit.rewards.request import Outputs, Request, make_request
 from plaudit.rewards.table import BUILT_IN, ISOLATED
 
@@ -58,21 +59,51 @@ class Reward:
 
 
 def find_reward(name: str, type_: str, arguments: Mapping[str, Any]) -> RewardFunction:
-    """Built-in name or dotted path; classes are created, functions get `arguments` bound."""
+    """Built-in name, dotted path or handed object; classes and makers are called with `arguments`, functions get them bound."""
     key = f"rewards.{name}.type"
-    thing = import_dotted(BUILT_IN.get(type_, type_), key, built_in=BUILT_IN)
+    thing = type_.thing if isinstance(type_, Handed) else _imported(key, type_)
     if not callable(thing):
-        raise RecipeError(
-            f"{key}: {type_!r} is a {type(thing).__name__}, which cannot be called; name a function or a class"
-        )
+        raise _uncallable(key, type_, thing)
+    maker = inspect.isclass(thing) or _makes_reward(thing, key)
     try:
-        made = thing(**arguments) if inspect.isclass(thing) else _bound(thing, arguments) if arguments else thing
+        made = thing(**arguments) if maker else _bound(thing, arguments) if arguments else thing
     except TypeError as error:
         raise RecipeError(f"rewards.{name}.arguments: {error}") from error
+    except PlauditError:
+        raise
+    except (Exception, SystemExit) as error:  # a stranger's class may raise anything while it is made
+        raise RecipeError(f"rewards.{name}: making {type_!r} raised {told(error)}") from error
+    if not callable(made):
+        raise _uncallable(key, type_, made)
     card = getattr(made, "card", None)
     if arguments and card is not None and card.reference is not None:
         made.card = replace(card, reference=None)  # it was measured with the default options
     return made
+
+
+def _imported(key: str, type_: str) -> Any:
+    if type_.startswith(HANDED):
+        raise RecipeError(
+            f"{key}: the reward was {type_}, and cannot be imported again; put it into a module and name it "
+            "`package.module:thing`, or hand it over again: plaudit.load([FOLDER, {'rewards': {NAME: function}}])"
+        )
+    return import_dotted(BUILT_IN.get(type_, type_), key, built_in=BUILT_IN)
+
+
+def _uncallable(key: str, type_: str, thing: Any) -> RecipeError:
+    return RecipeError(
+        f"{key}: {type_!r} is a {type(thing).__name__}, which cannot be called; name a function or a class"
+    )
+
+
+def _makes_reward(thing: Any, key: str) -> bool:
+    """Whether it makes a reward, as `trl.rewards.get_...` do: it could not be handed anything that rewards look at."""
+    try:
+        parameters = inspect.signature(thing).parameters
+    except ValueError as error:
+        raise RecipeError(f"{key}: {error}; a reward has named arguments, such as `prompts` and `outputs`") from error
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return not takes_all and not parameters.keys() & {"prompts", "completion_ids", *OUTPUT_NAMES}
 
 
 def _bound(function: RewardFunction, arguments: Mapping[str, Any]) -> RewardFunction:
@@ -108,6 +139,11 @@ def load_reward(name: str, config: RewardConfig, cache: ScoreCache | None = None
 
 def _cached(name: str, config: RewardConfig, function: RewardFunction, store: ScoreCache) -> Cached:
     card = getattr(function, "card", None)
+    if isinstance(config.type, Handed):
+        raise RecipeError(
+            f"rewards.{name}.cache: {config.type} cannot be told apart from another of that name in a later run; leave "
+            "`cache` out, or put it into a module"
+        )
     if card is not None and not card.batch_invariant:
         raise RecipeError(
             f"rewards.{name}.cache: the scores of {config.type!r} depend on the rest of the batch or on earlier calls, so "

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-from torch import Tensor
 
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Card, Score, Status, missing
 
+TEXTS = (str, bytes, bytearray, memoryview)
+
 
 def as_scores(name: str, result: Any, expected: int) -> list[Score]:
-    if isinstance(result, str | bytes | Mapping):
-        raise RewardError(f"rewards.{name} returned {result!r}; return a list with one score per output")
-    try:
-        values = list(result.tolist() if isinstance(result, Tensor) else result)
-    except TypeError as error:
-        raise RewardError(f"rewards.{name} returned {result!r}; return a list with one score per output") from error
-    if len(values) != expected:
+    """Scores in the order of the outputs. An iterator is asked for one more than there are outputs and no further."""
+    values = result.tolist() if hasattr(result, "tolist") else result
+    if isinstance(result, TEXTS) or not isinstance(values, Sequence | Iterator):  # sets and views have no order
+        raise RewardError(f"rewards.{name} returned {_shown(result)}; return a list with one score per output")
+    found = list(itertools.islice(values, expected + 1))
+    if len(found) != expected:
+        count = len(values) if isinstance(values, Sequence) else f"more than {expected}"
         raise RewardError(
-            f"rewards.{name} returned {len(values)} scores for {expected} outputs; return one per output, None where there "
-            "is none"
+            f"rewards.{name} returned {count if len(found) > expected else len(found)} scores for {expected} outputs; return "
+            "one per output, None where there is none"
         )
-    return [_as_score(name, value) for value in values]
+    return [_as_score(name, value) for value in found]
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _as_score(name: str, value: Any) -> Score:
@@ -33,11 +39,13 @@ def _as_score(name: str, value: Any) -> Score:
     if value is None:
         return missing(Status.NOT_APPLICABLE)
     try:
-        if isinstance(value, str | bytes):
+        if isinstance(value, TEXTS):
             raise TypeError("a text")
         number = float(value)
-    except (TypeError, ValueError) as error:
-        raise RewardError(f"rewards.{name} returned {value!r}; a score is a number, None or a plaudit.Score") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RewardError(
+            f"rewards.{name} returned {_shown(value)}; a score is a number, None or a plaudit.Score"
+        ) from error
     if not math.isfinite(number):
         return missing(Status.ERRORED, f"the reward returned {number}")
     return Score(value=number)

@@ -19,7 +19,6 @@ from plaudit.data.sources import identify
 from plaudit.errors import DataError, RecipeError
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import RewardFunction, Score, Status, missing
-from plaudit.rewards.call import Caller
 from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.request import Outputs, make_request
 from plaudit.rewards.suite import ScoredBatch, Suite, make_suite
@@ -63,15 +62,13 @@ def name_of(reward: str | RewardFunction) -> str:
 
 
 def reward_of(name: str, reward: RewardLike) -> Reward:
-    if isinstance(reward, str):
-        reward = RewardConfig(type=reward)
-    elif isinstance(reward, Mapping):
+    if isinstance(reward, Mapping):
         reward = RewardConfig.model_validate(reward)
-    if isinstance(reward, RewardConfig):
-        return load_reward(name, reward)
-    if not callable(reward):
+    elif isinstance(reward, str) or callable(reward):
+        reward = RewardConfig(type=reward)
+    if not isinstance(reward, RewardConfig):
         raise RecipeError(f"rewards.{name} is {reward!r}; give a name, a function or a mapping with `type`")
-    return Reward(name=name, caller=Caller(name, reward))
+    return load_reward(name, reward)
 
 
 def as_output(value: Any) -> Any:
@@ -211,7 +208,8 @@ def summarise(suite: Suite, batch: ScoredBatch) -> list[Summary]:
         reason = next((score.note for score in found if score.note and score.status is not Status.OK), "")
         rows.append(_summary(reward.name, batch.parts[reward.name], counts, reason, spent))
     if suite.formula is not None and (len(rows) > 1 or set(batch.terms) - set(batch.parts)):
-        rows.append(_summary("total", batch.total, {}, "", None))
+        absent = int(batch.total.isnan().sum())
+        rows.append(_summary("total", batch.total, {"missing": absent} if absent else {}, "", None))
     return rows
 
 

@@ -46,6 +46,12 @@ class ScoredBatch:
                     return f"rewards.{name}: {in_words(score)}"
         return "the formula has no value there" if self.total.isnan().any() else None
 
+    def empty(self) -> bool:
+        """Whether nothing was scored: no total where the rewards are combined, no score at all where they are not."""
+        return bool(self.total.isnan().all()) and (
+            bool(self.terms) or all(p.isnan().all() for p in self.parts.values())
+        )
+
     def failed(self) -> bool:
         """Whether every output met an error in some reward, so that none has a total."""
         broken = [
@@ -307,7 +313,7 @@ def enforce_missing(batch: ScoredBatch, missing: Missing) -> ScoredBatch:
 
     Counted are scores that failed, those that do not apply where the total is missing for it, and totals.
     """
-    limit, lost = _allowed_share(missing), batch.total.isnan()
+    limit, lost = missing.limit, batch.total.isnan()
     for name, values in batch.parts.items():
         failed = torch.tensor([score.status not in (Status.OK, Status.NOT_APPLICABLE) for score in batch.scores[name]])
         absent = values.isnan() & (failed | lost)
@@ -327,14 +333,10 @@ def enforce_missing(batch: ScoredBatch, missing: Missing) -> ScoredBatch:
 
 def enforce_share(total: Tensor, missing: Missing) -> None:
     """Stop where more totals are missing than the recipe allows."""
-    limit, lost = _allowed_share(missing), total.isnan()
+    limit, lost = missing.limit, total.isnan()
     if lost.sum() > limit * len(lost):
         raise RewardError(
             f"combine: {int(lost.sum())} of {len(lost)} totals are missing, more than missing.max_missing_fraction {limit:g} "
             f"allows (first: output {int(lost.nonzero()[0])}); look at the formula, for example at "
             "what it divides by, and at rewards that decline, or raise the limit"
         )
-
-
-def _allowed_share(missing: Missing) -> float:
-    return 0.0 if missing.on_missing == "fail" else missing.max_missing_fraction

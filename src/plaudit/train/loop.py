@@ -220,6 +220,8 @@ def _reward_costs(rewards: Suite) -> dict[str, float]:
             costs |= {f"{prefix}/latency_p50_s": float(p50), f"{prefix}/latency_p95_s": float(p95)}
         costs |= {f"{prefix}/calls": meter.calls, f"{prefix}/repeats": meter.repeats}
         costs[f"{prefix}/cache_hits"] = meter.cache_hits
+        if reward.caller.cache is not None:
+            costs[f"{prefix}/cache_failures"] = reward.caller.cache.store.failures
     return costs
 
 
