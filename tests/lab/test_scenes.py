@@ -550,7 +550,7 @@ def test_evaluation_prompts_are_stable() -> None:
             "a blue square and a green square",
             "a white triangle above a red circle",
             "two yellow squares and a blue square",
-            "a green circle , a purple circle and a green triangle",
+            "a green circle, a purple circle and a green triangle",
         ),
         "heldout": (
             "a white triangle",
@@ -558,7 +558,7 @@ def test_evaluation_prompts_are_stable() -> None:
             "a purple circle and a yellow square",
             "a green triangle below a green circle",
             "three blue circles and a red triangle",
-            "a red triangle , a white circle and a yellow triangle",
+            "a red triangle, a white circle and a yellow triangle",
         ),
         "compositional": (
             "a yellow circle",
@@ -566,7 +566,7 @@ def test_evaluation_prompts_are_stable() -> None:
             "a blue circle and a yellow circle",
             "a white square above a blue triangle",
             "two red squares and a purple square",
-            "a red square , a purple triangle and a blue square",
+            "a red square, a purple triangle and a blue square",
         ),
     }
     for split, texts in pinned.items():

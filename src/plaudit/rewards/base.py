@@ -70,7 +70,8 @@ class Card:
 
     `kind` is what it looks at. `batch_invariant` is False when a score depends on the other outputs of the batch (a rank
     inside the group) or on earlier calls (a history). `looks_at_outputs` is False when it judges what stands in the prompt's
-    own data, whatever the model drew. `cost_ms` is one output's, on one CPU core. `extra` is what
+    own data, whatever the model drew. `verdict` is True where a score is right or wrong, 1 or 0 and nothing between, so that
+    reports may write means as an accuracy. `cost_ms` is one output's, on one CPU core. `extra` is what
     `pip install 'plaudit[EXTRA]'` must have brought, `untrusted` says that it runs programs, in the sandbox.
     """
 
@@ -82,6 +83,7 @@ class Card:
     differentiable: bool = False
     batch_invariant: bool = True
     looks_at_outputs: bool = True
+    verdict: bool = False
     max_prompt_tokens: int | None = None
     reference: Reference | None = None
     cost_ms: float | None = None

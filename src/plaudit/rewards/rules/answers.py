@@ -91,13 +91,13 @@ def judged(
 # --- mathematics -----------------------------------------------------------------------------------------------------
 
 
-@card(kind="text", low=0, high=1, extra="math", systems=("S126", "S128"), cost_ms=5)
+@card(kind="text", low=0, high=1, verdict=True, extra="math", systems=("S126", "S128"), cost_ms=5)
 def boxed_answer(prompts: Sequence[str], outputs: Sequence[str], answer: Sequence[Any]) -> list[float | Score]:
     """1 where the last boxed expression equals `answer` mathematically."""
     return judged(outputs, answer, "boxed", lambda found, truth: equal(found, truth, "boxed_answer"))
 
 
-@card(kind="text", low=0, high=1, extra="math", systems=("S128",), cost_ms=5)
+@card(kind="text", low=0, high=1, verdict=True, extra="math", systems=("S128",), cost_ms=5)
 def math_equal(
     prompts: Sequence[str], outputs: Sequence[str], answer: Sequence[Any], place: str = "tag"
 ) -> list[float | Score]:
@@ -138,7 +138,7 @@ def ask_algebra(who: str, question: str, *arguments: str) -> Any:
 # --- numbers, letters, words -----------------------------------------------------------------------------------------
 
 
-@card(kind="text", low=0, high=1, cost_ms=0.02)
+@card(kind="text", low=0, high=1, verdict=True, cost_ms=0.02)
 def number_answer(
     prompts: Sequence[str],
     outputs: Sequence[str],
@@ -182,7 +182,7 @@ def number_of(text: str) -> Fraction | None:
     return (-1 if sign == "-" else 1) * magnitude / int(divisor or 1)
 
 
-@card(kind="text", low=0, high=1, cost_ms=0.02)
+@card(kind="text", low=0, high=1, verdict=True, cost_ms=0.02)
 def choice_answer(
     prompts: Sequence[str],
     outputs: Sequence[str],
@@ -212,7 +212,7 @@ def letter_of(text: str, choices: str) -> str | None:
     return (match[1] or match[2]).upper()
 
 
-@card(kind="text", low=0, high=1, cost_ms=0.02)
+@card(kind="text", low=0, high=1, verdict=True, cost_ms=0.02)
 def exact_answer(
     prompts: Sequence[str], outputs: Sequence[str], answer: Sequence[str | Sequence[str]], place: str = "tag"
 ) -> list[float | Score]:
