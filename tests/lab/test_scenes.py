@@ -31,6 +31,7 @@ from plaudit.lab.scenes.grammar import (
     VOCABULARY,
     all_prompts,
     evaluation_prompts,
+    find_prompt,
     sample_prompts,
     tokenise,
 )
@@ -519,11 +520,15 @@ def test_tokens_spell_the_caption() -> None:
     words = {index: word for word, index in VOCABULARY.items()}
     ids = tokenise(everything)
     assert ids.shape == (len(everything), MAX_TOKENS)
-    assert [" ".join(words[i] for i in row if i) for row in ids.tolist()] == everything
+    assert [" ".join(words[i] for i in row if i).replace(" ,", ",") for row in ids.tolist()] == everything
     assert (np.diff((ids == 0).astype(int), axis=1) >= 0).all()  # padding only at the end
 
 
 def test_tokenise_reads_commas_and_capitals() -> None:
+    spaced = "a green circle , a purple circle and a green triangle"
+    found = find_prompt(spaced)
+    assert found is not None and found == find_prompt(found.text)
+    assert found.text == spaced.replace(" ,", ",")
     assert (tokenise(["A red circle, a blue square"]) == tokenise(["a red circle , a blue square"])).all()
     assert not tokenise([""]).any()
 

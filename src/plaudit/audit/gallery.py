@@ -52,7 +52,7 @@ def cut(png: bytes, count: int, columns: int) -> list[np.ndarray] | None:
     rows = math.ceil(count / columns) if columns > 0 else 0
     if not rows:
         return None
-    for gap in (LINE, 0):
+    for gap in (LINE,) if stated else (LINE, 0):  # a grid of ours has lines
         (height, ragged_rows), (width, ragged_columns) = (
             divmod(size + gap, number) for size, number in zip(pixels.shape[:2], (rows, columns), strict=True)
         )

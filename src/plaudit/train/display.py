@@ -187,12 +187,14 @@ def duration(seconds: float | None) -> str:
 def summary_line(summary: Mapping[str, Any]) -> str:
     """What a run achieved, with the 95 % interval of its gain."""
     scale, unit = (100.0, " %") if summary["accuracy"] else (1.0, "")
+    minutes = summary["minutes"]
+    took = f"{minutes:.1f} minutes" if minutes >= 1 else duration(60 * minutes)
     split = "held-out" if summary["split"] == "heldout" else summary["split"]
     before, after = (_scaled(summary[key], scale, unit) for key in ("before", "after"))
     gain, low, high = (_scaled(summary[key], scale, "", sign="+") for key in ("gain", "gain_low", "gain_high"))
     return (
         f"{split} {'accuracy' if summary['accuracy'] else summary['reward']} {before} -> {after} "
-        f"(gain {gain}, 95 % interval {low} to {high}), {duration(60 * summary['minutes'])}; {summary['steps']} steps, "
+        f"(gain {gain}, 95 % interval {low} to {high}), {took}; {summary['steps']} steps, "
         f"stopped by {summary['stopped']}"
     )
 

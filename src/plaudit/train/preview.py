@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import matplotlib
 import torch
@@ -60,7 +61,7 @@ def grid_image(images: Tensor, columns: int, captions: Sequence[str] = (), scale
 def _caption(text: str, width: int) -> Image.Image:
     """A text as a picture of this width, of three lines at most."""
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", max(12, width // 20))
-    letters = int(width / font.getlength("n")) - 1
+    letters = max(int(width / font.getlength("n")) - 1, 8)
     lines = textwrap.wrap(text, letters, max_lines=CAPTION_LINES, placeholder=" ...")
     high = font.size + 4
     picture = Image.new("RGB", (width, high * len(lines) + 6), WHITE)
@@ -69,13 +70,17 @@ def _caption(text: str, width: int) -> Image.Image:
     return picture
 
 
+def write_grid(grid: Image.Image, file: Path | IO[bytes]) -> None:
+    about = PngInfo()
+    about.add_text(CAPTION_HEIGHT, grid.info[CAPTION_HEIGHT])
+    grid.save(file, format="PNG", pnginfo=about)
+
+
 def save_grid(images: Tensor, path: Path, captions: Sequence[str], columns: int = COLUMNS) -> Image.Image:
     partial, grid = path.with_name("." + path.name), grid_image(images, columns, captions)
     with storage.explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        about = PngInfo()
-        about.add_text(CAPTION_HEIGHT, grid.info[CAPTION_HEIGHT])
-        grid.save(partial, format="PNG", pnginfo=about)
+        write_grid(grid, partial)
         partial.replace(path)
     return grid
 
