@@ -45,7 +45,7 @@ def range_of(card: Card) -> str:
 def marks(card: Card) -> list[str]:
     """What is special about a reward, in a few words each."""
     return [
-        *(["right or wrong"] if card.verdict else []),
+        *(["a verdict"] if card.verdict else []),
         *(["differentiable"] if card.differentiable else []),
         *([] if card.batch_invariant else ["by batch or history"]),
         *([f"at most {card.max_prompt_tokens} tokens"] if card.max_prompt_tokens else []),
