@@ -42,7 +42,7 @@ class Shown:
         return (
             f"<p>{html.escape(it.title)}</p>"
             + (f"<table>{table}</table>" if it.rows else "")
-            + (f'<img src="data:image/png;base64,{encoded}" alt="">' if encoded else "")
+            + (f'<img src="data:image/png;base64,{encoded}" alt="" style="max-width: 100%">' if encoded else "")
         )
 
 

@@ -36,24 +36,21 @@ def compare(
     recipes. Finished runs of the same recipe are reused and unfinished ones go on, so an interrupted comparison is
     repeated by the same command.
     """
-    if isinstance(recipes, Mapping):
-        recipes = {name: as_recipe(recipe, f"compare: {name}") for name, recipe in recipes.items()}
-    else:
-        recipes = load_contestants([recipes] if isinstance(recipes, str) else recipes)
+    contestants = _contestants(recipes)
     out, display = Path(out), display or make_display(plain, quiet)
-    _check_request(recipes, seeds, minutes, network_calls)
+    _check_request(contestants, seeds, minutes, network_calls)
     # Seeds outside: whenever it is interrupted, the contestants have had nearly equally many runs.
     planned = {
         (name, seed): _contestant(name, recipe, seed, minutes, network_calls, out)
         for seed in seeds
-        for name, recipe in recipes.items()
+        for name, recipe in contestants.items()
     }
     ways = {key: _way(recipe) for key, recipe in planned.items()}  # refuses before anything is run
     outcomes = []
     for position, (key, recipe) in enumerate(planned.items(), start=1):
         display.say(f"run {position} of {len(planned)}: {recipe.run.name} ({ways[key]})")
         outcomes.append(_run(*key, recipe, ways[key], display))
-    standings = [standing_of(name, [o for o in outcomes if o.contestant == name]) for name in recipes]
+    standings = [standing_of(name, [o for o in outcomes if o.contestant == name]) for name in contestants]
     if not any(outcome.run for outcome in outcomes):
         raise RunError(f"compare: all {len(outcomes)} runs failed; {outcomes[0].folder.name}: {outcomes[0].error}")
     budget = f"{minutes:g} minutes of training" if minutes is not None else f"{number(network_calls)} network calls"
@@ -61,6 +58,12 @@ def compare(
 
 
 # --- running -------------------------------------------------------------------------------------------------------
+
+
+def _contestants(recipes: Mapping[str, Recipe | Source] | Sequence[str]) -> dict[str, Recipe]:
+    if isinstance(recipes, Mapping):
+        return {name: as_recipe(recipe, f"compare: {name}") for name, recipe in recipes.items()}
+    return load_contestants([recipes] if isinstance(recipes, str) else recipes)
 
 
 def _check_request(

@@ -71,7 +71,7 @@ ul.plain { margin: 0; padding-left: 18px; }
 .verdict.good { border-left-color: var(--good); background: var(--good-ground); }
 .verdict.warning { border-left-color: var(--warning); background: var(--warning-ground); }
 .verdict.bad { border-left-color: var(--bad); background: var(--bad-ground); }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 18px 20px; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 18px 20px; }
 .pair > figcaption { font-size: .86rem; line-height: 1.35; margin-top: 5px; color: var(--text); }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; }
 .side { font-size: .75rem; color: var(--muted); }
@@ -86,7 +86,7 @@ ul.plain { margin: 0; padding-left: 18px; }
 .mark { font-weight: 600; }
 .yes .mark, .mark.yes { color: var(--good); }
 .no .mark, .mark.no { color: var(--bad); }
-.grids { display: grid; grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); gap: 16px; }
+.grids { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 16px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 18px; }
 .charts + p { margin: 14px 0 0; }
 .chart { width: 100%; display: block; }

@@ -46,7 +46,7 @@ def grid_image(images: Tensor, columns: int, captions: Sequence[str] = (), scale
     rows = -(-count // columns)
     size = (columns * (width + LINE) - LINE, rows * (height + strip + LINE) - LINE)
     canvas = Image.new("RGB", size, GREY)
-    pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pixels = (images.expand(-1, 3, -1, -1).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     for i, picture in enumerate(pixels):
         row, column = divmod(i, columns)
         left, top = column * (width + LINE), row * (height + strip + LINE)
@@ -60,13 +60,14 @@ def grid_image(images: Tensor, columns: int, captions: Sequence[str] = (), scale
 
 def _caption(text: str, width: int) -> Image.Image:
     """A text as a picture of this width, of three lines at most."""
-    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", max(12, width // 20))
+    size = max(12, width // 20)
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
     letters = max(int(width / font.getlength("n")) - 1, 8)
     lines = textwrap.wrap(text, letters, max_lines=CAPTION_LINES, placeholder=" ...")
-    high = font.size + 4
+    high = size + 4
     picture = Image.new("RGB", (width, high * len(lines) + 6), WHITE)
     for i, line in enumerate(lines):
-        ImageDraw.Draw(picture).text((font.size // 3, 3 + i * high), line, BLACK, font)
+        ImageDraw.Draw(picture).text((size // 3, 3 + i * high), line, BLACK, font)
     return picture
 
 
