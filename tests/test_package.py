@@ -127,7 +127,7 @@ def test_a_search_says_what_it_gained_and_shows_its_pictures() -> None:
     title, header, *rows = repr(result).splitlines()
     assert title.startswith(f"best_of_n: {len(result.candidates)} candidates for 2 prompts, budget 20nfe per prompt")
     assert header.split() == ["mean", "plain", "best"]
-    assert rows[0].split()[-1] == f"{result.scores.mean():.4g}" and rows[1].startswith("truth scene_exact")
+    assert rows[0].split()[-1] == f"{result.scores.mean():.4f}" and rows[1].startswith("truth scene_exact")
     assert "tensor" not in repr(result) and "data:image/png;base64," in result._repr_html_()
 
 

@@ -51,16 +51,17 @@ class SearchResult(Shown):
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def showing(self) -> Showing:
+        """The means of the plain samples and of the best."""
         how = {"finished": "", "time": "; the time was up", "interrupted": "; stopped by the user"}[self.stopped]
-        lost = f", {self.missing_scores} without a score" if self.missing_scores else ""
-        told = [("what was searched for", self.plain_scores, self.scores)]
+        lost = f" ({self.missing_scores} without a score)" if self.missing_scores else ""
+        names = self.about.get("rewards") or []
+        told = [(names[0] if len(names) == 1 else "total", self.plain_scores, self.scores)]
         told += [(f"truth {name}", scores.plain, scores.best) for name, scores in self.truth.items()]
-        means = [(name, *map(mean_of, pair)) for name, *pair in told]
         return Showing(
-            title=f"{self.method}: {len(self.candidates)} candidates for {len(self.prompts)} prompts{lost}, budget {self.budget} "
+            title=f"{self.method}: {len(self.candidates)} candidates{lost} for {len(self.prompts)} prompts, budget {self.budget} "
             f"per prompt, {self.seconds:.1f} s{how}",
             header=("mean", "plain", "best"),
-            rows=[(name, f"{plain:.4g}", f"{best:.4g}") for name, plain, best in means],
+            rows=[(name, *(_mean_shown(scores) for scores in pair)) for name, *pair in told],
         )
 
     def picture(self) -> bytes | None:
@@ -105,3 +106,8 @@ def scores_of(kept: Sequence[Kept | None]) -> Tensor:
 def mean_of(scores: Tensor) -> float:
     """Over the scores that are there, NaN without any."""
     return scores.nanmean().item()
+
+
+def _mean_shown(scores: Tensor) -> str:
+    mean = mean_of(scores)
+    return "-" if math.isnan(mean) else f"{mean:.4f}"
