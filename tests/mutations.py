@@ -39,6 +39,7 @@ NOISE, ADVANTAGES, TERMS = (
 PUBLISHED = "tests/reference/test_published.py"
 GRPO, NFT = "tests/objectives/test_grpo.py", "tests/objectives/test_nft.py"
 TOKENS, TOKEN_TERMS = "tests/sampling/test_tokens.py", "tests/objectives/test_token_terms.py"
+REPORT, PACKAGE = "tests/audit/test_report.py", "tests/test_package.py"
 TOKEN_RUN, TOKEN_DOCTOR = "tests/train/test_token_run.py", "tests/audit/test_doctor_tokens.py"
 CALL, SUITE, CACHE, CALIBRATE, ADAPTERS = (
     f"tests/rewards/test_{n}.py" for n in ("call", "suite", "cache", "calibrate", "adapters")
@@ -1193,6 +1194,16 @@ MUTATIONS = [
         "    shutil.rmtree(root)\n    return None",
         CLAIM,
     ),
+    Mutation(
+        "any truth is an accuracy",
+        "audit/measures.py",
+        "first is not None and first.verdict",
+        "first is not None",
+        REPORT,
+    ),
+    Mutation("captions are pictures", "audit/gallery.py", "height - gap - caption", "height - gap", REPORT),
+    Mutation("a number is right or wrong", "train/evaluate.py", "truth[:PREVIEWS]", "(truth[:PREVIEWS] == 1)", PACKAGE),
+    Mutation("quiet is not quiet", "train/display.py", "if quiet:", "if False:", PACKAGE),
     Mutation("any folder is a run", "recipe/load.py", ' and (folder / "samples").is_dir()', "", CLAIM),
     Mutation(
         "checkpoints without a recipe go on",

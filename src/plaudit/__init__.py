@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from plaudit.audit.compare import compare
+    from plaudit.audit.doctor import doctor
     from plaudit.data.prompt import Prompt
     from plaudit.recipe.load import load
     from plaudit.recipe.schema import Recipe
@@ -13,13 +15,29 @@ if TYPE_CHECKING:
     from plaudit.rewards.scoring import score
     from plaudit.search.api import search
     from plaudit.train.loop import align
+    from plaudit.train.preview import sample
 
 __version__ = "0.1.0"
-__all__ = ["Prompt", "Recipe", "Score", "__version__", "align", "load", "score", "search"]
+__all__ = [
+    "Prompt",
+    "Recipe",
+    "Score",
+    "__version__",
+    "align",
+    "compare",
+    "doctor",
+    "load",
+    "sample",
+    "score",
+    "search",
+]
 
 HOMES = {
     "align": "plaudit.train.loop",
+    "compare": "plaudit.audit.compare",
+    "doctor": "plaudit.audit.doctor",
     "load": "plaudit.recipe.load",
+    "sample": "plaudit.train.preview",
     "score": "plaudit.rewards.scoring",
     "search": "plaudit.search",  # the package itself is what is called
     "Recipe": "plaudit.recipe.schema",

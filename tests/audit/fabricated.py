@@ -18,7 +18,7 @@ from plaudit.lab.scenes.grammar import CATEGORIES, evaluation_prompts
 from plaudit.lab.scenes.render import rasterise, sample_scenes
 from plaudit.recipe.load import dump
 from plaudit.recipe.schema import Recipe
-from plaudit.train.preview import grid_image
+from plaudit.train.preview import grid_image, write_grid
 
 COLUMNS = 6
 STEPS = 60
@@ -40,7 +40,8 @@ def draw_grid(count: int, seed: int) -> bytes:
     """True scenes of the first held-out prompts, as the training loop lays out its grids."""
     buffer = io.BytesIO()
     scenes = sample_scenes(list(asked("heldout", count)), np.random.default_rng(seed))
-    grid_image(rasterise(scenes), COLUMNS).save(buffer, format="PNG")
+    captions = [prompt.text for prompt in asked("heldout", count)]
+    write_grid(grid_image(rasterise(scenes), COLUMNS, captions), buffer)
     return buffer.getvalue()
 
 
@@ -76,6 +77,7 @@ class _Writer:
         }
         self.lines.append(
             {"step": step, "split": split, "label": label, "reward": "scene_exact", "missing": 0, "items": name}
+            | {"verdict": True}
             | {"mean": interval.mean, "low": interval.low, "high": interval.high, "count": interval.count}
             | {"by_category": by_category, "rewards": {"match": reward}}
         )
@@ -208,7 +210,7 @@ def _write_samples(folder: Path, texts: Sequence[str] | None) -> None:
     document = {
         "prompts": list(texts or [prompt.text for prompt in prompts]),
         "columns": COLUMNS,
-        "before": [i % 3 == 0 for i in range(12)],
-        "after": [None if i == 11 else i % 4 != 1 for i in range(12)],
+        "before": [float(i % 3 == 0) for i in range(12)],
+        "after": [None if i == 11 else float(i % 4 != 1) for i in range(12)],
     }
     (folder / "prompts.json").write_text(json.dumps(document), encoding="utf-8")

@@ -31,7 +31,7 @@ from plaudit.audit.verdict import judge
 from plaudit.errors import DataError, RunError
 from plaudit.recipe.load import load
 from plaudit.recipe.schema import Recipe
-from plaudit.train.preview import grid_image
+from plaudit.train.preview import grid_image, write_grid
 
 
 @dataclass
@@ -138,7 +138,7 @@ def test_pictures_stand_side_by_side_with_their_marks(fabricate: Fabricate) -> N
     folder = fabricate()
     page = read(render(read_run(folder)))
     samples = json.loads((folder / "samples/prompts.json").read_text())
-    words = {True: "✓ correct", False: "✗ wrong", None: "unjudged"}
+    words = {1.0: "✓ correct", 0.0: "✗ wrong", None: "unjudged"}
     expected = [
         f"{side}: {prompt} ({words[samples[side][index]]})"
         for index, prompt in enumerate(samples["prompts"])
@@ -241,8 +241,29 @@ def test_a_run_without_held_out_prompts_does_not_claim_any(fabricate: Fabricate)
     assert "eld-out" not in text
 
 
+def _by_number(folder: Path) -> Path:
+    """The run as a reward leaves it whose card says nothing of right and wrong."""
+    lines = (folder / "evaluations.jsonl").read_text(encoding="utf-8")
+    (folder / "evaluations.jsonl").write_text(lines.replace('"verdict": true', '"verdict": false'), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_a_truth_that_is_a_number_is_shown_with_its_change(fabricate: Fabricate) -> None:
+    folder = _by_number(fabricate())
+    marks = {"before": [0.25, 1.0, *[None] * 10], "after": [0.5, 0.0, *[None] * 10]}
+    edit_json(folder / "samples/prompts.json", lambda samples: samples.update(marks))
+    html = render(read_run(folder))
+    page = read(html)
+    shown = [re.sub(r".*\((.*)\)", r"\1", image["alt"]) for image in page.images() if image["alt"].startswith("after:")]
+    assert shown[:3] == ["0.500, +0.250", "0.000, \u22121.000", "unjudged"]
+    assert "Mean scene_exact of these pictures: 0.625 before, 0.250 after." in page.text
+    assert "Held-out scene_exact 0.400 → 0.650" in page.text.replace("\n", "")
+    assert not re.search(r"correct|wrong|accuracy|side (yes|no)", html.replace("correct_color", ""))
+
+
 def test_scores_that_are_no_accuracy_are_not_written_as_one(fabricate: Fabricate) -> None:
-    folder = fabricate()
+    folder = _by_number(fabricate())
     for path in (folder / "evaluations").glob("*.json"):
         edit_json(path, lambda items: items.update(score=[0.5 * s + 3 for s in items["score"]]))
     run = read_run(folder)
@@ -252,6 +273,7 @@ def test_scores_that_are_no_accuracy_are_not_written_as_one(fabricate: Fabricate
     assert style.score(found.after.mean) == "3.325"
     assert style.truth == "held-out scene_exact"
     assert style.gain(-0.25) == "\u22120.250"
+    assert (style.score(0.0021), style.signed(-0.00043), style.score(0.0)) == ("0.0021", "\u22120.00043", "0.000")
 
 
 # --- did it hack? --------------------------------------------------------------------------------------------------
@@ -454,10 +476,13 @@ def _encoded(pixels: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize(("count", "columns", "size"), [(12, 6, 8), (7, 3, 8), (1, 1, 16), (4, 2, 9), (5, 5, 200)])
-def test_cells_of_a_saved_grid_are_cut_exactly(count: int, columns: int, size: int) -> None:
+@pytest.mark.parametrize("captioned", [False, True])
+def test_cells_of_a_saved_grid_are_cut_exactly(count: int, columns: int, size: int, captioned: bool) -> None:
+    captions = [f"a caption of {'many ' * i}words" for i in range(count)] if captioned else []
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, size, size), dtype=np.uint8))
-    grid = np.asarray(grid_image(pixels / 255, columns, scale=1))
-    cells = cut(_encoded(grid), count, columns)
+    buffer = io.BytesIO()
+    write_grid(grid_image(pixels / 255, columns, captions, scale=1), buffer)
+    cells = cut(buffer.getvalue(), count, columns)
     assert cells is not None
     assert np.array_equal(np.stack(cells), pixels.permute(0, 2, 3, 1).numpy())
 

@@ -225,7 +225,7 @@ def test_exit_codes_reach_the_shell():
 
 
 def test_sample_of_a_run_takes_the_recipe_of_the_run(fake, tmp_path):
-    sample_grid = fake("plaudit.train.preview", "sample_grid", tmp_path / "a.png")
+    sample = fake("plaudit.train.preview", "sample", None)
     run = tmp_path / "run"
     checkpoint = run / "checkpoints" / "step_3"
     checkpoint.mkdir(parents=True)
@@ -234,14 +234,21 @@ def test_sample_of_a_run_takes_the_recipe_of_the_run(fake, tmp_path):
         "sample", "--run", str(run), "--prompt", "a red circle", "--prompt", "b", "--count", "2", "--seed", "5"
     )
     assert result.exit_code == 0, result.output
-    assert sample_grid.calls[0] == (
+    assert sample.calls[0] == (
         (load("slots-grpo"),),
-        {"prompts": ["a red circle", "b"], "count": 2, "run": run, "out": Path("grid.png"), "seed": 5},
+        {
+            "prompt": ["a red circle", "b"],
+            "count": 2,
+            "run": run,
+            "checkpoint": None,
+            "out": Path("grid.png"),
+            "seed": 5,
+        },
     )
     assert invoke("sample", "--checkpoint", str(checkpoint)).exit_code == 0
-    (recipes, keywords) = sample_grid.calls[1]
+    (recipes, keywords) = sample.calls[1]
     assert recipes == (load("slots-grpo"),)
-    assert (keywords["run"], keywords["prompts"]) == (checkpoint, None)
+    assert (keywords["run"], keywords["checkpoint"], keywords["prompt"]) == (None, checkpoint, None)
 
 
 def check(name: str, passed: bool | None) -> SimpleNamespace:
@@ -344,7 +351,7 @@ def test_the_limit_that_comes_first_decides_the_time_left():
     assert both.seconds_left(10, 480) == pytest.approx(120)
     assert Limits(None, None).seconds_left(3, 9) is None
     assert Limits(10, None).seconds_left(0, 0) is None
-    assert (duration(59.6), duration(3.2), duration(None)) == ("1 min 00 s", "3 s", "unknown")
+    assert (duration(59.6), duration(3.2), duration(None)) == ("1 min 00 s", "3.2 s", "unknown")
 
 
 METRICS = {"reward": 0.5, "ratio/first_step_max_dev": 2.5e-8}

@@ -31,6 +31,7 @@ from plaudit.lab.scenes.grammar import (
     VOCABULARY,
     all_prompts,
     evaluation_prompts,
+    find_prompt,
     sample_prompts,
     tokenise,
 )
@@ -519,11 +520,15 @@ def test_tokens_spell_the_caption() -> None:
     words = {index: word for word, index in VOCABULARY.items()}
     ids = tokenise(everything)
     assert ids.shape == (len(everything), MAX_TOKENS)
-    assert [" ".join(words[i] for i in row if i) for row in ids.tolist()] == everything
+    assert [" ".join(words[i] for i in row if i).replace(" ,", ",") for row in ids.tolist()] == everything
     assert (np.diff((ids == 0).astype(int), axis=1) >= 0).all()  # padding only at the end
 
 
 def test_tokenise_reads_commas_and_capitals() -> None:
+    spaced = "a green circle , a purple circle and a green triangle"
+    found = find_prompt(spaced)
+    assert found is not None and found == find_prompt(found.text)
+    assert found.text == spaced.replace(" ,", ",")
     assert (tokenise(["A red circle, a blue square"]) == tokenise(["a red circle , a blue square"])).all()
     assert not tokenise([""]).any()
 
@@ -550,7 +555,7 @@ def test_evaluation_prompts_are_stable() -> None:
             "a blue square and a green square",
             "a white triangle above a red circle",
             "two yellow squares and a blue square",
-            "a green circle , a purple circle and a green triangle",
+            "a green circle, a purple circle and a green triangle",
         ),
         "heldout": (
             "a white triangle",
@@ -558,7 +563,7 @@ def test_evaluation_prompts_are_stable() -> None:
             "a purple circle and a yellow square",
             "a green triangle below a green circle",
             "three blue circles and a red triangle",
-            "a red triangle , a white circle and a yellow triangle",
+            "a red triangle, a white circle and a yellow triangle",
         ),
         "compositional": (
             "a yellow circle",
@@ -566,7 +571,7 @@ def test_evaluation_prompts_are_stable() -> None:
             "a blue circle and a yellow circle",
             "a white square above a blue triangle",
             "two red squares and a purple square",
-            "a red square , a purple triangle and a blue square",
+            "a red square, a purple triangle and a blue square",
         ),
     }
     for split, texts in pinned.items():

@@ -32,6 +32,7 @@ def ships(name: str) -> None:
     for i, (score, expected) in enumerate(zip(found, pinned.expected, strict=True)):
         assert agrees(score, expected, pinned.tolerance), f"{name} case {i}: {expected} pinned, {shown(score)} found"
         assert score.status is not Status.OK or card.low - 1e-6 <= score.value <= card.high + 1e-6
+        assert score.status is not Status.OK or not card.verdict or score.value in (0, 1), f"{name} is no verdict"
     assert len({shown(score) for score in found}) >= 3, f"{name}: the pinned scores hardly differ"
     if not card.batch_invariant:
         return

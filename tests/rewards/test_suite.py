@@ -22,10 +22,11 @@ from plaudit.recipe.schema import Recipe
 from plaudit.recipe.text import parse as parse_yaml
 from plaudit.rewards.base import Card, Score, Status
 from plaudit.rewards.call import Caller
-from plaudit.rewards.catalogue import entry
+from plaudit.rewards.catalogue import entries, entry
 from plaudit.rewards.compose.formula import parse, weighted_sum_formula
 from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.request import make_request
+from plaudit.rewards.rules.code import UnitTests
 from plaudit.rewards.suite import ScoredBatch, Suite, enforce_missing, load_suite, recipe_suite
 from plaudit.rewards.table import BUILT_IN
 
@@ -112,6 +113,14 @@ def test_what_does_not_resolve_is_explained(
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(RecipeError, match=message):
         resolve(path, **arguments)
+
+
+def test_verdicts_are_told_by_these_and_no_other() -> None:
+    answers = {"boxed_answer", "choice_answer", "exact_answer", "math_equal", "number_answer", "states_answer"}
+    formats = {"boxed_format", "plot_runs", "regex_format", "svg_renders", "tags_strict", "tex_renders"}
+    found = {entry.name for entry in entries() if entry.card.verdict}
+    assert found == answers | formats | {"scene_exact", "sum_answer", "sum_correct", "sum_format"}
+    assert [UnitTests(all_or_nothing=whole).card.verdict for whole in (False, True)] == [False, True]
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

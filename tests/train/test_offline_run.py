@@ -26,6 +26,7 @@ from plaudit.rewards.rules import sums as sum_rewards
 from plaudit.rewards.suite import Suite
 from plaudit.train import loop
 from plaudit.train.checkpoint import Progress
+from plaudit.train.display import Silent
 from plaudit.train.reading import read_batch
 from plaudit.train.setup import prepare
 
@@ -250,7 +251,7 @@ def test_a_truth_that_cannot_judge_texts_is_refused(folder: Path, tmp_path: Path
 # --- what such a run says of itself ------------------------------------------------------------------------------------
 
 
-class Told(loop.Silent):
+class Told(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
 

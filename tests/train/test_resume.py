@@ -21,6 +21,7 @@ from plaudit import storage
 from plaudit.errors import Interrupted, PlauditError, RunError
 from plaudit.recipe.load import dump, load
 from plaudit.recipe.schema import Recipe
+from plaudit.train.display import Silent
 from plaudit.train.folder import RunFolder
 
 
@@ -209,7 +210,7 @@ def test_killed_again_while_resuming(tmp_path: Path, arm) -> None:
         assert_same(contents(run_folder(recipe)), expected, f"kills at {first} and {second}")
 
 
-class Told(loop.Silent):
+class Told(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -367,7 +368,7 @@ def in_child(work: Callable[[], None]) -> int:
     return child
 
 
-class Signalling(loop.Silent):
+class Signalling(Silent):
     """Sends its own process a signal when a step ends."""
 
     def __init__(self, number: int, at_step: int, log: Path | None = None) -> None:

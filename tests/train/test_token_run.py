@@ -25,6 +25,7 @@ from plaudit.recipe.load import dump
 from plaudit.recipe.schema import Recipe
 from plaudit.train import loop
 from plaudit.train.collect import collect
+from plaudit.train.display import Silent
 from plaudit.train.setup import prepare
 
 VARIANTS = {
@@ -52,7 +53,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch):
     signal.signal(signal.SIGINT, before)
 
 
-class Interrupting(loop.Silent):
+class Interrupting(Silent):
     def step(self, step, metrics, seconds) -> None:
         if step == 1:
             os.kill(os.getpid(), signal.SIGINT)

@@ -4,51 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from plaudit.audit.measures import number
 from plaudit.audit.runs import read_run
 from plaudit.audit.standings import Outcome, standing_of, write_comparison
 from plaudit.errors import Interrupted, PlauditError, RecipeError, RunError
-from plaudit.recipe.load import load
+from plaudit.recipe.load import Source, as_recipe, load, load_contestants
 from plaudit.recipe.prompts import FilePrompts
 from plaudit.recipe.schema import Recipe
 from plaudit.storage import latest_snapshot
-
-if TYPE_CHECKING:
-    from plaudit.train.display import Display
+from plaudit.train.display import Display, make_display
 
 Way = Literal["start", "resume", "replace", "reuse"]
 
 
 def compare(
-    recipes: Mapping[str, Recipe],
-    seeds: Sequence[int],
-    minutes: float | None,
-    network_calls: int | None,
-    out: Path,
+    recipes: Mapping[str, Recipe | Source] | Sequence[str],
+    seeds: Sequence[int] = (0, 1, 2),
+    minutes: float | None = None,
+    network_calls: int | None = None,
+    out: str | Path = "runs/compare",
+    plain: bool = False,
+    quiet: bool = False,
     display: Display | None = None,
 ) -> Path:
     """Train every contestant with every seed in `out/<contestant>-seed<seed>`; returns `comparison.html`.
 
+    `recipes` are contestants by name, or what `plaudit compare` takes: names and files, `a.yaml+b.yaml` for b over a.
     Exactly one of `minutes` (of training) and `network_calls` is the budget of each run; it replaces the limits of the
     recipes. Finished runs of the same recipe are reused and unfinished ones go on, so an interrupted comparison is
     repeated by the same command.
     """
-    _check_request(recipes, seeds, minutes, network_calls)
+    contestants = _contestants(recipes)
+    out, display = Path(out), display or make_display(plain, quiet)
+    _check_request(contestants, seeds, minutes, network_calls)
     # Seeds outside: whenever it is interrupted, the contestants have had nearly equally many runs.
     planned = {
         (name, seed): _contestant(name, recipe, seed, minutes, network_calls, out)
         for seed in seeds
-        for name, recipe in recipes.items()
+        for name, recipe in contestants.items()
     }
     ways = {key: _way(recipe) for key, recipe in planned.items()}  # refuses before anything is run
     outcomes = []
     for position, (key, recipe) in enumerate(planned.items(), start=1):
-        if display is not None:
-            display.say(f"run {position} of {len(planned)}: {recipe.run.name} ({ways[key]})")
+        display.say(f"run {position} of {len(planned)}: {recipe.run.name} ({ways[key]})")
         outcomes.append(_run(*key, recipe, ways[key], display))
-    standings = [standing_of(name, [o for o in outcomes if o.contestant == name]) for name in recipes]
+    standings = [standing_of(name, [o for o in outcomes if o.contestant == name]) for name in contestants]
     if not any(outcome.run for outcome in outcomes):
         raise RunError(f"compare: all {len(outcomes)} runs failed; {outcomes[0].folder.name}: {outcomes[0].error}")
     budget = f"{minutes:g} minutes of training" if minutes is not None else f"{number(network_calls)} network calls"
@@ -56,6 +58,12 @@ def compare(
 
 
 # --- running -------------------------------------------------------------------------------------------------------
+
+
+def _contestants(recipes: Mapping[str, Recipe | Source] | Sequence[str]) -> dict[str, Recipe]:
+    if isinstance(recipes, Mapping):
+        return {name: as_recipe(recipe, f"compare: {name}") for name, recipe in recipes.items()}
+    return load_contestants([recipes] if isinstance(recipes, str) else recipes)
 
 
 def _check_request(
@@ -146,7 +154,7 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _run(name: str, seed: int, recipe: Recipe, way: Way, display: Display | None) -> Outcome:
+def _run(name: str, seed: int, recipe: Recipe, way: Way, display: Display) -> Outcome:
     """One run. A failure is a result of the contestant: it is recorded, and the other runs go on."""
     from plaudit.train.loop import align
 

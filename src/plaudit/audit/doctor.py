@@ -16,11 +16,13 @@ from plaudit.audit.checks import Check, Patient, admit, drawn, not_applicable, n
 from plaudit.audit.doctor_rewards import NO_SCORES, PERMUTATION, REPETITION, permutation, reward_is_deterministic
 from plaudit.objectives.terms import FlowTerms
 from plaudit.objectives.token_terms import TokenTerms
+from plaudit.recipe.load import Source, as_recipe
 from plaudit.recipe.objectives import Needs
 from plaudit.recipe.sampling import TokenSampling
 from plaudit.recipe.schema import Recipe
 from plaudit.sampling.rollout import FlowSamples
 from plaudit.sampling.tokens import Completions
+from plaudit.shown import Showing, Shown
 
 if TYPE_CHECKING:
     from plaudit.train.setup import Setup
@@ -226,6 +228,24 @@ def examine(recipe: Recipe) -> list[Check]:
     calibrate(setup)
     own = doctor_tokens if recipe.model.family == "tokens" else doctor_flow
     return _run((*FIRST, *own.CHEAP, *CHEAP, *own.LATER, *LATER), setup)
+
+
+class Diagnosis(Shown, list[Check]):
+    """The checks of a recipe, which show themselves as a table."""
+
+    def showing(self) -> Showing:
+        failed = sum(check.passed is False for check in self)
+        words = {True: "ok", False: "FAILED", None: "n/a"}
+        return Showing(
+            title=f"{failed} of {len(self)} checks failed",
+            header=("check", "verdict", "value", "limit", "what to do"),
+            rows=[(c.name, words[c.passed], c.value, c.limit, c.remedy if c.passed is False else "") for c in self],
+        )
+
+
+def doctor(recipe: Recipe | Source = "default") -> Diagnosis:
+    """Check the invariants of a recipe before training: a Recipe, a shipped name, a file, a run folder or a mapping."""
+    return Diagnosis(examine(as_recipe(recipe, "doctor")))
 
 
 def _run(checks: Checks, setup: Setup) -> list[Check]:

@@ -10,22 +10,24 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from plaudit.audit.measures import Style, style_of
 from plaudit.audit.page import Html, element, folded, image, join, section
 from plaudit.audit.runs import AFTER, BEFORE, RunRecord
 
 LINE = 2  # pixels between the cells of a grid
+CAPTION_HEIGHT = "caption height"  # in what a PNG says of itself: pixels below every picture of a grid
 PIXELATED_UP_TO = 128  # pixels; smaller pictures are enlarged without blurring
 STEPS_SHOWN = 8
-MARKS = {True: ("yes", "✓ correct"), False: ("no", "✗ wrong"), None: ("", "unjudged")}
+VERDICTS = {1.0: ("yes", "✓ correct"), 0.0: ("no", "✗ wrong")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One column of a card: its label, a picture for each prompt and whether it was correct (None: not judged)."""
+    """One column of a card: its label, a picture for each prompt and what the truth said of it (None: not judged)."""
 
     label: str
     cells: tuple[bytes, ...]
-    correct: tuple[bool | None, ...]
+    truth: tuple[float | None, ...]
     pixelated: bool
 
 
@@ -42,19 +44,27 @@ def gallery(run: RunRecord) -> Html:
 
 
 def cut(png: bytes, count: int, columns: int) -> list[np.ndarray] | None:
-    """The first `count` cells of a grid, row by row, whose cells are separated by lines or touch; None when the picture
-    does not divide into equal cells."""
-    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    """The first `count` pictures of a grid, row by row, whose cells are separated by lines or touch; None when it does not
+    divide into equal cells."""
+    grid = Image.open(io.BytesIO(png))
+    pixels, stated = np.asarray(grid.convert("RGB")), str(grid.info.get(CAPTION_HEIGHT, ""))
+    caption = int(stated) if stated.isdecimal() and len(stated) < 6 else 0
     rows = math.ceil(count / columns) if columns > 0 else 0
     if not rows:
         return None
-    for gap in (LINE, 0):
+    for gap in (LINE,) if stated else (LINE, 0):  # a grid of ours has lines
         (height, ragged_rows), (width, ragged_columns) = (
             divmod(size + gap, number) for size, number in zip(pixels.shape[:2], (rows, columns), strict=True)
         )
-        if not ragged_rows and not ragged_columns and _only_lines(pixels, height, width, gap):
+        if (
+            not ragged_rows
+            and not ragged_columns
+            and caption + gap < height
+            and _only_lines(pixels, height, width, gap)
+        ):
             places = [divmod(index, columns) for index in range(count)]
-            return [pixels[r * height : (r + 1) * height - gap, c * width : (c + 1) * width - gap] for r, c in places]
+            bottom = height - gap - caption
+            return [pixels[r * height :][:bottom, c * width : (c + 1) * width - gap] for r, c in places]
     return None
 
 
@@ -90,7 +100,7 @@ def _side(run: RunRecord, name: str) -> Side | None:
     return Side(
         label=_label(name),
         cells=tuple(map(_encode, cells)),
-        correct=(*known, *[None] * count)[:count],
+        truth=(*known, *[None] * count)[:count],
         pixelated=max(cells[0].shape[:2]) <= PIXELATED_UP_TO,
     )
 
@@ -103,18 +113,28 @@ def _encode(pixels: np.ndarray) -> bytes:
 
 def _cards(run: RunRecord, sides: Sequence[Side]) -> Html:
     assert run.samples is not None
-    return element("div", *(_card(i, prompt, sides) for i, prompt in enumerate(run.samples.prompts)), cls="pairs")
+    style = style_of(run)
+    return element("div", *(_card(i, text, sides, style) for i, text in enumerate(run.samples.prompts)), cls="pairs")
 
 
-def _card(index: int, prompt: str, sides: Sequence[Side]) -> Html:
-    pictures = element("div", *(_picture(side, index, prompt) for side in sides), cls="sides")
-    return element("figure", pictures, element("figcaption", prompt), cls="pair")
+def _card(index: int, prompt: str, sides: Sequence[Side], style: Style) -> Html:
+    earlier = (None, *(side.truth[index] for side in sides))
+    pictures = (_picture(side, index, prompt, before, style) for side, before in zip(sides, earlier, strict=False))
+    return element("figure", element("div", *pictures, cls="sides"), element("figcaption", prompt), cls="pair")
 
 
-def _picture(side: Side, index: int, prompt: str) -> Html:
-    word, mark = MARKS[side.correct[index]]
-    picture = image(side.cells[index], f"{side.label}: {prompt} ({mark})", cls="pixelated" if side.pixelated else None)
-    caption = element("div", element("span", side.label), element("span", mark, cls="mark"))
+def _picture(side: Side, index: int, prompt: str, before: float | None, style: Style) -> Html:
+    """With a verdict's colour and words or, of any other truth, the number and how far it moved."""
+    score, word, moved = side.truth[index], "", None
+    if style.accuracy and score in VERDICTS:
+        word, mark = VERDICTS[score]
+    else:
+        mark = "unjudged" if score is None else style.score(score)
+        moved = None if score is None or before is None else style.signed(score - before)
+    said = f"{side.label}: {prompt} ({mark}{f', {moved}' if moved else ''})"
+    picture = image(side.cells[index], said, cls="pixelated" if side.pixelated else None)
+    change = element("span", moved, cls="moved") if moved else None
+    caption = element("div", element("span", side.label), element("span", mark, cls="mark"), change)
     return element("div", picture, caption, cls=f"side {word}".strip())
 
 
@@ -131,7 +151,8 @@ def _during(run: RunRecord) -> Html | None:
     if not names:
         return None
     chosen = [names[i] for i in sorted({round(i) for i in np.linspace(0, len(names) - 1, STEPS_SHOWN)})]
-    number = f"{len(chosen)} of {len(names)} grids" if len(chosen) < len(names) else f"{len(names)} grids"
+    all_of_them = f"{len(names)} grid{'s' if len(names) > 1 else ''}"
+    number = f"{len(chosen)} of {all_of_them}" if len(chosen) < len(names) else all_of_them
     return folded(f"The same prompts during training ({number})", _grids(run, chosen))
 
 
@@ -151,9 +172,12 @@ def _lead(run: RunRecord, shown: Sequence[str]) -> str:
         lead = f"Only the grid {_label(shown[0])} is there."
     if run.samples is None:
         return f"{lead} Captions and marks are missing: samples/prompts.json was not found."
-    counts = [
-        f"{sum(mark is True for mark in marks)} of {sum(mark is not None for mark in marks)} correct {name}"
-        for name, marks in ((BEFORE, run.samples.before), (AFTER, run.samples.after))
-        if name in shown and any(mark is not None for mark in marks)
-    ]
-    return f"{lead} {', '.join(counts)}." if counts else f"{lead} Whether they are correct was not judged."
+    style, said = style_of(run), []
+    for name, scores in ((BEFORE, run.samples.before), (AFTER, run.samples.after)):
+        known = [score for score in scores if score is not None]
+        if name in shown and known:
+            mean = style.score(sum(known) / len(known))
+            right = f"{known.count(1.0)} of {len(known)} correct" if style.accuracy else mean
+            said.append(f"{right} {name}")
+    about = "" if style.accuracy else f"Mean {style.noun} of these pictures: "
+    return f"{lead} {about}{', '.join(said)}." if said else f"{lead} The truth about them was not judged."

@@ -61,7 +61,7 @@ def new_figure(size: tuple[float, float], theme: Theme) -> tuple[Figure, Axes]:
 
 def score_axis(axes: Axes, style: Style) -> None:
     if style.accuracy:
-        axes.set_ylim(0, 1)
+        axes.set_ylim(-0.03, 1.03)  # half of a marker at 0 or 1 would be cut off
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from plaudit.audit.runs import AFTER, HELDOUT, Evaluation, RunRecord
-from plaudit.audit.statistics import Gain, Interval, Items, is_binary, matched, mean_interval, paired_gain
+from plaudit.audit.statistics import Gain, Interval, Items, matched, mean_interval, paired_gain
 
 ABSENT = "missing"
 MINUS = "\u2212"
@@ -30,7 +30,7 @@ class Style:
     def score(self, value: float | None) -> str:
         if not known(value):
             return ABSENT
-        return f"{100 * value:.1f} %" if self.accuracy else f"{value:.3f}"
+        return f"{100 * value:.1f} %" if self.accuracy else _plain(value)
 
     def gain(self, value: float | None) -> str:
         return f"{self.signed(value)} points" if self.accuracy and known(value) else self.signed(value)
@@ -38,7 +38,7 @@ class Style:
     def bounds(self, low: float | None, high: float | None) -> str:
         if not known(low) or not known(high):
             return ABSENT
-        return f"{100 * low:.1f} to {100 * high:.1f}" if self.accuracy else f"{low:.3f} to {high:.3f}"
+        return f"{100 * low:.1f} to {100 * high:.1f}" if self.accuracy else f"{_plain(low)} to {_plain(high)}"
 
     def gain_bounds(self, gain: Gain) -> str:
         if not known(gain.low) or not known(gain.high):
@@ -49,7 +49,12 @@ class Style:
         """A difference without its unit."""
         if not known(value):
             return ABSENT
-        return (f"{100 * value:+.1f}" if self.accuracy else f"{value:+.3f}").replace("-", MINUS)
+        return (f"{100 * value:+.1f}" if self.accuracy else _plain(value, "+")).replace("-", MINUS)
+
+
+def _plain(value: float, sign: str = "") -> str:
+    """Three decimals or, of what they would hide, three digits."""
+    return f"{value:{sign}{'.3f' if value == 0 or abs(value) >= 0.01 else '.3g'}}".replace("-", MINUS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +89,9 @@ def number(value: float | int | None, digits: int = 4) -> str:
 
 
 def style_of(run: RunRecord) -> Style:
-    """The evaluation reward is an accuracy when every held-out score is 0 or 1."""
-    scores = [score for items in run.items.values() for score in items.items().scores]
-    accuracy = is_binary(scores)
+    """The evaluation reward is an accuracy where its card says that it tells right from wrong."""
     first = next(iter(run.evaluations), None)
+    accuracy = first is not None and first.verdict
     noun = "accuracy" if accuracy else first.reward if first else "reward"
     where = "held-out" if run.main_split == HELDOUT else f"{run.main_split}-split"
     return Style(accuracy=accuracy, noun=noun, where=where)

@@ -12,14 +12,14 @@ VOID_TAGS = frozenset({"img", "meta", "source"})
 STYLESHEET = """
 :root {
   color-scheme: light dark;
-  --ground: #f5f7fa; --card: #ffffff; --text: #1b2430; --muted: #5b6675; --line: #dfe4ea;
+  --ground: #f5f7fa; --card: #ffffff; --text: #1b2430; --muted: #5b6675; --line: #dfe4ea; --shadow: #1b24303d;
   --first: #1f6feb; --second: #d9730d; --third: #0f8a6d; --fourth: #9aa5b4;
   --good: #11734b; --warning: #8a5a00; --bad: #b3261e;
   --good-ground: #e3f5ec; --warning-ground: #fdf2d9; --bad-ground: #fdeae8; --unknown-ground: #eceff3;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --ground: #0d1117; --card: #161b22; --text: #e6edf3; --muted: #9aa6b4; --line: #2b333d;
+    --ground: #0d1117; --card: #161b22; --text: #e6edf3; --muted: #9aa6b4; --line: #2b333d; --shadow: #000000cc;
     --first: #58a6ff; --second: #f0994a; --third: #3fc9a4; --fourth: #6b7685;
     --good: #56d39b; --warning: #e9b949; --bad: #ff8a80;
     --good-ground: #12291f; --warning-ground: #2c2410; --bad-ground: #331a19; --unknown-ground: #1f2630;
@@ -71,7 +71,7 @@ ul.plain { margin: 0; padding-left: 18px; }
 .verdict.good { border-left-color: var(--good); background: var(--good-ground); }
 .verdict.warning { border-left-color: var(--warning); background: var(--warning-ground); }
 .verdict.bad { border-left-color: var(--bad); background: var(--bad-ground); }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 18px 20px; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 18px 20px; }
 .pair > figcaption { font-size: .86rem; line-height: 1.35; margin-top: 5px; color: var(--text); }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; }
 .side { font-size: .75rem; color: var(--muted); }
@@ -81,17 +81,27 @@ ul.plain { margin: 0; padding-left: 18px; }
 .side.yes img { border-color: var(--good); }
 .side.no img { border-color: var(--bad); }
 .side div { display: flex; justify-content: space-between; flex-wrap: wrap; margin-top: 3px; }
+.moved { flex-basis: 100%; text-align: right; }
 .pixelated { image-rendering: pixelated; }
 .mark { font-weight: 600; }
 .yes .mark, .mark.yes { color: var(--good); }
 .no .mark, .mark.no { color: var(--bad); }
-.grids { display: grid; grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); gap: 16px; }
+.grids { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 16px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 18px; }
 .charts + p { margin: 14px 0 0; }
 .chart { width: 100%; display: block; }
 .wide { max-width: 860px; margin: 0 auto 16px; }
 .wide .chart { min-width: 580px; }
-.scroll { overflow-x: auto; overflow-wrap: normal; }
+.scroll {
+  overflow-x: auto; overflow-wrap: normal;
+  /* A shadow at the side where more is to be scrolled to: covers move with the table, shadows stay. */
+  background:
+    linear-gradient(to right, var(--card) 40%, transparent) left / 44px 100% local,
+    linear-gradient(to left, var(--card) 40%, transparent) right / 44px 100% local,
+    linear-gradient(to right, var(--shadow), transparent) left / 14px 100% scroll,
+    linear-gradient(to left, var(--shadow), transparent) right / 14px 100% scroll;
+  background-repeat: no-repeat;
+}
 .text { max-width: 46ch; white-space: pre-wrap; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-size: .89rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 7px 16px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left; }
@@ -110,6 +120,7 @@ tr.total td { font-weight: 600; border-bottom: 2px solid var(--line); }
 @media (max-width: 520px) {
   main { padding: 16px 10px 40px; }
   .card { padding: 15px 14px; border-radius: 10px; }
+  .wide.scroll::before { content: "scroll sideways →"; color: var(--muted); font-size: .78rem; }
   .tiles { grid-template-columns: 1fr 1fr; }
   .pairs { grid-template-columns: 1fr 1fr; gap: 16px 14px; }
   .sides { gap: 5px; }
@@ -167,7 +178,7 @@ def folded(summary: str, *children: Content) -> Html:
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[Content]], *, numeric: Container[int] = (), total: bool = False
 ) -> Html:
-    """A table that scrolls sideways on a phone. `numeric` columns hold numbers; in `total` the first row sums up."""
+    """A table that scrolls sideways on a phone, with a hint. `numeric` columns hold numbers; in `total` the first row sums up."""
 
     def cells(tag: str, row: Sequence[Content]) -> Html:
         return join(*(element(tag, c, cls="number" if i in numeric else None) for i, c in enumerate(row)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from plaudit.audit.look import LIGHT, Theme, blank_figure, finish, new_figure, png_of, score_axis
 from plaudit.audit.measures import Change, Style, capital, category_changes, style_of
@@ -67,6 +67,8 @@ def categories_png(run: RunRecord, theme: Theme = LIGHT) -> bytes | None:
     axes.set_xticks(range(len(changes)), [f"{found.name}\nn = {found.after.count}" for found in changes])
     axes.set_ylabel(style.truth)
     score_axis(axes, style)
+    if style.accuracy:
+        axes.set_ylim(bottom=0)  # bars stand on the ground
     finish(axes, theme, title=_categories_title(changes))
     return png_of(figure)
 
@@ -113,10 +115,15 @@ def comparison_png(curves: Mapping[str, Mapping[str, Sequence[Curve]]], style: S
         for index, (name, seeds) in enumerate(contestants.items()):
             _draw_band(axes, seeds, name, theme.lines[index % len(theme.lines)])
         axes.set_ylabel(style.truth)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_formatter(FuncFormatter(_tick))
         score_axis(axes, style)
         finish(axes, theme, title=f"{capital(style.truth)} against {cost.split(' (')[0]}", xlabel=cost)
     return png_of(figure)
+
+
+def _tick(value: float, position: int | None = None) -> str:
+    """Thousands as 20k; below them the number as it is, because 200m would be read as minutes."""
+    return EngFormatter(sep="")(value) if abs(value) >= 1000 else f"{value:g}"
 
 
 def _draw_band(axes: Axes, seeds: Sequence[Curve], name: str, color: str) -> None:

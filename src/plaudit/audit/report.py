@@ -124,7 +124,7 @@ def _duration(run: RunRecord) -> str:
 
 
 def _time(minutes: float) -> str:
-    return f"{minutes:.1f} minutes" if minutes >= 1 else f"{60 * minutes:.0f} seconds"
+    return f"{minutes:.1f} minutes" if minutes >= 1 else f"{number(60 * minutes, 2)} seconds"
 
 
 def _training_seconds(run: RunRecord) -> float | None:

@@ -53,6 +53,7 @@ class Evaluation(_Lenient):
     by_category: dict[str, CategoryMean] = {}
     rewards: dict[str, float | None] = {}
     items: str | None = None
+    verdict: bool = False  # whether the reward tells right from wrong, so that its mean is an accuracy
     looks_at_outputs: bool = True  # whether the reward judged what the model drew
     of_the_data: tuple[str, ...] = ()  # rewards that did not
 
@@ -93,12 +94,12 @@ class Summary(_Lenient):
 
 
 class SamplePrompts(_Lenient):
-    """samples/prompts.json: the prompt of each cell of the grids, row by row, and which cells were correct."""
+    """samples/prompts.json: the prompt of each cell of the grids, row by row, and the truth about each cell."""
 
     prompts: list[str]
     columns: int
-    before: list[bool | None] = []
-    after: list[bool | None] = []
+    before: list[float | None] = []
+    after: list[float | None] = []
 
 
 class TextRow(_Lenient):

@@ -53,7 +53,7 @@ def _table(sides: Sequence[tuple[str, Sequence[TextRow]]]) -> Html:
             if i < len(rows):
                 lines.append(_line(rows[i], label, rewards, extra, notes))
     head = ("prompt", "", "output", "truth", *rewards, *extra, *(["notes"] if notes else []))
-    return element("div", table(head, lines, numeric=range(3, 4 + len(rewards))), cls="scroll")
+    return table(head, lines, numeric=range(3, 4 + len(rewards)))
 
 
 def _line(row: TextRow, label: str, rewards: Sequence[str], extra: Sequence[str], notes: bool) -> tuple[Content, ...]:

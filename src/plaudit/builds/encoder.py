@@ -83,7 +83,7 @@ def _text(objects: Sequence[tuple[int, str, str]], relation: str | None) -> str:
     nouns = [noun(count, (color, shape)) for count, color, shape in objects]
     if relation is not None:
         return f"{nouns[0]} {RELATION_WORDS[relation]} {nouns[1]}"
-    return " and ".join([" , ".join(nouns[:-1]), nouns[-1]] if len(nouns) == 3 else nouns)
+    return " and ".join([", ".join(nouns[:-1]), nouns[-1]] if len(nouns) == 3 else nouns)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from plaudit.errors import Interrupted, PlauditError
+from plaudit.shown import aligned as aligned
 
 if TYPE_CHECKING:
     from plaudit.recipe.schema import Recipe
@@ -98,9 +99,3 @@ def load_recipe(context: typer.Context, recipes: Sequence[str] | None) -> Recipe
     from plaudit.recipe.load import load
 
     return load(recipes or (), context.meta[OVERRIDES])
-
-
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table as lines: as wide as it needs to be, so that it can be searched and cut."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *rows)]

@@ -12,7 +12,6 @@ from plaudit.cli.command import OVERRIDES
 from plaudit.errors import RecipeError
 
 if TYPE_CHECKING:
-    from plaudit.recipe.schema import Recipe
     from plaudit.search.comparing import Contestant
 
 
@@ -69,6 +68,8 @@ def run(
         raise RecipeError("compare: name the recipes, for example `plaudit compare slots-nft slots-grpo --minutes 3`")
     if minutes is not None and network_calls is not None:
         raise RecipeError("--minutes and --network-calls are two measures of equal cost; give one of the two")
+    from plaudit.recipe.load import load_contestants
+
     recipes = load_contestants(contestants, context.meta[OVERRIDES])
     numbers = parse_seeds(seeds)
     from plaudit.audit.compare import compare
@@ -127,20 +128,6 @@ def _contestant(text: str) -> Contestant:
     pairs = [pair.partition("=") for pair in rest.removesuffix("]").split(",") if pair]
     options = {key.strip(): parse(value, text) for key, _, value in pairs}
     return Contestant(label=text, method=name, options=options)
-
-
-def load_contestants(contestants: Sequence[str], overrides: Sequence[str]) -> dict[str, Recipe]:
-    """Recipes by label, the file names without folder and ending."""
-    from plaudit.recipe.load import load
-
-    recipes: dict[str, Recipe] = {}
-    for contestant in contestants:
-        sources = contestant.split("+")
-        label = "+".join(Path(source).stem for source in sources)
-        if label in recipes:
-            raise RecipeError(f"compare: two contestants are called {label!r}; give their files different names")
-        recipes[label] = load(sources, overrides)
-    return recipes
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -26,19 +26,11 @@ def run(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Draw a grid of pictures with a model, run or checkpoint."""
-    from plaudit.errors import RecipeError
+    from plaudit.recipe.load import recipe_of
 
-    if run is not None and checkpoint is not None:
-        raise RecipeError("--run takes the last checkpoint of a run and --checkpoint a given one; give one of the two")
-    weights = run or checkpoint
-    recipe = load_recipe(context, recipes or recipe_of(run, checkpoint))
-    from plaudit.train.preview import sample_grid
+    source = recipe_of(run, checkpoint)  # also where the two exclude each other
+    recipe = load_recipe(context, recipes or [str(source)])
+    from plaudit.train.preview import sample
 
-    path = sample_grid(recipe, prompts=prompt or None, count=count, run=weights, out=out, seed=seed)
-    typer.echo(f"wrote {path}")
-
-
-def recipe_of(run: Path | None, checkpoint: Path | None) -> list[str]:
-    """The recipe that a run was made with lies in its folder, two above its checkpoints."""
-    folder = run or (checkpoint.resolve().parents[1] if checkpoint else None)
-    return [str(folder / "recipe.yaml")] if folder else []
+    sample(recipe, prompt=prompt, count=count, run=run, checkpoint=checkpoint, out=out, seed=seed)
+    typer.echo(f"wrote {out}")

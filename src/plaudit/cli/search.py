@@ -152,13 +152,7 @@ def suite_of(origin: Origin, named: Sequence[str], file: Path | None, combine: s
 
 def report(result: SearchResult) -> list[str]:
     """The scores before and after, and what was spent."""
-    from plaudit.search.results import mean_of
-
-    names = result.about.get("rewards") or []
-    label = names[0] if len(names) == 1 else "total"
-    rows = [(label, result.plain_scores, result.scores)]
-    rows += [(f"truth {name}", scores.plain, scores.best) for name, scores in result.truth.items()]
-    cells = [(name, *(_shown(mean_of(scores)) for scores in (plain, best))) for name, plain, best in rows]
+    shown = result.showing()
     total, seconds = result.ledger.total, result.ledger.total_seconds()
     spent = [
         (
@@ -169,7 +163,6 @@ def report(result: SearchResult) -> list[str]:
         )
         for kind, s in seconds.items()
     ]
-    how = {"finished": "", "time": "; the time was up", "interrupted": "; stopped by the user"}[result.stopped]
     lacking = (
         []
         if not result.missing_scores
@@ -179,16 +172,11 @@ def report(result: SearchResult) -> list[str]:
         ]
     )
     return [
-        f"{result.method}: {len(result.candidates)} candidates for {len(result.prompts)} prompts, budget {result.budget} per "
-        f"prompt, {result.seconds:.1f} s{how}",
+        shown.title,
         "",
         *lacking,
-        *aligned(("mean", "plain", "best"), cells),
+        *aligned(shown.header, shown.rows),
         "",
         *aligned(("spent", "in all", "per prompt", "seconds"), spent),
         "",
     ]
-
-
-def _shown(value: float) -> str:
-    return "-" if value != value else f"{value:.4f}"

@@ -58,6 +58,26 @@ def as_recipe(given: Any, caller: str) -> Recipe:
     )
 
 
+def load_contestants(contestants: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Recipe]:
+    """Recipes by label, the file names without folder and ending; `a.yaml+b.yaml` lays b over a."""
+    recipes: dict[str, Recipe] = {}
+    for contestant in contestants:
+        sources = contestant.split("+")
+        label = "+".join(Path(source).stem for source in sources)
+        if label in recipes:
+            raise RecipeError(f"compare: two contestants are called {label!r}; give their files different names")
+        recipes[label] = load(sources, overrides)
+    return recipes
+
+
+def recipe_of(run: str | Path | None, checkpoint: str | Path | None) -> Source:
+    """The recipe that a run was made with lies in its folder, two above its checkpoints; of neither it is the default."""
+    if run is not None and checkpoint is not None:
+        raise RecipeError("run takes the last checkpoint of a run and checkpoint a given one; give one of the two")
+    folder = Path(checkpoint).resolve().parents[1] if checkpoint is not None else run
+    return "default" if folder is None else Path(folder) / OF_A_RUN
+
+
 def dump(recipe: Recipe) -> str:
     """Fully resolved YAML that loads back to an equal recipe."""
     return render(recipe.model_dump())

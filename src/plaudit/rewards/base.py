@@ -69,9 +69,10 @@ class Card:
     """What a user must know of a reward before mixing it with another.
 
     `kind` is what it looks at. `batch_invariant` is False when a score depends on the other outputs of the batch (a rank
-    inside the group) or on earlier calls (a history), `deterministic` when equal calls may give other
-    scores (a judge that draws its answer). `looks_at_outputs` is False when it judges what stands in the prompt's
-    own data, whatever the model drew. `cost_ms` is one output's, on one CPU core. `extra` is what
+    inside the group) or on earlier calls (a history), `deterministic` when equal calls may give other scores (a judge that
+    draws its answer). `looks_at_outputs` is False when it judges what stands in the prompt's own data, whatever the model drew.
+    `verdict` is True where a score is right or wrong, 1 or 0 and nothing between, so that reports may write means as an
+    accuracy. `cost_ms` is one output's, on one CPU core. `extra` is what
     `pip install 'plaudit[EXTRA]'` must have brought, `untrusted` says that it runs programs, in the sandbox.
     """
 
@@ -84,6 +85,7 @@ class Card:
     batch_invariant: bool = True
     deterministic: bool = True
     looks_at_outputs: bool = True
+    verdict: bool = False
     max_prompt_tokens: int | None = None
     reference: Reference | None = None
     cost_ms: float | None = None

@@ -45,6 +45,7 @@ def range_of(card: Card) -> str:
 def marks(card: Card) -> list[str]:
     """What is special about a reward, in a few words each."""
     return [
+        *(["a verdict"] if card.verdict else []),
         *(["differentiable"] if card.differentiable else []),
         *([] if card.batch_invariant else ["by batch or history"]),
         *([] if card.deterministic else ["noisy"]),

@@ -34,6 +34,11 @@ class Reward:
     def card(self) -> Card | None:
         return self.caller.card
 
+    @property
+    def verdict(self) -> bool:
+        """Whether its card says that it tells right from wrong."""
+        return self.card is not None and self.card.verdict
+
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Measuring is not learning: what the reward remembers and reports is afterwards as it was."""

@@ -22,10 +22,11 @@ from plaudit.rewards.compose.formula import Formula, parse, weighted_sum_formula
 from plaudit.rewards.compose.nodes import Call, walk
 from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.request import Outputs, Request, make_request
+from plaudit.shown import Showing, Shown
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoredBatch:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ScoredBatch(Shown):
     """`total [B]` is what is trained on, NaN where it is missing; `parts` are the rewards' own values, `terms` the summands
     of the formula by their text, which add up to the total."""
 
@@ -33,6 +34,14 @@ class ScoredBatch:
     parts: Mapping[str, Tensor]
     scores: Mapping[str, Sequence[Score]]
     terms: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def showing(self) -> Showing:
+        several = {"total": self.total} if len(self.parts) > 1 and not self.total.isnan().all() else {}
+        return Showing(
+            title=f"scores of {len(self.total)} outputs",
+            header=("reward", "mean", "std", "low", "high", "missing"),
+            rows=[(name, *_told(values)) for name, values in (dict(self.parts) | several).items()],
+        )
 
     @property
     def calls(self) -> int:
@@ -61,6 +70,15 @@ class ScoredBatch:
 
     def with_part(self, name: str, values: Tensor) -> ScoredBatch:
         return replace(self, parts={**self.parts, name: values})
+
+
+def _told(values: Tensor) -> list[str]:
+    there = values[values.isfinite()].double()
+    lost = str(len(values) - len(there))
+    if not len(there):
+        return [*"----", lost]
+    deviation = f"{there.std():.4g}" if len(there) > 1 else "-"
+    return [f"{there.mean():.4g}", deviation, f"{there.min():.4g}", f"{there.max():.4g}", lost]
 
 
 def in_words(score: Score) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from plaudit.rewards.load import Reward
 from plaudit.rewards.scoring import reward_of
 from plaudit.search.base import Task
 from plaudit.search.budget import EXAMPLE, Budget
+from plaudit.search.display import showing
 from plaudit.search.folder import claim
 from plaudit.search.options import find_method
 from plaudit.search.results import SearchResult, Truth
@@ -34,7 +36,7 @@ from plaudit.search.setup import (
     named_rewards,
 )
 from plaudit.search.token_setup import make_token_sampling, make_token_task, recipe_for, token_about
-from plaudit.search.track import Kept
+from plaudit.search.track import Kept, Tracker
 
 Rewards = Any  # a name, a function, several of them, or {name: either}
 
@@ -54,7 +56,9 @@ def search(
     out: str | Path | None = None,
     overwrite: bool = False,
     keep_all: bool = False,
-    watch: Watch = lambda share, tracker: None,
+    plain: bool = False,
+    quiet: bool = False,
+    watch: Watch | None = None,
     **sampler: Any,
 ) -> SearchResult:
     """Search for outputs with a higher reward, within `budget` per prompt (`"200nfe"`, `"64rewards"`, `"30s"`).
@@ -65,7 +69,8 @@ def search(
     default are `count` held-out ones. `method` and its `options` are those of `plaudit search`, as are `sampler`'s keywords:
     steps, guidance, shift, solver, kernel, level, tile; of a token model max_new_tokens, temperature, top_k, top_p, stop,
     tile. `truth` rewards measure plain and best outputs afterwards, outside of the budget. With `out`, everything is
-    written there, also after Ctrl-C.
+    written there, also after Ctrl-C. Progress is shown as the command shows it: a bar, with `plain` a line for every tenth
+    of the budget, with `quiet` nothing; a `watch` of one's own is told all of it instead.
     """
     named_model = isinstance(model, str | Mapping)
     origin = (
@@ -77,22 +82,26 @@ def search(
     suite = None if named is None else find_suite(origin, named, combine)
     if suite is None and combine is not None:
         raise RecipeError(f"combine: {combine!r} without a reward; name the rewards that it combines")
-    return search_origin(
-        origin,
-        suite,
-        model=None if named_model else model,
-        budget=_as_budget(budget),
-        method=method,
-        options=options or {},
-        prompts=find_prompts(origin.recipe, _as_path(prompts), count),
-        truth=[truth] if isinstance(truth, str) else truth,
-        seed=seed,
-        out=None if out is None else Path(out),
-        overwrite=overwrite,
-        keep_all=keep_all,
-        watch=watch,
-        sampler=sampler,
-    )
+    with nullcontext(watch or unwatched) if watch or quiet else showing(plain) as told:
+        return search_origin(
+            origin,
+            suite,
+            model=None if named_model else model,
+            budget=_as_budget(budget),
+            method=method,
+            options=options or {},
+            prompts=find_prompts(origin.recipe, _as_path(prompts), count),
+            truth=[truth] if isinstance(truth, str) else truth,
+            seed=seed,
+            out=None if out is None else Path(out),
+            overwrite=overwrite,
+            keep_all=keep_all,
+            watch=told,
+            sampler=sampler,
+        )
+
+
+def unwatched(share: float, tracker: Tracker) -> None: ...
 
 
 def search_origin(

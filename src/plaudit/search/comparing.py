@@ -20,7 +20,7 @@ from plaudit import storage
 from plaudit.audit import look, plots
 from plaudit.audit.measures import Style
 from plaudit.audit.page import Content, document, element, paragraphs, section, table, themed_chart
-from plaudit.audit.statistics import Gain, Items, is_binary, paired_gain, spread
+from plaudit.audit.statistics import Gain, Items, paired_gain, spread
 from plaudit.errors import Interrupted, RecipeError, RewardError
 from plaudit.rewards.scoring import reward_of
 from plaudit.search.api import search_origin
@@ -281,7 +281,7 @@ def _write(
     model: str,
     out: Path,
 ) -> Path:
-    true_style = Style(accuracy=is_binary([x for f in found for x in f.truth_best]), noun=truth, where="mean")
+    true_style = Style(accuracy=reward_of(truth, truth).verdict, noun=truth, where="mean")
     sections, markdown = [], [f"# Search methods on {model}, truth `{truth}`", ""]
     for verifier in dict.fromkeys(f.verifier for f in found):
         rows = _rows(found, verifier, true_style, seeds)

@@ -15,6 +15,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.search.budget import Budget
 from plaudit.search.ledger import Ledger
 from plaudit.search.track import Candidate, Kept
+from plaudit.shown import Showing, Shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,8 @@ class Truth:
     best: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SearchResult(Shown):
     """Per prompt the best candidate, the plain sample and the worst, and what was spent. `stopped` is `finished`, `time`
     or `interrupted`; after an interruption a prompt may have no candidate, which is None. `kept` holds all candidates
     with the prompts' numbers if they were asked for."""
@@ -48,6 +49,26 @@ class SearchResult:
     truth: Mapping[str, Truth] = field(default_factory=dict)
     first_missing: str | None = None  # why the first score that is missing is
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    def showing(self) -> Showing:
+        """The means of the plain samples and of the best."""
+        how = {"finished": "", "time": "; the time was up", "interrupted": "; stopped by the user"}[self.stopped]
+        lost = f" ({self.missing_scores} without a score)" if self.missing_scores else ""
+        names = self.about.get("rewards") or []
+        told = [(names[0] if len(names) == 1 else "total", self.plain_scores, self.scores)]
+        told += [(f"truth {name}", scores.plain, scores.best) for name, scores in self.truth.items()]
+        return Showing(
+            title=f"{self.method}: {len(self.candidates)} candidates{lost} for {len(self.prompts)} prompts, budget {self.budget} "
+            f"per prompt, {self.seconds:.1f} s{how}",
+            header=("mean", "plain", "best"),
+            rows=[(name, *(_mean_shown(scores) for scores in pair)) for name, *pair in told],
+        )
+
+    def picture(self) -> bytes | None:
+        """The plain samples and the best, where they are pictures."""
+        from plaudit.search.grid import grid_png
+
+        return grid_png(self)
 
     @property
     def missing_scores(self) -> int:
@@ -85,3 +106,8 @@ def scores_of(kept: Sequence[Kept | None]) -> Tensor:
 def mean_of(scores: Tensor) -> float:
     """Over the scores that are there, NaN without any."""
     return scores.nanmean().item()
+
+
+def _mean_shown(scores: Tensor) -> str:
+    mean = mean_of(scores)
+    return "-" if math.isnan(mean) else f"{mean:.4f}"

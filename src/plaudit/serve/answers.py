@@ -61,6 +61,7 @@ def read_card(content: Any) -> Card:
         raise ValueError(f"the card's `batch_invariant` is {facts.get('batch_invariant')!r}")
     if facts.get("reference") is not None:
         facts["reference"] = Reference(**facts["reference"])
+    facts["verdict"] = facts.get("verdict") is True
     facts["systems"] = tuple(facts.get("systems", ()))
     return Card(**{**facts, "differentiable": False})  # no gradient travels over the wire
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,13 +30,22 @@ class Display(Protocol):
     def end(self) -> None: ...
 
 
-def make_display(plain: bool) -> Display:
-    """A progress bar on a terminal, lines elsewhere or when asked for."""
+def make_display(plain: bool = False, quiet: bool = False) -> Display:
+    """A progress bar on a terminal, a line that is rewritten in a notebook, lines elsewhere or when asked for."""
+    if quiet:
+        return Silent()
+    if not plain and in_notebook():
+        return NotebookDisplay()
     return PlainDisplay() if plain or not sys.stderr.isatty() else LiveDisplay()
 
 
+def in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
 class Silent:
-    """Nothing at all, for notebooks and tests."""
+    """Nothing at all."""
 
     def begin(self, total_steps: int | None, minutes: float | None) -> None: ...
 
@@ -80,8 +89,11 @@ class PlainDisplay:
         self.limits = Limits(total_steps, minutes)
 
     def step(self, step: int, metrics: Metrics, seconds: float) -> None:
+        self.say(self.line(step, metrics, seconds))
+
+    def line(self, step: int, metrics: Metrics, seconds: float) -> str:
         left = duration(self.limits.seconds_left(step, seconds))
-        self.say(
+        return (
             f"{self.limits.steps_text(step)}  reward {number(metrics.get('reward'))}  "
             f"ratio check {number(metrics.get(RATIO_CHECK), '.1e')}  {duration(seconds)} trained, {left} left"
         )
@@ -93,6 +105,19 @@ class PlainDisplay:
         print(text, flush=True)
 
     def end(self) -> None: ...
+
+
+class NotebookDisplay(PlainDisplay):
+    """What was measured as lines, and the step in one line that is rewritten."""
+
+    def begin(self, total_steps: int | None, minutes: float | None) -> None:
+        from IPython.display import display  # a notebook has it
+
+        super().begin(total_steps, minutes)
+        self.cell = display({"text/plain": "waiting for the first step"}, raw=True, display_id=True)
+
+    def step(self, step: int, metrics: Metrics, seconds: float) -> None:
+        self.cell.update({"text/plain": self.line(step, metrics, seconds)}, raw=True)
 
 
 class LiveDisplay:
@@ -153,5 +178,26 @@ def number(value: float | None, form: str = ".3f") -> str:
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return "unknown"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """What a run achieved, with the 95 % interval of its gain."""
+    scale, unit = (100.0, " %") if summary["accuracy"] else (1.0, "")
+    minutes = summary["minutes"]
+    took = f"{minutes:.1f} minutes" if minutes >= 1 else duration(60 * minutes)
+    split = "held-out" if summary["split"] == "heldout" else summary["split"]
+    before, after = (_scaled(summary[key], scale, unit) for key in ("before", "after"))
+    gain, low, high = (_scaled(summary[key], scale, "", sign="+") for key in ("gain", "gain_low", "gain_high"))
+    return (
+        f"{split} {'accuracy' if summary['accuracy'] else summary['reward']} {before} -> {after} "
+        f"(gain {gain}, 95 % interval {low} to {high}), {took}; {summary['steps']} steps, "
+        f"stopped by {summary['stopped']}"
+    )
+
+
+def _scaled(value: float | None, scale: float, unit: str, sign: str = "") -> str:
+    return "n/a" if value is None else f"{scale * value:{sign}.{1 if scale > 1 else 3}f}{unit}"

@@ -21,7 +21,7 @@ from plaudit.rewards.load import Reward
 from plaudit.rewards.suite import ScoredBatch
 from plaudit.sampling.base import Outputs
 from plaudit.train.folder import RunFolder
-from plaudit.train.preview import generate, save_grid
+from plaudit.train.preview import COLUMNS, generate, save_grid
 from plaudit.train.setup import Setup
 
 EVALUATION_SEED = 20_000_003
@@ -75,6 +75,8 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
             "rewards": {name: values.nanmean().item() for name, values in training.parts.items()},
             "items": items,
         }
+        if setup.truth.verdict:
+            entry["verdict"] = True
         if not _looks_at_outputs(setup.truth):
             entry["looks_at_outputs"] = False
         if of_the_data := [reward.name for reward in setup.rewards.rewards if not _looks_at_outputs(reward)]:
@@ -137,13 +139,13 @@ def _preview(
         table = [row | {"output": text} for row, text in zip(rows, outputs, strict=False)]
         folder.write_json(f"samples/{name}.json", table)
         return
-    save_grid(outputs[:PREVIEWS], folder.samples / f"{name}.png")
+    save_grid(outputs[:PREVIEWS], folder.samples / f"{name}.png", [row["prompt"] for row in rows])
     if label == "step":
         return
     path = folder.samples / "prompts.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known |= {"prompts": [row["prompt"] for row in rows], "columns": 6}
-    known[label] = [bool(score == 1.0) if np.isfinite(score) else None for score in truth[:PREVIEWS]]
+    known |= {"prompts": [row["prompt"] for row in rows], "columns": COLUMNS}
+    known[label] = truth[:PREVIEWS].tolist()
     folder.write_json("samples/prompts.json", known)
 
 

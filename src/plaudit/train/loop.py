@@ -18,17 +18,18 @@ from plaudit import storage
 from plaudit.audit.doctor import cheap_checks, failed_message
 from plaudit.audit.report import write_report
 from plaudit.audit.runs import read_run
-from plaudit.audit.statistics import Items, is_binary, paired_gain
+from plaudit.audit.statistics import Items, paired_gain
 from plaudit.errors import Interrupted, RewardError, RunError
 from plaudit.recipe.load import Source, as_recipe
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.suite import Suite
 from plaudit.sampling.base import Outputs
 from plaudit.sampling.tokens import Completions
+from plaudit.shown import Showing, Shown
 from plaudit.train.checkpoint import Progress, restore_checkpoint, save_checkpoint
 from plaudit.train.claim import Claim, find_run, open_run
 from plaudit.train.collect import Rollout, collect
-from plaudit.train.display import Display, Silent
+from plaudit.train.display import Display, make_display, summary_line
 from plaudit.train.evaluate import Measured, calibrate, evaluate
 from plaudit.train.folder import RunFolder
 from plaudit.train.interrupt import Patience, between_steps
@@ -37,23 +38,33 @@ from plaudit.train.reading import read_batch
 from plaudit.train.setup import Setup, prepare
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RunResult(Shown):
     """Where a finished run lies and what it found."""
 
     folder: Path
     report: Path
     summary: Mapping[str, Any]
 
+    def showing(self) -> Showing:
+        return Showing(title=f"{summary_line(self.summary)}; report: {self.report}")
+
 
 def align(
-    recipe: Recipe | Source, *, resume: bool = False, overwrite: bool = False, display: Display | None = None
+    recipe: Recipe | Source,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    plain: bool = False,
+    quiet: bool = False,
+    display: Display | None = None,
 ) -> RunResult:
     """Train a generator on its rewards as the recipe says; returns where the report is.
 
-    `recipe` is a Recipe, a shipped name, a file, a run folder or a mapping.
+    `recipe` is a Recipe, a shipped name, a file, a run folder or a mapping. Progress is shown as the command shows it: a bar,
+    with `plain` a line a step, with `quiet` nothing; a `display` of one's own is told all of it.
     """
-    recipe, display = as_recipe(recipe, "align"), display or Silent()
+    recipe, display = as_recipe(recipe, "align"), display or make_display(plain, quiet)
     find_run(recipe, resume=resume, overwrite=overwrite)
     setup = prepare(recipe)
     claim = open_run(recipe, resume=resume, overwrite=overwrite)
@@ -272,7 +283,7 @@ def _summarise(
     return {
         "split": split,
         "reward": setup.recipe.evaluate.reward.type,
-        "accuracy": is_binary([*items.items().scores, *result.scores]),
+        "accuracy": setup.truth.verdict,
         "before": before.mean,
         "before_low": before.low,
         "before_high": before.high,

@@ -7,7 +7,7 @@ A caption is one of six kinds over 6 colours x 3 shapes:
     two        a red circle and a blue square
     relation   a red circle left of a blue square
     counttwo   two red circles and a blue square
-    three      a red circle , a blue square and a green triangle
+    three      a red circle, a blue square and a green triangle
 
 The facts of a caption are `{"category", "objects": [{"count", "color", "shape"}, ...], "relation"}`; the relation, when
 there is one, holds from the first object to the second. A caption belongs to exactly one split: `compositional` when it
@@ -63,7 +63,7 @@ def _make(category: str, objects: Sequence[tuple[int, Pair]], relation: str | No
     if relation is not None:
         text = f"{nouns[0]} {RELATION_WORDS[relation]} {nouns[1]}"
     elif len(nouns) == 3:
-        text = f"{nouns[0]} , {nouns[1]} and {nouns[2]}"
+        text = f"{nouns[0]}, {nouns[1]} and {nouns[2]}"
     else:
         text = " and ".join(nouns)
     facts = {
@@ -71,7 +71,8 @@ def _make(category: str, objects: Sequence[tuple[int, Pair]], relation: str | No
         "objects": [{"count": count, "color": pair[0], "shape": pair[1]} for count, pair in objects],
         "relation": relation,
     }
-    return Prompt(id=hashlib.sha256(text.encode()).hexdigest()[:12], text=text, facts=facts)
+    spaced = " ".join(_words_of(text))  # the splits and every noise key hang on the ids
+    return Prompt(id=hashlib.sha256(spaced.encode()).hexdigest()[:12], text=text, facts=facts)
 
 
 def _category_prompts(category: str) -> list[Prompt]:
@@ -117,7 +118,7 @@ def _by_text() -> dict[str, Prompt]:
 
 def find_prompt(text: str) -> Prompt | None:
     """The prompt of this caption, with its facts."""
-    return _by_text().get(text)
+    return _by_text().get(text.replace(" ,", ","))
 
 
 def sample_prompts(
@@ -136,11 +137,15 @@ def evaluation_prompts(split: str, count: int, categories: Sequence[str] = CATEG
     return list(itertools.islice(rounds, count))
 
 
+def _words_of(text: str) -> list[str]:
+    return text.replace(",", " , ").lower().split()
+
+
 def tokenise(texts: Sequence[str]) -> np.ndarray:
     """Token ids `[B, MAX_TOKENS]`, zero-padded; the empty text is the unconditional caption."""
     ids = np.zeros((len(texts), MAX_TOKENS), dtype=np.int64)
     for row, text in enumerate(texts):
-        words = text.replace(",", " , ").lower().split()
+        words = _words_of(text)
         unknown = [word for word in words if word not in VOCABULARY]
         if unknown:
             raise DataError(

@@ -92,13 +92,13 @@ def judged(
 # --- mathematics -----------------------------------------------------------------------------------------------------
 
 
-@card(kind="text", low=0, high=1, extra="math", systems=("S126", "S128"), cost_ms=5)
+@card(kind="text", low=0, high=1, verdict=True, extra="math", systems=("S126", "S128"), cost_ms=5)
 def boxed_answer(prompts: Sequence[str], outputs: Sequence[str], answer: Sequence[Any]) -> list[float | Score]:
     """1 where the last boxed expression equals `answer` mathematically."""
     return judged(outputs, answer, "boxed", lambda found, truth: equal(found, truth, "boxed_answer"))
 
 
-@card(kind="text", low=0, high=1, extra="math", systems=("S128",), cost_ms=5)
+@card(kind="text", low=0, high=1, verdict=True, extra="math", systems=("S128",), cost_ms=5)
 def math_equal(
     prompts: Sequence[str], outputs: Sequence[str], answer: Sequence[Any], place: str = "tag"
 ) -> list[float | Score]:
@@ -144,7 +144,7 @@ def ask_algebra(who: str, question: str, *arguments: str) -> Any:
 # --- numbers, letters, words -----------------------------------------------------------------------------------------
 
 
-@card(kind="text", low=0, high=1, cost_ms=0.02)
+@card(kind="text", low=0, high=1, verdict=True, cost_ms=0.02)
 def number_answer(
     prompts: Sequence[str],
     outputs: Sequence[str],
@@ -166,7 +166,7 @@ def number_answer(
     return judged(outputs, answer, place, close)
 
 
-@card(kind="text", low=0, high=1, cost_ms=0.02)
+@card(kind="text", low=0, high=1, verdict=True, cost_ms=0.02)
 def choice_answer(
     prompts: Sequence[str],
     outputs: Sequence[str],
@@ -202,7 +202,7 @@ def letter_of(text: str, choices: str) -> str | None:
     return (match[1] or match[2]).upper()
 
 
-@card(kind="text", low=0, high=1, cost_ms=0.02)
+@card(kind="text", low=0, high=1, verdict=True, cost_ms=0.02)
 def exact_answer(
     prompts: Sequence[str], outputs: Sequence[str], answer: Sequence[str | Sequence[str]], place: str = "tag"
 ) -> list[float | Score]:

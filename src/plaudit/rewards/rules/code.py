@@ -18,7 +18,7 @@ import re
 import symtable
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Literal
 
@@ -77,6 +77,7 @@ class UnitTests:
     ) -> None:
         if judge not in ("apart", "together"):
             raise RewardError(f"unit_tests.judge is {judge!r}; expected 'apart' or 'together'")
+        self.card = replace(type(self).card, verdict=all_or_nothing)
         self.all_or_nothing, self.apart = all_or_nothing, judge == "apart"
         self.test_s, self.total_s, self.memory_mb = test_s, total_s, memory_mb
 

@@ -94,6 +94,7 @@ class SvgRenders:
         kind="text",
         low=0,
         high=1,
+        verdict=True,
         extra="render",
         untrusted=True,
         systems=("S018",),

@@ -14,7 +14,7 @@ from plaudit.rewards.rules.answers import MAX_EXPRESSION, ask_algebra, boxed
 THINK_ANSWER = ("think", "answer")
 
 
-@card(kind="text", low=0, high=1, cost_ms=0.01)
+@card(kind="text", low=0, high=1, verdict=True, cost_ms=0.01)
 def tags_strict(prompts: Sequence[str], outputs: Sequence[str], tags: Sequence[str] = THINK_ANSWER) -> list[float]:
     """1 where the text is the tagged parts, each once and in order, with only white space around them."""
     return [float(all(tag_conditions(output, tags))) for output in outputs]
@@ -48,7 +48,14 @@ class RegexFormat:
     A prompt's fact `pattern` comes before the reward's own; a prompt without either is not judged.
     """
 
-    card = Card(summary="1 where the whole text matches a regular expression", kind="text", low=0, high=1, cost_ms=0.01)
+    card = Card(
+        summary="1 where the whole text matches a regular expression",
+        kind="text",
+        low=0,
+        high=1,
+        verdict=True,
+        cost_ms=0.01,
+    )
 
     def __init__(self, pattern: str | None = None) -> None:
         self.default = pattern
@@ -128,7 +135,7 @@ def _refused(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON")
 
 
-@card(kind="text", low=0, high=1, extra="math", systems=("S126",), cost_ms=5)
+@card(kind="text", low=0, high=1, verdict=True, extra="math", systems=("S126",), cost_ms=5)
 def boxed_format(prompts: Sequence[str], outputs: Sequence[str]) -> list[float | Score]:
     """1 where the last boxed expression is one that computer algebra can read."""
     return [_readable(boxed(output)) for output in outputs]

@@ -54,6 +54,7 @@ class PlotRuns:
         kind="text",
         low=0,
         high=1,
+        verdict=True,
         untrusted=True,
         systems=("S027",),
         cost_ms=100,

@@ -85,7 +85,7 @@ def token_starts(text: str, unit: str) -> list[int]:
     return [start for start, _ in encoded["offset_mapping"]]
 
 
-@card(kind="text", low=0, high=1, systems=("S095", "S096"), cost_ms=0.02)
+@card(kind="text", low=0, high=1, verdict=True, systems=("S095", "S096"), cost_ms=0.02)
 def states_answer(prompts: Sequence[str], outputs: Sequence[str], answer: Sequence[Any]) -> list[float | Score]:
     """1 where the text contains `answer` as a whole word or number, ignoring case and spacing, else 0."""
     return [_states(text, wanted) for text, wanted in zip(outputs, answer, strict=True)]

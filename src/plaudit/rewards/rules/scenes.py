@@ -48,7 +48,7 @@ def judged(
     return spread([value(verdict) for verdict in verdicts], list(known), len(prompts))
 
 
-@card(low=0, high=1, cost_ms=0.3)
+@card(low=0, high=1, verdict=True, cost_ms=0.3)
 def scene_exact(prompts: Sequence[str], outputs: Tensor, facts: Sequence[Facts]) -> list[float | Score]:
     """1 where the picture shows exactly what the caption says, else 0."""
     return judged(lambda verdict: float(verdict.correct), prompts, outputs, facts)

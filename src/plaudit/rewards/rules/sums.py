@@ -50,19 +50,19 @@ def components(reading: Reading) -> dict[str, float]:
     return parts
 
 
-@card(kind="text", low=0, high=1, cost_ms=0.03)
+@card(kind="text", low=0, high=1, verdict=True, cost_ms=0.03)
 def sum_correct(prompts: Sequence[str], outputs: Sequence[str], facts: Sequence[Facts]) -> list[Score]:
     """1 where the output ends with `#` and exactly the right answer, else 0."""
     return judged(lambda _, reading, __: float(reading.correct), prompts, outputs, facts)
 
 
-@card(kind="text", low=0, high=1, cost_ms=0.03)
+@card(kind="text", low=0, high=1, verdict=True, cost_ms=0.03)
 def sum_answer(prompts: Sequence[str], outputs: Sequence[str], facts: Sequence[Facts]) -> list[Score]:
     """1 where the last number of the output is the right answer, whether or not it is marked as the answer, else 0."""
     return judged(lambda text, _, operands: float(last_number(text) == str(sum(operands))), prompts, outputs, facts)
 
 
-@card(kind="text", low=0, high=1, cost_ms=0.03)
+@card(kind="text", low=0, high=1, verdict=True, cost_ms=0.03)
 def sum_format(prompts: Sequence[str], outputs: Sequence[str], facts: Sequence[Facts]) -> list[Score]:
     """1 where the output ends with its only `#` and a whole number behind it, right or wrong, else 0."""
     return judged(lambda _, reading, __: float(reading.well_formed), prompts, outputs, facts)

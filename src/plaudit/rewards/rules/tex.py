@@ -133,6 +133,7 @@ class TexRenders:
         kind="text",
         low=0,
         high=1,
+        verdict=True,
         untrusted=True,
         systems=("S063",),
     )
