@@ -55,12 +55,12 @@ class Train(Strict):
         if self.steps is None and self.minutes is None and self.network_calls is None:
             raise ValueError("train: give `steps`, `minutes` or `network_calls`, or the run would never end")
         if batch % self.updates_per_step:
-            possible = [n for n in range(1, batch + 1) if batch % n == 0]
-            nearest = sorted(possible, key=lambda n: abs(n - self.updates_per_step))[:3]
+            around = range(max(1, self.updates_per_step - 1000), min(batch, self.updates_per_step + 1000) + 1)
+            nearest = sorted((n for n in around if batch % n == 0), key=lambda n: abs(n - self.updates_per_step))[:3]
             raise ValueError(
                 f"train.updates_per_step: {batch} samples (prompts_per_step {self.prompts_per_step} x "
                 f"samples_per_prompt {self.samples_per_prompt}) cannot be split into {self.updates_per_step} equal "
-                f"updates; nearest that can: {', '.join(map(str, sorted(nearest)))}"
+                f"updates; nearest that can: {', '.join(map(str, sorted(nearest) or [1]))}"
             )
         return self
 
