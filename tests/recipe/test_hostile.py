@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from plaudit.cli import app
 from plaudit.errors import RecipeError
 from plaudit.recipe.load import dump, load, shipped
 from plaudit.recipe.text import DEEPEST, LARGEST, parse, render
@@ -119,6 +121,11 @@ def test_mappings_from_python_pass_the_same_boundary():
     inside["arguments"] = inside
     assert "more than 64 keys and lists" in refusal(load, {"model": inside})
     assert "an integer of 16610 bits" in refusal(load, {"train": {"steps": 10**5000}})
+
+
+def test_what_a_terminal_obeys_is_shown_by_every_command():
+    result = CliRunner().invoke(app, ["report", "no\x1b[2Jwhere"])
+    assert result.exit_code == 2 and "no\\x1b[2Jwhere" in result.output and "\x1b" not in result.output
 
 
 def test_what_stands_twice_is_written_twice():
