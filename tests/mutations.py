@@ -49,6 +49,7 @@ TRAINED = "tests/train/test_rewards.py"
 POLICY, LEARN, COLLECT = (f"tests/train/test_{n}.py" for n in ("policy", "learn", "collect"))
 CLAIM = "tests/train/test_claim.py"
 CUSTOM = "tests/docs/test_objectives.py"
+HOSTILE = "tests/recipe/test_hostile.py"
 RESUME, FOLDER, DOCTOR = (f"tests/train/test_{n}.py" for n in ("resume", "folder", "doctor"))
 KILLS = f"{RESUME}::test_killed_at_any_moment_and_resumed_is_uninterrupted"
 LEARNING = "tests/train/test_learning.py::test_every_way_of_training_raises_its_reward"
@@ -1205,6 +1206,22 @@ MUTATIONS = [
     Mutation("a number is right or wrong", "train/evaluate.py", "truth[:PREVIEWS]", "(truth[:PREVIEWS] == 1)", PACKAGE),
     Mutation("quiet is not quiet", "train/display.py", "if quiet:", "if False:", PACKAGE),
     Mutation("any folder is a run", "recipe/load.py", ' and (folder / "samples").is_dir()', "", CLAIM),
+    # --- recipes
+    Mutation("a word may stand for a gigabyte", "recipe/text.py", "if event.anchor is not None or", "if", HOSTILE),
+    Mutation("recipes of any depth", "recipe/text.py", "if self.depth > DEEPEST:", "if False:", HOSTILE),
+    Mutation(
+        "mappings pass by the boundary", "recipe/load.py", "dict(text.possible(source, label))", "dict(source)", HOSTILE
+    ),
+    Mutation(
+        "one value in two places by an alias", "recipe/text.py", "        return True", "        return False", HOSTILE
+    ),
+    Mutation(
+        "a new factory with the old arguments",
+        "recipe/load.py",
+        "if key not in stale}",
+        "}",
+        "tests/recipe/test_load.py",
+    ),
     Mutation(
         "checkpoints without a recipe go on",
         "train/claim.py",

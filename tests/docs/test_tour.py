@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from tests.docs.pages import blocks, commands, page, write_files
+from typer.testing import CliRunner
 
+from plaudit.cli import app
 from plaudit.recipe.load import load
 from plaudit.search.table import METHODS
 
@@ -50,7 +52,9 @@ def test_the_python_of_the_tour_runs_in_order(workplace: Path) -> None:
 def test_commands_name_existing_verbs_and_valid_recipes(arguments: list[str], workplace: Path) -> None:
     verb, *rest = arguments
     assert verb in VERBS
-    if verb in {"align", "doctor", "recipe", "compare"}:
+    if verb == "recipe":
+        assert CliRunner().invoke(app, arguments, prog_name="plaudit").exit_code == 0
+    if verb in {"align", "doctor", "compare"}:
         names = [word for word in rest if not word.startswith("--")]
         sources = [name for name in names if rest.index(name) == 0 or not rest[rest.index(name) - 1].startswith("--")]
         dotted = [i for i, word in enumerate(rest) if word.startswith("--") and "." in word]

@@ -36,8 +36,13 @@ class PlauditCommand(TyperCommand):
         except PlauditError as error:
             if os.environ.get("PLAUDIT_TRACEBACK") == "1":
                 raise
+            from plaudit.recipe.text import visible
+
             stopped = isinstance(error, Interrupted)
-            typer.echo(str(error) if stopped else f"error: {error}", err=True)
+            lines = map(
+                visible, str(error).split("\n")
+            )  # a name that somebody else chose may hold what a terminal obeys
+            typer.echo(("" if stopped else "error: ") + "\n".join(lines), err=True)
             raise typer.Exit(INTERRUPTED if stopped else self.error_code) from None
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)

@@ -1,17 +1,59 @@
-"""`plaudit recipe`: what a command line resolves to."""
+"""`plaudit recipe`: what a command line resolves to, what a key means, what there is."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-from plaudit.cli.command import Recipes, load_recipe
+from plaudit.cli.command import OVERRIDES, aligned, load_recipe
+
+RecipesOrKey = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RECIPE|KEY",
+        help="Files or shipped names, later over earlier; or one key, such as train.lr or objective.grpo, to be explained.",
+        show_default=False,
+    ),
+]
 
 
-def run(context: typer.Context, recipes: Recipes = None) -> None:
-    """Print the fully resolved recipe and run nothing.
+def run(
+    context: typer.Context,
+    recipes: RecipesOrKey = None,
+    listed: Annotated[bool, typer.Option("--list", help="The recipes that come with Plaudit, a line each.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="All keys, as the tables of docs/recipe.md.")] = False,
+) -> None:
+    """Print the fully resolved recipe and run nothing, or explain a key.
 
     Exit code 1 if the recipe is wrong.
     """
+    from plaudit.recipe import reference
     from plaudit.recipe.load import dump
 
-    typer.echo(dump(load_recipe(context, recipes)), nl=False)
+    if listed:
+        text = "\n".join(aligned(("recipe", "family", "system", "what it does"), reference.shipped_rows()))
+    elif markdown:
+        text = reference.markdown()
+    else:
+        text = _explained(recipes[0]) if recipes and len(recipes) == 1 and not context.meta[OVERRIDES] else None
+        text = text or dump(load_recipe(context, recipes))
+    typer.echo(text.rstrip("\n"))
+
+
+def _explained(name: str) -> str | None:
+    """What is known of a key; None where the name is a recipe, which goes first."""
+    from plaudit.errors import RecipeError
+    from plaudit.recipe.load import find
+    from plaudit.recipe.reference import describe, similar
+
+    try:
+        find(name, Path())
+    except RecipeError as error:
+        text, near = describe(name), similar(name)
+        if text is None and near:
+            keys = " or ".join(f"`{key}`" for key in near)
+            raise RecipeError(f"{error}; if a key is meant, did you mean {keys}?") from None
+        return text
+    return None

@@ -12,15 +12,19 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from plaudit.recipe.schema import Recipe
+from plaudit.recipe.text import visible
 from plaudit.recipe.walk import annotation_at, inside, known_keys, type_of, variants
+
+MOST = 20  # keys explained at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """What one source says, before it is merged with the others."""
+    """What one source says, before it is merged with the others, and the keys that it takes out of them."""
 
     label: str
     content: Mapping[str, Any]
+    drop: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +45,15 @@ Problem = tuple[Place, Mapping[str, Any]]  # and pydantic's details
 
 def explain(error: ValidationError, document: Mapping[str, Any], layers: Sequence[Layer]) -> str:
     """One line per key in error; the members of a union that all refused a value share a line."""
-    grouped: dict[str, list[Problem]] = {}
+    grouped: dict[tuple[str, str], list[Problem]] = {}
     for details in _causes(error):
         place = locate(details["loc"], document)
         if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
             place = Place(keys=(*place.keys, "type"), index="", annotation=None)
-        grouped.setdefault(place.dotted, []).append((place, details))
-    return "\n".join(_line(problems, document, layers) for problems in grouped.values())
+        own_words = str(details["ctx"]["error"]) if details["type"] == "value_error" else ""
+        grouped.setdefault((place.dotted, own_words), []).append((place, details))
+    lines = [visible(_line(problems, document, layers)) for problems in list(grouped.values())[:MOST]]
+    return "\n".join([*lines, *([f"and {len(grouped) - MOST} more keys"] if len(grouped) > MOST else [])])
 
 
 def _causes(error: ValidationError) -> list[Mapping[str, Any]]:
@@ -82,8 +88,8 @@ def _line(problems: Sequence[Problem], document: Mapping[str, Any], layers: Sequ
     place, details = problems[0]
     kind = details["type"]
     if kind == "value_error":
-        return "\n".join(str(each["ctx"]["error"]) for _, each in problems)
-    if kind == "extra_forbidden":
+        return str(details["ctx"]["error"])
+    if kind in ("extra_forbidden", "invalid_key"):
         return _unknown(place, details["input"], document, layers)
     if kind in ("missing", "union_tag_not_found"):
         return f"`{place.dotted}` is missing; {_allowed(place, details)}"
@@ -164,7 +170,7 @@ def nearest(dotted: str, known: Sequence[str]) -> list[str]:
 
 def shown(value: Any) -> str:
     """A value as YAML's users write it, cut to a readable length."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    text = visible(json.dumps(value, default=str, ensure_ascii=False, skipkeys=True))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

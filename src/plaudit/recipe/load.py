@@ -1,12 +1,14 @@
 """Sources to a recipe: files, shipped names and mappings, overlaid in order, then dotted overrides. Imports no torch.
 
 An overlay edits the resolved recipe that it lies on, the one `plaudit recipe` prints: mappings merge, lists and scalars
-replace, a component whose `type` changes starts from the defaults of its new type, and a null reward is taken out.
+replace, a component whose `type` changes starts from the defaults of its new type, and so does what belongs to another key that
+changes (the `arguments` of a `factory`). A null reward is taken out; `drop: [model.arguments.scale]` takes out any other key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import reduce
 from pathlib import Path
@@ -15,11 +17,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from plaudit.errors import RecipeError
-from plaudit.recipe.explain import Layer, explain, shown
+from plaudit.recipe import text
+from plaudit.recipe.explain import Layer, explain, nearest, shown
 from plaudit.recipe.rewards import named
 from plaudit.recipe.schema import Recipe
-from plaudit.recipe.text import parse, render
-from plaudit.recipe.walk import filled
+from plaudit.recipe.walk import filled, known_keys
 
 Source = str | Path | Mapping[str, Any]
 Document = dict[str, Any]
@@ -27,6 +29,13 @@ Document = dict[str, Any]
 OF_A_RUN = "recipe.yaml"  # in a run folder
 IN_THE_WHEEL = Path(__file__).parents[1] / "recipes"
 IN_THE_REPOSITORY = Path(__file__).parents[3] / "recipes"
+DEEPEST = 16  # recipes based on each other
+BELONGS = {
+    "factory": "arguments",
+    "method": "options",
+    "task": "config",
+    "name": "weights",
+}  # what a key's value explains
 
 
 def load(sources: Source | Sequence[Source] = (), overrides: Sequence[str] = ()) -> Recipe:
@@ -36,10 +45,10 @@ def load(sources: Source | Sequence[Source] = (), overrides: Sequence[str] = ())
     if isinstance(given[0], str | Path):
         groups[0][-1] = _named(groups[0][-1])
     layers = [layer for source, group in zip(given, groups, strict=True) for layer in (*group, *_own_folder(source))]
-    layers.append(Layer(label="the command line", content=parse_overrides(overrides)))
+    layers.append(_layer("the command line", parse_overrides(overrides)))
     document: Document = {}
     for layer in layers:
-        document = filled(merge(document, layer.content))
+        document = filled(merge(_without(document, layer), layer.content))
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
@@ -80,7 +89,7 @@ def recipe_of(run: str | Path | None, checkpoint: str | Path | None) -> Source:
 
 def dump(recipe: Recipe) -> str:
     """Fully resolved YAML that loads back to an equal recipe."""
-    return render(recipe.model_dump())
+    return text.render(recipe.model_dump())
 
 
 def shipped() -> dict[str, Path]:
@@ -95,15 +104,20 @@ def shipped() -> dict[str, Path]:
 def read_layers(source: Source, parents: tuple[Path, ...] = ()) -> list[Layer]:
     """What a source says, preceded by what its `base` says."""
     if isinstance(source, Mapping):
-        path, label, content = None, "the mapping given", dict(source)
+        path, label = None, "the mapping given"
+        content = dict(text.possible(source, label))
     else:
         path = find(source, parents[-1].parent if parents else Path())
         label, content = str(source), read(path)
         if path in parents:
             chain = " -> ".join(map(str, (*parents[parents.index(path) :], path)))
             raise RecipeError(f"`base`: recipes are based on each other in a circle: {chain}; take one `base` out")
+        if len(parents) >= DEEPEST:
+            raise RecipeError(
+                f"`base`: more than {DEEPEST} recipes are based on each other, the last {path}; write fewer"
+            )
     base = content.pop("base", None)
-    own = Layer(label=label, content=expanded(content))
+    own = _layer(label, content)
     if base is None:
         return [own]
     if not isinstance(base, str):
@@ -116,16 +130,19 @@ def find(source: str | Path, folder: Path) -> Path:
     names = shipped()
     if isinstance(source, str) and source in names:
         return names[source].resolve()
-    path = (folder / Path(source).expanduser()).resolve()
-    if path.is_file():
-        return path
-    if (path / OF_A_RUN).is_file():
-        return path / OF_A_RUN
+    try:
+        path = (folder / Path(source).expanduser()).resolve()
+        if path.is_file():
+            return path
+        if (path / OF_A_RUN).is_file():
+            return path / OF_A_RUN
+    except (OSError, RuntimeError, ValueError) as error:  # too long, not allowed, a circle of links, ~nobody, NUL
+        raise RecipeError(text.visible(f"recipe {str(source)[:200]!r}: no path of a recipe: {error}")) from error
     near = get_close_matches(str(source), names, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
     override = f"; to override a key write --{str(source).lstrip('-')}" if "=" in str(source) else ""
     absent = f"the folder holds no {OF_A_RUN}" if path.is_dir() else f"no such file ({path}) or shipped recipe"
-    raise RecipeError(f"recipe {str(source)!r}: {absent}; {meant}shipped: {', '.join(names)}{override}")
+    raise RecipeError(text.visible(f"recipe {str(source)!r}: {absent}; {meant}shipped: {', '.join(names)}{override}"))
 
 
 def is_run(folder: Path) -> bool:
@@ -145,10 +162,7 @@ def _own_folder(source: Source) -> list[Layer]:
 
 
 def read(path: Path) -> Document:
-    try:
-        content = parse(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error}; it must be a UTF-8 text file") from error
+    content = text.read(path)
     if content is None:
         raise RecipeError(f"recipe {path} is empty; write at least one key, for example `base: default`")
     if not isinstance(content, dict):
@@ -160,24 +174,41 @@ def read(path: Path) -> Document:
 
 def _named(layer: Layer) -> Layer:
     """A first file that gives no `name` is named after itself, not after its base: names become run folders."""
-    return Layer(label=layer.label, content={"name": Path(layer.label).stem, **layer.content})
+    return replace(layer, content={"name": Path(layer.label).stem, **layer.content})
 
 
 def parse_overrides(tokens: Sequence[str]) -> Document:
-    """`--train.steps 50` and `--train.steps=50` to a mapping; a later token wins over an earlier one."""
+    """`--train.steps 50` and `--train.steps=50` to a mapping; a later token wins, and every `--drop KEY` counts."""
     changes: list[Document] = []
+    drop: list[Any] = []
     remaining = iter(tokens)
     for token in remaining:
-        key, equals, text = token.removeprefix("--").partition("=")
+        key, equals, given = token.removeprefix("--").partition("=")
         parts = key.split(".")
         if not token.startswith("--") or not all(parts):
             raise RecipeError(f"override {token!r}: write --section.key VALUE, for example --train.steps 50")
-        text = text if equals else next(remaining, "")
-        if not text or (text.startswith("--") and not equals):
+        given = given if equals else next(remaining, "")
+        if not given or (given.startswith("--") and not equals):
             raise RecipeError(f"--{key}: the value is missing; write --{key} VALUE or --{key}=VALUE")
-        value = parse(text, f"--{key} {text!r}")
-        changes.append(expanded(reduce(lambda inner, part: {part: inner}, reversed(parts), value)))
-    return reduce(_overlaid, changes, {})  # a null stays until it meets the reward that it takes out
+        label = f"--{key} {given!r}"
+        value = text.parse(given, label)
+        if key == "drop":
+            drop += value if isinstance(value, list) else [value]
+            continue
+        change = reduce(lambda inner, part: {part: inner}, reversed(parts), value)
+        changes.append(expanded(text.possible(change, text.visible(label))))
+    merged: Document = reduce(_overlaid, changes, {})  # a null stays until it meets the reward that it takes out
+    return {**merged, "drop": drop} if drop else merged
+
+
+def _layer(label: str, content: Document) -> Layer:
+    """What a source says, with its `drop` apart."""
+    drop = content.pop("drop", [])
+    if not isinstance(drop, list) or not all(isinstance(key, str) for key in drop):
+        raise RecipeError(
+            f"`drop` is {shown(drop)} (from {label}); it must be dotted keys to take out, such as [model.arguments.scale]"
+        )
+    return Layer(label=label, content=expanded(content), drop=drop)
 
 
 # --- overlaying ----------------------------------------------------------------------------------------------------
@@ -208,6 +239,24 @@ def _reward(value: Any) -> Any:
     return {**value, "type": named(value["type"])} if isinstance(value, Mapping) and "type" in value else value
 
 
+def _without(document: Document, layer: Layer) -> Document:
+    """The document without the keys that a layer drops: those of the schema go back to their defaults."""
+    for dotted in layer.drop:
+        document, kept = _dropped(document, dotted.split(".")), document
+        if document == kept:
+            near = [key for key in nearest(dotted, list(known_keys(kept))) if key != dotted]
+            meant = f"; did you mean {' or '.join(f'`{key}`' for key in near)}?" if near else ""
+            raise RecipeError(f"`drop`: no source before {layer.label} has the key `{text.visible(dotted)}`{meant}")
+    return document
+
+
+def _dropped(document: Any, keys: Sequence[str]) -> Any:
+    if not isinstance(document, Mapping) or keys[0] not in document:
+        return document
+    below = {} if len(keys) == 1 else {keys[0]: _dropped(document[keys[0]], keys[1:])}
+    return {key: below.get(key, value) for key, value in document.items() if len(keys) > 1 or key != keys[0]}
+
+
 def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> Document:
     """The recipe `old` with `new` over it."""
     merged: Document = _overlaid(old, new)
@@ -223,4 +272,6 @@ def _overlaid(old: Any, new: Any) -> Any:
         return new
     if "type" in old and "type" in new and old["type"] != new["type"]:
         return dict(new)
+    stale = {owned for key, owned in BELONGS.items() if key in old and key in new and old[key] != new[key]}
+    old = {key: value for key, value in old.items() if key not in stale}
     return {**old, **{key: _overlaid(old[key], value) if key in old else value for key, value in new.items()}}

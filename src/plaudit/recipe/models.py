@@ -15,8 +15,11 @@ class LoraConfig(Strict):
     """Train low-rank adapters instead of all parameters. `targets` are module-name endings, as peft reads them."""
 
     rank: Positive = 16
+    """Rank of every adapter."""
     alpha: PositiveFloat = 32.0
+    """The update is multiplied by alpha / rank."""
     targets: tuple[str, ...] | Literal["auto"] = "auto"
+    """Endings of the names of the modules that get one, as peft reads them; auto = those that the model suggests."""
 
 
 def _check_precision(dtype: str, lora: LoraConfig | None) -> None:
@@ -31,9 +34,13 @@ class LabModel(Strict):
     """A small pretrained generator that ships with Plaudit: pictures, or sums with a scratchpad."""
 
     type: Literal["lab"] = "lab"
+    """A network that ships with Plaudit."""
     name: Literal["slots", "slots-turbo", "pixels", "sums"] = "slots"
-    weights: str | None = None  # another safetensors file with the same architecture
+    """Which one: pictures from slots or pixels, pictures in few steps, or sums as texts."""
+    weights: str | None = None
+    """Another safetensors file for the same network."""
     lora: LoraConfig | None = None
+    """Low-rank adapters to train; null trains every parameter."""
 
     @property
     def family(self) -> Family:
@@ -44,12 +51,19 @@ class Sd3Model(Strict):
     """Stable Diffusion 3.x through diffusers: a hub name or a local folder."""
 
     type: Literal["sd3"]
+    """Stable Diffusion 3.x through diffusers."""
     path: str
+    """A name on the hub or a local folder."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the frozen weights; adapters are trained in float32."""
     height: Positive = 512
+    """Rows of a picture, in pixels."""
     width: Positive = 512
+    """Columns of a picture, in pixels."""
     max_sequence_length: Positive = 256
+    """Tokens of a prompt that the T5 encoder reads; what is longer is cut with a warning."""
     lora: LoraConfig | None = LoraConfig()
+    """Low-rank adapters to train; null trains every parameter."""
 
     @property
     def family(self) -> Family:
@@ -65,11 +79,17 @@ class TransformersModel(Strict):
     """A causal language model through transformers: a hub name or a local folder."""
 
     type: Literal["transformers"]
+    """A causal language model through transformers."""
     path: str
+    """A name on the hub or a local folder."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    chat: Literal["auto", "always", "never"] = "auto"  # whether prompts go through the tokenizer's chat template
-    system: str | None = None  # what a chat begins with
+    """Precision of the frozen weights; adapters are trained in float32."""
+    chat: Literal["auto", "always", "never"] = "auto"
+    """Whether prompts go through the tokenizer's chat template; auto = if it has one."""
+    system: str | None = None
+    """What every chat begins with."""
     lora: LoraConfig | None = LoraConfig()
+    """Low-rank adapters to train; null trains every parameter."""
 
     @property
     def family(self) -> Family:
@@ -85,10 +105,15 @@ class DottedModel(Strict):
     """Any other FlowModel or TokenModel: `factory` is a dotted path `package.module:callable`, called with `arguments`."""
 
     type: Literal["custom"]
+    """A model of your own."""
     factory: str
+    """Dotted path `package.module:callable` of what makes it."""
     arguments: dict[str, Any] = {}
+    """Keyword arguments of the factory; another factory starts without any."""
     makes: Family = "flow"
+    """Its family: a FlowModel or a TokenModel."""
     lora: LoraConfig | None = None
+    """Low-rank adapters to train; null trains every parameter."""
 
     @property
     def family(self) -> Family:

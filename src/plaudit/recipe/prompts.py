@@ -13,9 +13,11 @@ class ScenesPrompts(Strict):
     """Captions of the lab world `scenes`."""
 
     type: Literal["scenes"] = "scenes"
+    """Captions of the lab world `scenes`."""
     categories: tuple[Literal["single", "count", "two", "relation", "counttwo", "three"], ...] = Field(
         default=("single", "count", "two", "relation", "counttwo", "three"), min_length=1
     )
+    """Kinds of caption to draw from."""
 
 
 class SumsPrompts(Strict):
@@ -24,21 +26,32 @@ class SumsPrompts(Strict):
     demonstrations as the model was pretrained on."""
 
     type: Literal["sums"]
+    """Problems of the lab world `sums`."""
     categories: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Kinds of problem to draw from; null = all."""
     problems: Positive | None = None
+    """Keep training to so many fixed problems; null = always new ones."""
     answers: Literal["none", "pairs", "demonstrations"] = "none"
+    """Solutions to learn from: pairs of a right and a wrong one, or demonstrations as the model was pretrained on."""
     noise: Fraction = 0.0
+    """Share of the pairs that are swapped."""
 
 
 class PuzzlePrompts(Strict):
     """Puzzles of a reasoning-gym task, whose scorer is the reward `reasoning_gym`. `config` is the task's own."""
 
     type: Literal["puzzles"]
+    """Puzzles of a reasoning-gym task."""
     task: str
+    """Name of the task."""
     config: dict[str, Any] = {}
-    instruction: str | None = None  # what is asked of the answer; null = an answer between tags
+    """The task's own settings; another task starts without any."""
+    instruction: str | None = None
+    """What is asked of the answer; null = an answer between tags."""
     train: Positive = 2_000
+    """Puzzles to train on."""
     heldout: Positive = 500
+    """Puzzles to evaluate on."""
 
 
 class FilePrompts(Strict):
@@ -46,8 +59,11 @@ class FilePrompts(Strict):
     (a text or messages), `prompt`, `chosen` and `rejected`, `prompt` and `completion`, or `messages`."""
 
     type: Literal["file"]
+    """Prompts from files."""
     train: str
+    """The file to train on: text with a prompt a line, or JSONL."""
     heldout: str | None = None
+    """The file to evaluate on; null = the first prompts of `train`."""
 
 
 Prompts = Annotated[ScenesPrompts | SumsPrompts | PuzzlePrompts | FilePrompts, Field(discriminator="type")]

@@ -16,28 +16,36 @@ class Zscore(Strict):
     """Minus the mean, divided by the standard deviation: those given, or those of the untrained model's outputs."""
 
     type: Literal["zscore"]
+    """Standard score."""
     mean: float | None = None
+    """What is subtracted; null = the mean of the untrained model's outputs."""
     std: PositiveFloat | None = None
+    """What is divided by; null = their standard deviation."""
 
 
 class MinMax(Strict):
     """`low` becomes 0 and `high` 1; what is not given is the least and the largest score of the untrained model."""
 
     type: Literal["minmax"]
+    """From a range to 0..1."""
     low: float | None = None
+    """The score that becomes 0; null = the least of the untrained model's outputs."""
     high: float | None = None
+    """The score that becomes 1; null = the largest."""
 
 
 class Quantile(Strict):
     """The share of the untrained model's outputs that score less (ties count half)."""
 
     type: Literal["quantile"]
+    """Rank among the untrained model's outputs."""
 
 
 class ReferenceScale(Strict):
     """Minus the mean, divided by the deviation, both from the reference on the reward's card."""
 
     type: Literal["reference"]
+    """Standard score by the reference on the reward's card."""
 
 
 Calibrate = Annotated[Zscore | MinMax | Quantile | ReferenceScale, Field(discriminator="type")]
@@ -77,25 +85,40 @@ class RewardConfig(Strict):
     itself, and how it is called."""
 
     type: Annotated[str, WrapValidator(_text)]
+    """A name of `plaudit rewards list`, or a dotted path `package.module:thing`."""
     weight: float = 1.0
+    """Its factor in the weighted sum; 0 = watched, not trained on."""
     arguments: dict[str, Any] = {}
+    """Keyword arguments of the reward; another type starts without any."""
     calibrate: Calibrate | None = None
-    batch: Positive | None = None  # outputs per call; null = all at once
-    concurrency: Positive = 1  # calls at a time
-    deadline_s: PositiveFloat | None = None  # of one call
-    retries: Annotated[int, Field(ge=0)] = 0  # of outputs that failed or came too late
-    retry_budget: Fraction = 0.2  # the largest share of outputs that may be repeats
-    deterministic: bool = True  # false = a judge with noise: other scores for the same outputs are no mistake
-    cache: bool = False  # keep scores on disk, by content
-    python: str | None = None  # the interpreter of another environment to run it in
+    """How raw scores are brought to a common scale; null = not at all."""
+    batch: Positive | None = None
+    """Outputs in one call; null = all at once."""
+    concurrency: Positive = 1
+    """Calls at a time."""
+    deadline_s: PositiveFloat | None = None
+    """Seconds that one call may take; null = any."""
+    retries: Annotated[int, Field(ge=0)] = 0
+    """How often outputs are tried again that failed or came too late."""
+    retry_budget: Fraction = 0.2
+    """Largest share of outputs that may be repeats."""
+    deterministic: bool = True
+    """Whether equal outputs get equal scores; false = a judge with noise, whose other scores are no mistake."""
+    cache: bool = False
+    """Keep scores on disk, by content."""
+    python: str | None = None
+    """The interpreter of another environment to run it in."""
 
 
 class Missing(Strict):
     """What to do with scores that are absent. They are never counted as zero."""
 
     on_missing: Literal["drop", "fail", "impute"] = "drop"
-    impute: float | None = None  # the total that a missing one counts as, with on_missing impute
+    """Leave the sample out, end the run, or count a stated number."""
+    impute: float | None = None
+    """The total that a missing one counts as, with on_missing impute."""
     max_missing_fraction: Fraction = 0.05
+    """The run ends when a larger share of a step's scores is missing."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Missing:

@@ -23,20 +23,35 @@ class Train(Strict):
     `updates_per_step` optimiser updates, each accumulated over micro-batches of `micro_batch` samples."""
 
     steps: Positive | None = None
-    minutes: PositiveFloat | None = None  # stop after this much wall clock, whichever comes first
-    network_calls: Positive | None = None  # stop after this many samples x network evaluations
+    """Stop after so many steps."""
+    minutes: PositiveFloat | None = None
+    """Stop after this much wall clock, whichever comes first."""
+    network_calls: Positive | None = None
+    """Stop after so many samples x network evaluations."""
     prompts_per_step: Positive = 12
+    """Prompts of a step; each is a group. Objectives that learn from data: rows of a step."""
     samples_per_prompt: Positive = 16
+    """Samples drawn of each prompt."""
     updates_per_step: Positive = 1
+    """Optimiser updates that a step's samples are split over."""
     micro_batch: Positive = 64
+    """Samples that are differentiated at once; gradients do not depend on it."""
     lr: PositiveFloat = 3e-4
+    """Learning rate of AdamW."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    """Decays of AdamW's two averages."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of AdamW."""
     grad_clip: PositiveFloat = 1.0
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0 = the trained weights are the result
-    refill: Annotated[int, Field(ge=0)] = 0  # rounds of new prompts in place of groups whose scores are all equal
-    ratio_tolerance: PositiveFloat = 1e-6  # times the square root of the latent's dimensions, or 1000 for tokens
-    mismatch_kl: PositiveFloat = 1e-3  # largest mean KL between drawing and replay
+    """Largest norm of the gradient."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the average of the weights that becomes the result; 0 = the trained weights are the result."""
+    refill: Annotated[int, Field(ge=0)] = 0
+    """Rounds in which groups whose scores are all equal are replaced by groups of new prompts."""
+    ratio_tolerance: PositiveFloat = 1e-6
+    """How far the ratio may be from 1 before an update, times the root of the latent's dimensions, or 1000 for tokens."""
+    mismatch_kl: PositiveFloat = 1e-3
+    """Largest mean KL between drawing and replay."""
 
     @model_validator(mode="after")
     def _possible(self) -> Train:
@@ -44,12 +59,12 @@ class Train(Strict):
         if self.steps is None and self.minutes is None and self.network_calls is None:
             raise ValueError("train: give `steps`, `minutes` or `network_calls`, or the run would never end")
         if batch % self.updates_per_step:
-            possible = [n for n in range(1, batch + 1) if batch % n == 0]
-            nearest = sorted(possible, key=lambda n: abs(n - self.updates_per_step))[:3]
+            around = range(max(1, self.updates_per_step - 1000), min(batch, self.updates_per_step + 1000) + 1)
+            nearest = sorted((n for n in around if batch % n == 0), key=lambda n: abs(n - self.updates_per_step))[:3]
             raise ValueError(
                 f"train.updates_per_step: {batch} samples (prompts_per_step {self.prompts_per_step} x "
                 f"samples_per_prompt {self.samples_per_prompt}) cannot be split into {self.updates_per_step} equal "
-                f"updates; nearest that can: {', '.join(map(str, sorted(nearest)))}"
+                f"updates; nearest that can: {', '.join(map(str, sorted(nearest) or [1]))}"
             )
         return self
 
@@ -58,10 +73,15 @@ class Evaluation(Strict):
     """Held-out measurement, at fixed prompts and fixed noise."""
 
     reward: RewardConfig = RewardConfig(type="scene_exact")
+    """The truth that is reported; never trained on unless it is also among `rewards`."""
     every: Positive = 20
-    prompts: Positive = 192  # during the run
-    final_prompts: Positive = 600  # before and after
+    """Steps between two measurements."""
+    prompts: Positive = 192
+    """Held-out prompts of a measurement during the run."""
+    final_prompts: Positive = 600
+    """Held-out prompts of the measurements before and after it."""
     sampler: AnyEvaluationSampler = EvaluationSampler()
+    """How held-out outputs are drawn."""
 
     @model_validator(mode="after")
     def _plain(self) -> Evaluation:
@@ -76,42 +96,65 @@ class Search(Strict):
     """What `plaudit search` does with this recipe: a method, its options, and the budget of each prompt."""
 
     method: str = "best_of_n"
-    budget: str = "200nfe"  # 200nfe (network calls), 64rewards, 30s; several with commas between
+    """A name of the table of methods or a dotted path `package.module:Class`."""
+    budget: str = "200nfe"
+    """What each prompt may cost: 200nfe (network calls), 64rewards, 30s; several with commas between."""
     options: dict[str, Any] = {}
+    """Options of the method; another method starts without any."""
 
 
 class Run(Strict):
     """Where results go."""
 
     folder: str = "runs"
-    name: str | None = None  # null = made from the recipe's name
+    """The folder that holds the run's own."""
+    name: str | None = None
+    """Name of the run's folder; null = made from the recipe's name."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """All randomness follows from it."""
     save_every: Positive = 20
+    """Steps between two checkpoints."""
     keep_checkpoints: Positive = 2
-    threads: Positive | None = None  # CPU threads; null = all cores
+    """Newest checkpoints that are kept."""
+    threads: Positive | None = None
+    """CPU threads; null = all cores."""
 
 
 class Recipe(Strict):
     """Everything `plaudit align` needs to know."""
 
     name: str = "default"
-    system: str | None = None  # S001..S129 when the recipe reproduces a published system
+    """What the recipe is called; a file without one is named after itself."""
+    system: str | None = None
+    """S001..S129 where the recipe reproduces a published system."""
     summary: str = ""
+    """What it does, in a line."""
     model: Model = LabModel()
+    """What generates."""
     prompts: Prompts = ScenesPrompts()
+    """What is asked."""
     rewards: dict[str, RewardConfig] = {"match": RewardConfig(type="scene_match")}
-    combine: str | None = (
-        None  # a formula over the rewards, for example `match * clip(sharp, 0, 1)`; null = weighted sum
-    )
-    calibration_outputs: Positive = 256  # held-out outputs of the untrained model that `calibrate` measures
+    """What scores, by a name of your choice."""
+    combine: str | None = None
+    """A formula over the rewards, for example `match * clip(sharp, 0, 1)`; null = their weighted sum."""
+    calibration_outputs: Positive = 256
+    """Held-out outputs of the untrained model that `calibrate` measures."""
     missing: Missing = Missing()
+    """What becomes of scores that are absent."""
     sampler: AnySampler = Sampler()
+    """How samples are drawn for training."""
     shaping: Shaping = Shaping()
+    """How scores become advantages."""
     objective: Objective = NftConfig()
+    """How advantages become a loss."""
     train: Train = Train(minutes=5.0)
+    """How much is drawn and learned, and when it ends."""
     evaluate: Evaluation = Evaluation()
+    """What is measured on held-out prompts."""
     search: Search = Search()
+    """What `plaudit search` does with this recipe."""
     run: Run = Run()
+    """Where results go."""
 
     @model_validator(mode="after")
     def _combinable(self) -> Recipe:

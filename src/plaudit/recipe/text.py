@@ -1,14 +1,23 @@
-"""Recipes as YAML text, read by the rules of YAML 1.2: `1e-4` is a number, `on` and `12:30` are text, no key twice."""
+"""Recipes as YAML text, by the rules of YAML 1.2: `1e-4` is a number, `on` and `12:30` are text, no key twice.
+
+Of YAML only what JSON has: no aliases, anchors or tags, with which a line can stand for a gigabyte or for itself. Whatever else
+cannot be a recipe (too long, too deep, NUL in a text) is a RecipeError here, so that nobody behind this boundary meets it.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from plaudit.errors import RecipeError
 
+LARGEST = 2**18  # bytes of a file
+DEEPEST = 64  # keys and lists inside each other
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # cannot be a path, or cannot be written
 FLOAT = re.compile(
     r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?[0-9]+[eE][-+]?[0-9]+$"
     r"|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
@@ -18,20 +27,31 @@ PLAIN_SCALARS = (
     ("bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
     ("int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)$|0x[0-9a-fA-F]+$"), list("-+0123456789")),
     ("float", FLOAT, list("-+0123456789.")),
-    ("merge", re.compile(r"<<$"), ["<"]),
 )
 
 
 class Loader(yaml.SafeLoader):
-    """SafeLoader that takes plain scalars by YAML 1.2 and refuses a key written twice."""
+    """SafeLoader that takes plain scalars by YAML 1.2 and refuses what only YAML has, and a key written twice."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if event.anchor is not None or getattr(event, "tag", None) is not None:
+            problem = "recipes have no anchors, aliases or tags (&name, *name, !name): quote text, repeat values"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, _too_deep(), event.start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        # Before merge keys are expanded: `<<` may bring a key that the mapping then overrides.
         seen: dict[Any, int] = {}
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key_node, yaml.ScalarNode) and not key_node.tag.endswith(":merge"):
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
                 line = key_node.start_mark.line + 1
                 if key_node.value in seen:
                     problem = f"key `{key_node.value}` is already on line {seen[key_node.value]}"
@@ -42,7 +62,14 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """SafeDumper that also quotes what only YAML 1.2 takes for a number, and keeps lists on one line."""
+    """SafeDumper that writes what `Loader` reads: no aliases, numbers of YAML 1.2 that are text in quotes, lists in a line."""
+
+    yaml_representers = {
+        kind: yaml.SafeDumper.yaml_representers[kind] for kind in (type(None), str, bool, int, float, list, tuple, dict)
+    } | {None: yaml.SafeDumper.yaml_representers[None]}
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _represent_text(dumper: Dumper, text: str) -> yaml.ScalarNode:
@@ -62,21 +89,61 @@ for sequence in (list, tuple):
     )
 
 
+def read(path: Path) -> Any:
+    """The one document in a file."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1).decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{visible(str(path))} cannot be read: {error}; it must be a UTF-8 text file") from error
+    return parse(text, str(path))
+
+
 def parse(text: str, label: str) -> Any:
     """The one document in `text`; `label` says in errors where the text is from."""
+    label = visible(label)
+    if len(text) > LARGEST:
+        raise RecipeError(f"{label}: more than {LARGEST // 2**10} KiB; a recipe names data, it does not contain any")
     try:
-        return yaml.load(text, Loader)
+        return possible(yaml.load(text, Loader), label)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise RecipeError(f"{label}{place}: {error.problem or error.context}; mend the YAML there") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{label}: not YAML text: {error}") from error
+        raise RecipeError(f"{label}{place}: {visible(error.problem or error.context)}; mend the YAML there") from error
+    except yaml.reader.ReaderError as error:
+        raise RecipeError(f"{label}: not YAML text: {error.reason} (character {error.position + 1})") from error
+    except (ValueError, OverflowError) as error:  # of int() and chr(), which PyYAML calls on what is written
+        raise RecipeError(f"{label}: it has a number or an escape that is out of range ({error})") from error
+
+
+def possible(value: Any, label: str, depth: int = 0) -> Any:
+    """`value`, unless a recipe cannot hold it."""
+    if depth > DEEPEST:
+        raise RecipeError(f"{label}: {_too_deep()}")
+    if isinstance(value, str) and (found := NO_TEXT.search(value)):
+        raise RecipeError(f"{label}: the text {value[:40]!r} has the character {visible(found[0])}; leave it out")
+    if isinstance(value, int) and abs(value) >= 2**64:
+        raise RecipeError(f"{label}: an integer of {value.bit_length()} bits; the largest have 64")
+    inner = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+    for entry in inner if isinstance(inner, list | tuple) else ():
+        possible(entry, label, depth + 1)
+    return value
+
+
+def _too_deep() -> str:
+    return f"more than {DEEPEST} keys and lists inside each other"
+
+
+def visible(text: str) -> str:
+    """On one line, with escapes for what a terminal would act on, cut to a length that somebody reads."""
+    text = text if len(text) <= 2_000 else f"{text[:2_000]}..."
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
 def render(document: Any) -> str:
     """YAML text that `parse` reads back to the same document."""
     try:
+        possible(document, "the recipe")
         text: str = yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
     except yaml.representer.RepresenterError as error:
         raise RecipeError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -22,7 +22,7 @@ def variants(annotation: Any) -> list[Component]:
     """The components that may describe a place: none for a leaf, several for a union told apart by `type`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else ()
     return [variant for member in members for variant in variants(member)]
 
 

@@ -14,8 +14,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from plaudit.errors import RecipeError
 from plaudit.optional import require
 from plaudit.recipe.base import Positive, PositiveFloat, Strict
+from plaudit.recipe.explain import MOST
 from plaudit.recipe.rewards import RewardConfig
-from plaudit.recipe.text import parse
+from plaudit.recipe.text import read, visible
 
 NOT_SERVED = ("weight", "calibrate")  # what a score counts is the recipe's to say
 NotNegative = Annotated[float, Field(ge=0)]
@@ -95,11 +96,7 @@ def token_of(config: ServeConfig) -> str | None:
 
 
 def read_file(path: Path) -> ServeFile:
-    try:
-        content = parse(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}; it must be a UTF-8 text file") from error
-    return read_mapping(content, str(path))
+    return read_mapping(read(path), visible(str(path)))
 
 
 def read_mapping(content: Any, label: str) -> ServeFile:
@@ -114,7 +111,7 @@ def read_mapping(content: Any, label: str) -> ServeFile:
     try:
         return ServeFile.model_validate(document)
     except ValidationError as error:
-        lines = [_line(details) for details in error.errors(include_url=False)]
+        lines = [visible(_line(details)) for details in error.errors(include_url=False)[:MOST]]
         raise RecipeError("\n".join(f"{label}: {line}" for line in lines)) from None
 
 
