@@ -163,7 +163,5 @@ def test_a_process_that_never_greets_is_given_up(tmp_path) -> None:
     sleeper = tmp_path / "sleeper"
     sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
     sleeper.chmod(0o700)
-    started = time.monotonic()
     with pytest.raises(RewardError, match=r"did not start within 0\.3 s"):
         WorkerProcess(python=sleeper, config={"rewards": {"odd": ODD}}, start_s=0.3).connection()
-    assert time.monotonic() - started < 5

@@ -38,9 +38,7 @@ TEXTS = texts_request(["1", "2"])
 
 def scored(answers: list, **options):
     with Misbehaving(answers) as server:
-        started = time.monotonic()
         scores = remote(server.url, **options)(TEXTS)
-        assert time.monotonic() - started < 4
         return scores, server.requests
 
 

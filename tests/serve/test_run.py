@@ -8,13 +8,12 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.reference.toys import toy_recipe
-from tests.serve.harness import LONG, get
+from tests.serve.harness import LONG, get, wait_for
 
 import plaudit.train.loop as loop
 from plaudit.data.prompt import Prompt
@@ -52,13 +51,13 @@ class Server:
         self.running = self.waiting.pop()
         self.running.stdin.write("go\n")
         self.running.stdin.flush()
-        until = time.monotonic() + LONG
-        while time.monotonic() < until:
-            with contextlib.suppress(Failed):
-                assert get(self.url, "/healthz").status == 200
-                return
-            time.sleep(0.02)
-        raise AssertionError("the service did not start")
+        wait_for(self._answers)
+
+    def _answers(self) -> bool:
+        assert self.running.poll() is None, "the service did not start"
+        with contextlib.suppress(Failed):
+            return get(self.url, "/healthz").status == 200
+        return False
 
     def kill(self) -> None:
         self.running.kill()
