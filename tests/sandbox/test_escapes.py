@@ -17,7 +17,8 @@ import pytest
 from tests.sandbox.harness import QUICK, TRY, boxed, end, levels, loose, running, still_answers
 
 from plaudit.errors import SandboxError
-from plaudit.sandbox import Level, Limits
+from plaudit.sandbox import Level, Limits, run
+from plaudit.sandbox.paths import interpreter
 
 at_each_level = levels()
 
@@ -328,6 +329,31 @@ subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(20)  # {m
     outcome = boxed(code, at, Limits(wall_s=0.4, cpu_s=5))
     assert outcome.status == "timed_out" and outcome.returncode is None
     assert time.monotonic() - started < 1.4 and running(mark) == 0
+
+
+CHAINS = """
+import ctypes, os, time  # {mark}
+libc, now, until = ctypes.PyDLL(None), time.monotonic, time.monotonic() + 5
+fork, end = libc.fork, libc._exit
+for _ in range(24):
+    if os.fork() == 0:
+        while now() < until:
+            if fork():
+                end(0)
+        end(0)
+{then}
+"""
+
+
+@at_each_level
+@pytest.mark.parametrize("then", ["os._exit(0)", "time.sleep(20)"], ids=["ended", "stopped"])
+def test_chains_that_fork_faster_than_they_are_found_end_with_the_run(at: Level, then: str) -> None:
+    """Each process lives too short to be found and killed; bounded in number and time, in case we fail."""
+    mark = secrets.token_hex(8)
+    code = CHAINS.format(mark=mark, then=then)
+    run([interpreter(), "-I", "-S", "-c", code], at=at, limits=Limits(wall_s=0.5, processes=32))
+    seen = [running(mark) for _ in range(30)]
+    assert seen == [0] * 30
 
 
 @at_each_level

@@ -17,6 +17,7 @@ from typing import Any
 
 from plaudit.errors import SandboxError
 from plaudit.sandbox.child import protocol
+from plaudit.sandbox.child.linux import SCOPES
 from plaudit.sandbox.paths import interpreter, links, readable
 from plaudit.sandbox.records import Level, Limits, Outcome, RunStatus
 from plaudit.sandbox.seccomp import landlock_version, seccomp_filter
@@ -62,7 +63,7 @@ def launch(
 
 def walls(at: Level, box: str) -> dict[str, Any]:
     """What the launcher needs in order to build them."""
-    shared = at < Level.NAMESPACES
+    shared, landlock = at < Level.NAMESPACES, landlock_version()
     return {
         "level": int(at),
         "box": box,
@@ -71,7 +72,8 @@ def walls(at: Level, box: str) -> dict[str, Any]:
         "readable": list(readable()),
         "links": list(links()),
         "bubblewrap": shutil.which("bwrap"),
-        "seccomp": seccomp_filter(guard_attributes=shared, guard_signals=shared and landlock_version() < 6),
+        "seccomp": seccomp_filter(guard_attributes=shared, guard_signals=shared and landlock < SCOPES),
+        "landlock": landlock,
     }
 
 

@@ -35,8 +35,12 @@ from protocol import (
 )
 
 FAST_S, SLOW_S = 0.005, 0.02
+FAREWELL_S = 0.3
 OWN_MEMORY = 16 * walls.MIB  # the inner process, which counts where bubblewrap starts it
 
+TYPE_CHECKING = False  # importing `typing` takes longer than starting
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Spec = dict  # what launch.py writes
 
@@ -64,7 +68,9 @@ def main() -> None:
 def _read_spec(descriptor: int) -> Spec:
     """Only what the message holds: the end of the stream is what tells that the caller has gone."""
     size = int.from_bytes(_read_exactly(descriptor, 8), "little")
-    return marshal.loads(_read_exactly(descriptor, size))
+    spec = marshal.loads(_read_exactly(descriptor, size))
+    linux.use_landlock_up_to = spec["landlock"]
+    return spec
 
 
 def _read_exactly(descriptor: int, size: int) -> bytes:
@@ -91,6 +97,8 @@ def outer(spec: Spec, report: int) -> int:
         spec["user"] = walls.choose_user(spec["interpreter"], True) if walls.enter_namespaces() else None
     if level == LANDLOCK:
         spec["user"] = walls.choose_user(spec["interpreter"], False)
+        if spec["user"] is None and os.geteuid() == 0 and linux.landlock_version() < linux.SCOPES:
+            raise RuntimeError(f"programs would stay root, as only root can reach {spec['interpreter']}")
     child = os.fork()
     if child == 0:
         _start_inner(spec, report)
@@ -120,8 +128,12 @@ def _watch(child: int, spec: Spec) -> int:
     verdict = _until_something(ended, child, spec)
     if verdict is None:
         return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), ENDED)
-    tree.kill(child, deadline_s=0.3)
+    if spec["level"] < NAMESPACES:  # it ends what is below it, and then itself
+        os.kill(child, signal.SIGTERM)
+        select.select([ended], [], [], FAREWELL_S)
+    tree.kill(child, FAREWELL_S)
     os.kill(child, tree.SIGKILL)
+    os.waitpid(child, 0)
     return verdict
 
 
@@ -170,8 +182,9 @@ def _exceeded(child: int, spec: Spec, seconds: float) -> int:
 def _start_inner(spec: Spec, report: int) -> None:
     """Never returns."""
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        linux.prctl(linux.PR_SET_PDEATHSIG, tree.SIGKILL)
+        first = spec["level"] >= NAMESPACES  # of a name space, which ends with it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if first else _stop)
+        linux.prctl(linux.PR_SET_PDEATHSIG, tree.SIGKILL if first else signal.SIGTERM)
         _first_to_go_when_memory_is_short()
         if spec["level"] == BUBBLEWRAP:
             _exec_bubblewrap(spec, report)
@@ -223,23 +236,29 @@ def _in_memory(content: bytes) -> int:
 
 
 def inner(spec: Spec, report: int) -> int:
-    inside = spec["level"] >= NAMESPACES
-    if not inside:
+    """The program, and the end of everything it started, also where we are told to stop."""
+    if spec["level"] < NAMESPACES:
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     walls.fill_box(spec["box"], spec["files"], spec["user"])
     work = os.open(f"{spec['box']}/work", os.O_RDONLY | os.O_DIRECTORY)
+    end_everyone = _everyone(spec)
     failed, failing = os.pipe()
     pid = os.fork()
     if pid == 0:
         _become_program(spec, failing)
-    os.close(failing)
-    problem = os.read(failed, 4096)
-    if problem:
-        os.write(report, REPORT_BROKEN + problem)
-        return BROKEN
-    _let_go_of_streams()
-    status, cpu_s = _wait_for(pid)
-    _end_everything_else(inside)
+    try:
+        os.close(failing)
+        problem = os.read(failed, 4096)
+        if problem:
+            os.write(report, REPORT_BROKEN + problem)
+            return BROKEN
+        _let_go_of_streams()
+        status, cpu_s = _wait_for(pid)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        left = end_everyone()
+    if left:
+        return PROCESSES
     code = os.waitstatus_to_exitcode(status)
     if code in (-tree.SIGKILL, -signal.SIGXCPU) and cpu_s >= spec["limits"]["cpu_s"] - 0.1:
         return TIMED_OUT
@@ -255,21 +274,52 @@ def _wait_for(pid: int) -> tuple[int, float]:
             return status, usage.ru_utime + usage.ru_stime
 
 
-def _end_everything_else(inside: bool) -> None:
-    if not inside:
-        tree.kill(os.getpid())
-        return
-    if os.getpid() != 1:
-        raise RuntimeError("not the first process of its namespace")
+# --- the end of everyone ----------------------------------------------------------------------------------------------
+
+
+def _everyone(spec: Spec) -> Callable[[], bool]:
+    """What ends all that the program started and tells whether anything is left. A signal to everyone ends also processes
+    that fork faster than they are found: the kernel lets no process be forked from one that it has ended. It is sent
+    only where its reach is known: the name space, the Landlock domain, or the user that no other process has."""
+    if spec["level"] >= NAMESPACES:
+        if os.getpid() != 1:
+            raise RuntimeError("not the first process of its namespace")
+        return _end_all
+    if spec["level"] == LANDLOCK:
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        if linux.keep_signals():
+            _signals_stay_below()
+            return _end_all
+        if (spec["user"] or 0) >= walls.UNUSED_UIDS:
+            return lambda: _end_all(spec["user"])
+    return lambda: not tree.kill(os.getpid())
+
+
+def _signals_stay_below() -> None:
     try:
-        os.kill(-1, tree.SIGKILL)
-    except ProcessLookupError:  # nothing was left
+        os.kill(os.getppid(), 0)
+    except PermissionError:
         return
+    raise RuntimeError("signals leave their Landlock domain")
+
+
+def _end_all(user: int | None = None) -> bool:
+    """Not this process, which sends the signal; as another user, a child sends it."""
+    if user is None or os.fork() == 0:
+        try:
+            if user is not None:
+                os.setresuid(user, user, user)
+            os.kill(-1, tree.SIGKILL)
+        except ProcessLookupError:  # nothing was left
+            pass
+        finally:
+            if user is not None:
+                os._exit(0)
     try:
         while True:
             os.waitpid(-1, 0)
     except ChildProcessError:
-        return
+        return False
 
 
 def _become_program(spec: Spec, failing: int) -> None:
@@ -281,7 +331,7 @@ def _become_program(spec: Spec, failing: int) -> None:
         os.set_inheritable(failing, False)
         _close_all_but(failing)
         os.chdir(f"{box}/work")
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):  # ignored here, and so they would stay
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM):  # ignored, and so they would stay
             signal.signal(number, signal.SIG_DFL)
         walls.limit_resources(spec["limits"], count_others=level < NAMESPACES)
         walls.become(spec["user"])

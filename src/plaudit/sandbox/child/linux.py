@@ -93,12 +93,14 @@ FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 MAKE_DEVICES = 1 << 6 | 1 << 11  # character and block devices
 REFER = 1 << 13  # renames from folder to folder, which every ruleset forbids unless it allows them
 TCP_BIND_CONNECT = 3
+use_landlock_up_to = 99
+SCOPES = 6  # the first version that keeps signals inside
 SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS = 3
 
 
 def landlock_version() -> int:
     """0 where the kernel has none."""
-    return max(syscall(SYS_CREATE_RULESET, None, ctypes.c_size_t(0), 1), 0)
+    return min(max(syscall(SYS_CREATE_RULESET, None, ctypes.c_size_t(0), 1), 0), use_landlock_up_to)
 
 
 def landlock(readable: list[str], writable: list[str], devices: tuple[str, ...]) -> None:
@@ -124,7 +126,7 @@ def stand_apart() -> None:
 
 def keep_signals() -> bool:
     """This process and what it starts can signal none but themselves; False where the kernel cannot see to it."""
-    if landlock_version() < 6:
+    if landlock_version() < SCOPES:
         return False
     _restrict(0, 0, [])
     return True
@@ -133,8 +135,8 @@ def keep_signals() -> bool:
 def _restrict(files: int, network: int, rules: list[tuple[str, int]]) -> None:
     """A Landlock domain more. Signals to the outside are refused in all of them, where the kernel can."""
     version = landlock_version()
-    words = [files, network if version >= 4 else 0, SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS if version >= 6 else 0]
-    size = 24 if version >= 6 else 16 if version >= 4 else 8
+    words = [files, network if version >= 4 else 0, SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS if version >= SCOPES else 0]
+    size = 24 if version >= SCOPES else 16 if version >= 4 else 8
     attributes = (ctypes.c_uint64 * 3)(*words)
     ruleset = check(syscall(SYS_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), 0), "landlock ruleset")
     for path, rights in rules:

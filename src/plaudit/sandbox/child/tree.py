@@ -85,7 +85,7 @@ def disk(folder: str, limit: int) -> int:
     return total
 
 
-def kill(pid: int, deadline_s: float = 1.0) -> None:
+def kill(pid: int, deadline_s: float = 1.0) -> bool:
     """End everything below `pid`, which must adopt orphans; again until nothing is left, as they may fork meanwhile."""
     until = time.monotonic() + deadline_s
     while (pids := descendants(pid)) and time.monotonic() < until:
@@ -96,7 +96,8 @@ def kill(pid: int, deadline_s: float = 1.0) -> None:
                 continue
         if pid == os.getpid():
             reap()
-        time.sleep(0.001)
+        os.sched_yield()
+    return not pids
 
 
 def reap() -> None:
