@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import secrets
+from functools import partial
 
 import pytest
 from tests.sandbox.harness import levels
 
-from plaudit.rewards.rules import code
+from plaudit.rewards.rules import code, rendering
 from plaudit.rewards.rules.code import TestResult, UnitTests, read_results
-from plaudit.sandbox import Level, Outcome, RunStatus
+from plaudit.rewards.rules.plots import workshop
+from plaudit.rewards.rules.rendering import draw_afresh
+from plaudit.sandbox import Level, Outcome, RunStatus, run_python
 
 at_each_level = levels()
 
@@ -103,6 +106,59 @@ def test_a_program_cannot_hand_in_its_verdict(at: Level, attack: str) -> None:
     tests = [f"assert f() == '{secrets.token_hex(16)}'\n" + "# long enough to leave traces\n" * 60] * 3
     results = UnitTests(test_s=5.0).run(program, tests, at=at)
     assert len(results) == 3 and all(result.verdict in ("fail", "error") for result in results), results
+
+
+# --- drawings ---------------------------------------------------------------------------------------------------------
+
+NEIGHBOUR = "import matplotlib.pyplot as plt\nplt.plot([3, 1, 2])\nplt.title('{token}')"
+THEFTS = {
+    "from the frames above": """
+import os, sys
+frame, found, ends = sys._getframe(), [], []
+while frame:
+    for name, value in list(frame.f_locals.items()):
+        found += [value] if isinstance(value, bytes) and len(value) > 3000 else []
+        ends += [value] if isinstance(value, int) and 2 < value < 99 and name == "say" else []
+    frame = frame.f_back
+os.write(ends[0], b"O" + found[0].removeprefix(b"O"))
+os._exit(0)
+""",
+    "from its memory": """
+import ctypes, os
+libc = ctypes.CDLL(None)
+libc.sbrk.restype = ctypes.c_void_p
+out, into = os.pipe()
+for page in range((libc.sbrk(0) >> 12 << 12) - (1 << 25), libc.sbrk(0), 4096):
+    if libc.write(into, ctypes.c_void_p(page), 4096) == 4096 and b"neighbour" + b"-" in os.read(out, 4096):
+        import matplotlib.pyplot as plt
+        plt.plot([1])
+""",
+    "from the servers output and input": NEIGHBOURS
+    + """
+line = b'{"verdict": "ok", "content": ""}\\n'
+write_everywhere(line)
+found = False
+for path in descriptors():
+    try: found |= b"neighbour" + b"-" in os.pread(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 1 << 20, 0)
+    except OSError: pass
+if found:
+    import matplotlib.pyplot as plt
+    plt.plot([1])
+""",
+}
+
+
+@at_each_level
+def test_a_program_that_draws_nothing_finds_no_neighbours_figure(at: Level, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "safe_level", lambda: at)
+    monkeypatch.setattr(rendering, "run_python", partial(run_python, at=at))
+    neighbours = [NEIGHBOUR.format(token=f"neighbour-{secrets.token_hex(8)}") for _ in range(2)]
+    programs = [neighbours[0], *THEFTS.values(), neighbours[1]]
+    drawn = draw_afresh(workshop(size=32, item_s=5.0, memory_mb=1024), programs)
+    assert [bool(each.pixels) for each in drawn] == [True, *[False] * len(THEFTS), True], drawn
+
+
+# --- what the caller believes -----------------------------------------------------------------------------------------
 
 
 def outcome(lines: list[object], status: RunStatus = RunStatus.OK) -> Outcome:

@@ -12,17 +12,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from plaudit.errors import SandboxError
-from plaudit.sandbox.child import protocol
-from plaudit.sandbox.child.linux import SCOPES
+from plaudit.sandbox.child import linux, protocol
 from plaudit.sandbox.paths import interpreter, links, readable
 from plaudit.sandbox.records import Level, Limits, Outcome, RunStatus
 from plaudit.sandbox.seccomp import landlock_version, seccomp_filter
 from plaudit.sandbox.talk import Heard, converse
 
+# For programs that fork others of less trust: a file for their working directory, `linux.py`.
+SYSTEM_CALLS = Path(linux.__file__).read_bytes()
 PRIVATE_BOX = "/box"
 STOPPED = {
     protocol.TIMED_OUT: RunStatus.TIMED_OUT,
@@ -72,7 +73,7 @@ def walls(at: Level, box: str) -> dict[str, Any]:
         "readable": list(readable()),
         "links": list(links()),
         "bubblewrap": shutil.which("bwrap"),
-        "seccomp": seccomp_filter(guard_attributes=shared, guard_signals=shared and landlock < SCOPES),
+        "seccomp": seccomp_filter(guard_attributes=shared, guard_signals=shared and landlock < linux.SCOPES),
         "landlock": landlock,
     }
 

@@ -30,11 +30,11 @@ from plaudit.errors import RewardError, SandboxError
 from plaudit.optional import require
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.sandbox import Level, Limits, Outcome, RunStatus, run_python, safe_level
+from plaudit.sandbox.launch import SYSTEM_CALLS
 
 Verdict = Literal["pass", "fail", "error", "timeout"]
 SOLUTION = "solution.py"
 JUDGE = resources.files("plaudit.sandbox").joinpath("judge.py").read_text(encoding="utf-8")
-SYSTEM_CALLS = resources.files("plaudit.sandbox.child").joinpath("linux.py").read_bytes()
 GRACE_S = 5.0  # for the judge, which ends by itself when the time for all tests is over
 FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 

@@ -331,7 +331,12 @@ def _become_program(spec: Spec, failing: int) -> None:
         os.set_inheritable(failing, False)
         _close_all_but(failing)
         os.chdir(f"{box}/work")
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM):  # ignored, and so they would stay
+        for number in (
+            signal.SIGPIPE,
+            signal.SIGXFSZ,
+            signal.SIGINT,
+            signal.SIGTERM,
+        ):  # ignored, and so they would stay
             signal.signal(number, signal.SIG_DFL)
         walls.limit_resources(spec["limits"], count_others=level < NAMESPACES)
         walls.become(spec["user"])
