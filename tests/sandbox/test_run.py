@@ -7,7 +7,9 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
+import venv
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,47 @@ def test_the_program_dies_with_its_caller(at: Level, tmp_path: Path) -> None:
     while (running(mark) or any(tmp_path.iterdir())) and time.monotonic() < until:
         time.sleep(0.02)
     assert not running(mark) and not any(tmp_path.iterdir())
+
+
+# --- where the environment lies ---------------------------------------------------------------------------------------
+
+ELSEWHERE = """
+import sys
+from plaudit.sandbox import Level, run_python
+from plaudit.sandbox.levels import problem_of
+from plaudit.sandbox.paths import libraries
+level = Level[sys.argv[1]]
+assert libraries()[0].startswith(sys.argv[2]) and not problem_of(level), problem_of(level)
+outcome = run_python('''
+import os, canary
+for folder in ("/tmp", "/dev/shm", os.environ["TMPDIR"]):
+    open(f"{folder}/mine", "w").write("x")
+    assert "venv" not in "".join(os.listdir(folder))
+try: open(canary.__file__, "w")
+except OSError: print(canary.VALUE)
+''', at=level)
+print(outcome.stdout.decode(), outcome.stderr.decode(), sep="")
+"""
+
+
+@at_each_level
+@pytest.mark.parametrize("below", ["/tmp", "/dev/shm"])
+def test_the_environment_may_lie_where_programs_have_folders_of_their_own(at: Level, below: str) -> None:
+    """As one made by `mktemp -d` does: its packages are found, and the folders are the program's all the same."""
+    if at is Level.LANDLOCK:
+        pytest.skip("no root of its own")
+    with tempfile.TemporaryDirectory(dir=below) as folder:
+        os.chmod(folder, 0o755)
+        venv.create(f"{folder}/venv", symlinks=True)
+        found = subprocess.run(
+            [f"{folder}/venv/bin/python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+            capture_output=True, check=True, text=True,
+        )  # fmt: skip
+        Path(found.stdout.strip(), "canary.py").write_text("VALUE = 'found'")
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [f"{folder}/venv/bin/python", "-c", ELSEWHERE, at.name, folder]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout == "found\n\n", done.stdout + done.stderr
 
 
 # --- levels -----------------------------------------------------------------------------------------------------------

@@ -17,14 +17,13 @@ from typing import Any
 
 from plaudit.errors import SandboxError
 from plaudit.sandbox.child import linux, protocol
-from plaudit.sandbox.paths import interpreter, links, readable
+from plaudit.sandbox.paths import BOX, inside, interpreter, links, places
 from plaudit.sandbox.records import Level, Limits, Outcome, RunStatus
 from plaudit.sandbox.seccomp import landlock_version, seccomp_filter
 from plaudit.sandbox.talk import Heard, converse
 
 # For programs that fork others of less trust: a file for their working directory, `linux.py`.
 SYSTEM_CALLS = Path(linux.__file__).read_bytes()
-PRIVATE_BOX = "/box"
 STOPPED = {
     protocol.TIMED_OUT: RunStatus.TIMED_OUT,
     protocol.MEMORY: RunStatus.MEMORY,
@@ -69,8 +68,8 @@ def walls(at: Level, box: str) -> dict[str, Any]:
         "level": int(at),
         "box": box,
         "user": None,
-        "interpreter": interpreter(),
-        "readable": list(readable()),
+        "interpreter": interpreter() if shared else inside(interpreter()),
+        "readable": [(path, path if shared else place) for path, place in places()],
         "links": list(links()),
         "bubblewrap": shutil.which("bwrap"),
         "seccomp": seccomp_filter(guard_attributes=shared, guard_signals=shared and landlock < linux.SCOPES),
@@ -88,7 +87,7 @@ def check_name(name: str) -> None:
 def _box(at: Level) -> Iterator[str]:
     """The folder that holds the program's working directory: made inside where the file system is private."""
     if at >= Level.NAMESPACES:
-        yield PRIVATE_BOX
+        yield BOX
         return
     box = tempfile.mkdtemp(prefix="plaudit-box-")
     os.chmod(box, 0o711)  # another user may run in it

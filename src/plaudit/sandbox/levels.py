@@ -11,7 +11,7 @@ from functools import cache
 
 from plaudit.errors import SandboxError
 from plaudit.sandbox.launch import launch
-from plaudit.sandbox.paths import interpreter, libraries
+from plaudit.sandbox.paths import inside, interpreter, libraries
 from plaudit.sandbox.records import Level, Limits, Outcome, RunStatus
 from plaudit.sandbox.seccomp import landlock_version, seccomp_filter
 
@@ -65,8 +65,11 @@ def run_python(
     if MAIN in files:
         raise SandboxError(f"file name {MAIN!r} is the code's own; choose another")
     source = code.encode(errors="surrogatepass")
+    at = safe_level() if at is None else at
+    place = inside if at >= Level.NAMESPACES else str
+    start = PYTHON_START.format(libraries=list(map(place, libraries())), main=MAIN)
     return run(
-        [interpreter(), "-s", "-P", "-S", "-B", "-c", PYTHON_START.format(libraries=libraries(), main=MAIN)],
+        [place(interpreter()), "-s", "-P", "-S", "-B", "-c", start],
         files={**files, MAIN: source},
         stdin=stdin,
         limits=limits,

@@ -36,6 +36,7 @@ from protocol import (
 
 FAST_S, SLOW_S = 0.005, 0.02
 FAREWELL_S = 0.3
+LAUNCHER = "/launcher"  # where these modules stand inside bubblewrap's root
 OWN_MEMORY = 16 * walls.MIB  # the inner process, which counts where bubblewrap starts it
 
 TYPE_CHECKING = False  # importing `typing` takes longer than starting
@@ -206,6 +207,7 @@ def _first_to_go_when_memory_is_short() -> None:
 
 def _exec_bubblewrap(spec: Spec, report: int) -> None:
     here = os.path.dirname(os.path.abspath(__file__))
+    start = f"import sys; sys.path.append({LAUNCHER!r}); import launcher; launcher.main()"
     limits, box = spec["limits"], spec["box"]
     message = marshal.dumps(spec)
     memory = os.memfd_create("spec", 0)
@@ -215,14 +217,14 @@ def _exec_bubblewrap(spec: Spec, report: int) -> None:
     os.set_inheritable(report, True)
     arguments = [spec["bubblewrap"], "--unshare-all", "--die-with-parent", "--as-pid-1", "--new-session"]
     arguments += ["--unshare-user", "--uid", str(walls.INSIDE), "--gid", str(walls.INSIDE), "--cap-drop", "ALL"]
-    for path in spec["readable"]:
-        arguments += ["--ro-bind", path, path]
+    for path, place in spec["readable"]:
+        arguments += ["--ro-bind", path, place]
     for path in walls.DEVICES:
         arguments += ["--dev-bind", path, path]
     for path, target in [*spec["links"], ("/tmp", f"{box}/tmp"), ("/dev/shm", f"{box}/shm")]:
         arguments += ["--symlink", target, path]
-    arguments += ["--ro-bind", here, here, "--size", str(limits["disk_mb"] * walls.MIB), "--tmpfs", box]
-    arguments += ["--remount-ro", "/", "--chdir", "/", "--", spec["interpreter"], "-I", "-S", "-c", sys.orig_argv[4]]
+    arguments += ["--ro-bind", here, LAUNCHER, "--size", str(limits["disk_mb"] * walls.MIB), "--tmpfs", box]
+    arguments += ["--remount-ro", "/", "--chdir", "/", "--", spec["interpreter"], "-I", "-S", "-c", start]
     os.execv(spec["bubblewrap"], [*arguments, "inner", str(report), str(memory)])
 
 
@@ -344,7 +346,7 @@ def _become_program(spec: Spec, failing: int) -> None:
             linux.prctl(linux.PR_SET_PDEATHSIG, tree.SIGKILL)
         if level > NONE and linux.landlock_version() > 0:
             writable = [f"{box}/{name}" for name in ("work", "tmp", "shm")]
-            linux.landlock(spec["readable"], writable, walls.DEVICES)
+            linux.landlock([place for _, place in spec["readable"]], writable, walls.DEVICES)
         if level > NONE and spec["seccomp"]:
             linux.seccomp(spec["seccomp"])
         os.execvpe(spec["argv"][0], spec["argv"], spec["env"])

@@ -55,7 +55,9 @@ def enter_namespaces() -> bool:
     return False
 
 
-def private_file_system(box: str, readable: list[str], links: list[tuple[str, str]], limits: dict[str, int]) -> None:
+def private_file_system(
+    box: str, readable: list[tuple[str, str]], links: list[tuple[str, str]], limits: dict[str, int]
+) -> None:
     """A new root with the readable trees, a few devices and the box; the machine's own is gone."""
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
@@ -64,11 +66,11 @@ def private_file_system(box: str, readable: list[str], links: list[tuple[str, st
     os.mkdir("/tmp/old")
     linux.pivot_root("/tmp", "/tmp/old")
     os.chdir("/")
-    for path in readable:
-        _bind(path)
-        linux.read_only(path, recursive=True)
+    for path, place in readable:
+        _bind(path, place)
+        linux.read_only(place, recursive=True)
     for path in DEVICES:
-        _bind(path)
+        _bind(path, path)
         linux.read_only(path, recursive=False)
     for path, target in links:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -83,13 +85,13 @@ def private_file_system(box: str, readable: list[str], links: list[tuple[str, st
     linux.read_only("/", recursive=False)
 
 
-def _bind(path: str) -> None:
+def _bind(path: str, place: str) -> None:
     if os.path.isdir(f"/old{path}"):
-        os.makedirs(path, exist_ok=True)
+        os.makedirs(place, exist_ok=True)
     else:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-    linux.mount(f"/old{path}", path, None, linux.MS_BIND | linux.MS_REC)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o600))
+    linux.mount(f"/old{path}", place, None, linux.MS_BIND | linux.MS_REC)
 
 
 def fill_box(box: str, files: list[tuple[str, bytes]], user: int | None) -> None:
