@@ -153,20 +153,28 @@ def test_without_isolation_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None
     assert "isolation of any kind" in lacking()
 
 
-def test_a_level_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(levels.AT_MOST, "landlock")
-    assert level() <= Level.LANDLOCK
-    monkeypatch.setenv(levels.AT_MOST, "none")
+def test_a_level_can_be_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That one, or an error that says why: never less without a word."""
+    problems = {Level.BUBBLEWRAP: None, Level.NAMESPACES: "no such thing", Level.LANDLOCK: None}
+    monkeypatch.setattr(levels, "problem_of", problems.get)
+    levels._found.cache_clear()
+    monkeypatch.setenv(levels.DEMAND, "landlock")
+    assert level() is Level.LANDLOCK
+    monkeypatch.setenv(levels.DEMAND, "namespaces")
+    for ask in (level, lacking, levels.safe_level):
+        with pytest.raises(SandboxError, match=r"PLAUDIT_SANDBOX=namespaces.*no such thing.*demand less"):
+            ask()
+    monkeypatch.setenv(levels.DEMAND, "none")
     assert level() is Level.NONE
     with pytest.raises(SandboxError, match="by request"):
         run_python("print(1)")
-    monkeypatch.setenv(levels.AT_MOST, "maximal")
+    monkeypatch.setenv(levels.DEMAND, "maximal")
     with pytest.raises(SandboxError, match="expected one of none, landlock, namespaces, bubblewrap"):
         level()
 
 
 def test_the_best_level_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(levels.AT_MOST, raising=False)
+    monkeypatch.delenv(levels.DEMAND, raising=False)
     monkeypatch.setattr(levels, "problem_of", lambda candidate: None if candidate == Level.LANDLOCK else "no")
     levels._found.cache_clear()
     assert level() is Level.LANDLOCK and "namespaces: no" in lacking()
@@ -249,7 +257,7 @@ def test_the_guard_for_programs_that_a_program_starts(monkeypatch: pytest.Monkey
     assert guard is not None
     assert judge(guard, known.audit_arch, known.numbers["kill"], 5) == EPERM
     assert judge(guard, known.audit_arch, known.numbers["fchmod"], 5) == ALLOW
-    monkeypatch.setenv(levels.AT_MOST, "none")
+    monkeypatch.setenv(levels.DEMAND, "none")
     monkeypatch.setenv(levels.ALLOW, "1")
     assert signal_guard() is None
 
