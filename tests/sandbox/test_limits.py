@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from tests.sandbox.harness import boxed, levels, still_answers
+from tests.sandbox.harness import TRY, boxed, levels, loose, still_answers
 
 from plaudit.sandbox import Level, Limits, RunStatus
 
@@ -77,6 +79,142 @@ print(n)
 """
     outcome = boxed(code, at, Limits(disk_mb=8, file_mb=4))
     assert outcome.status == RunStatus.DISK or int(outcome.stdout) <= 8
+
+
+# Each takes up to 192 MB that are in no process's resident memory, and says so.
+HIDDEN = {
+    "dropped shared pages": """
+import mmap
+kept = []
+for _ in range(12):
+    area = mmap.mmap(-1, 16 << 20)
+    area.write(b"x" * (16 << 20))
+    area.madvise(mmap.MADV_DONTNEED)
+    kept.append(area)
+    time.sleep(0.02)
+""",
+    "dropped pages of a device": """
+import mmap
+device, kept = os.open("/dev/zero", os.O_RDWR), []
+for _ in range(12):
+    area = mmap.mmap(device, 16 << 20)
+    area.write(b"x" * (16 << 20))
+    area.madvise(mmap.MADV_DONTNEED)
+    kept.append(area)
+    time.sleep(0.02)
+""",
+    "socket pairs": """
+import socket
+for _ in range(8):
+    if os.fork() == 0:
+        pairs = [socket.socketpair() for _ in range(60)]
+        for a, b in pairs:
+            for end in (a, b):
+                end.setblocking(False)
+                try:
+                    while True: end.send(b"x" * 4096)
+                except BlockingIOError: pass
+        time.sleep(2)
+        os._exit(0)
+time.sleep(2)
+""",
+    "larger sockets": """
+import socket
+a, b = socket.socketpair()
+a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
+""",
+    "sockets on their way": """
+import array, socket
+for _ in range(12):
+    a, b = socket.socketpair()
+    socket.send_fds(a, [b"x"], [os.open("/dev/null", os.O_RDONLY)])
+""",
+}
+
+
+@at_each_level
+@pytest.mark.parametrize("what", HIDDEN)
+def test_memory_that_no_process_shows_is_refused_or_counted(at: Level, what: str, tmp_path: Path) -> None:
+    code = "import os, time\n" + HIDDEN[what] + "\nprint('taken')"
+    assert loose(code, tmp_path).endswith(b"taken\n"), f"{what} is no attack"
+    outcome = boxed(code, at, Limits(memory_mb=64, wall_s=30))
+    assert outcome.status in (RunStatus.MEMORY, RunStatus.FAILED) and b"taken" not in outcome.stdout, outcome
+    still_answers(at)
+
+
+UNLINKED = {
+    "open": "kept.append(file)",
+    "mapped": "kept.append(libc.mmap(None, 4096, 1, 1, file.fileno(), 0)); file.close()",
+}
+
+
+@at_each_level
+@pytest.mark.parametrize("how", UNLINKED)
+def test_files_without_a_name_count_as_well(at: Level, how: str) -> None:
+    code = f"""
+import ctypes, os, time
+libc, kept = ctypes.CDLL(None), []
+for i in range({{n}}):
+    file = open("x", "w+b", 0)
+    os.unlink("x")
+    file.write(b"x" * (4 << 20))
+    {UNLINKED[how]}
+    time.sleep(0.02)
+time.sleep(0.2)
+print("taken")
+"""
+    limits = Limits(disk_mb=16, file_mb=4, memory_mb=256, wall_s=30)
+    outcome = boxed(code.format(n=16), at, limits)
+    assert outcome.status in (RunStatus.DISK, RunStatus.FAILED) and b"taken" not in outcome.stdout, outcome
+    assert b"taken" in boxed(code.format(n=2), at, limits).stdout
+
+
+@at_each_level
+def test_the_number_of_files_is_bounded(at: Level) -> None:
+    code = """
+import os, time
+for i in range({n}):
+    os.close(os.open(f"{{i}}", os.O_CREAT | os.O_WRONLY))
+time.sleep(0.2)
+print("taken")
+"""
+    outcome = boxed(code.format(n=20_000), at, Limits(disk_mb=16, wall_s=30))
+    assert outcome.status in (RunStatus.DISK, RunStatus.FAILED) and b"taken" not in outcome.stdout, outcome
+    assert b"taken" in boxed(code.format(n=1000), at, Limits(disk_mb=16)).stdout
+
+
+@at_each_level
+def test_kernel_interfaces_that_reach_others_are_refused(at: Level, tmp_path: Path) -> None:
+    """Asynchronous contexts (the machine has few), news of files outside, locks on files that others use."""
+    calls = {"x86_64": (206, 294, 253), "aarch64": (0, 26, 26)}.get(os.uname().machine)
+    if calls is None:
+        pytest.skip("no filter here")
+    code = (
+        TRY
+        + f"""
+import ctypes, fcntl, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    if libc.syscall(number, *arguments) < 0: raise OSError(ctypes.get_errno(), "")
+attempt(lambda: call({calls[0]}, 1, ctypes.byref(ctypes.c_ulong(0))))
+attempt(lambda: call({calls[1]}, 0))
+attempt(lambda: call({calls[2]}, 0))
+shared = open(os.__file__)
+attempt(lambda: fcntl.flock(shared, fcntl.LOCK_EX | fcntl.LOCK_NB))
+attempt(lambda: fcntl.fcntl(os.open(".", os.O_RDONLY), fcntl.F_NOTIFY, fcntl.DN_CREATE))
+attempt(lambda: call({ {"x86_64": 157}.get(os.uname().machine, 167) }, 4, 0, 0, 0, 0))
+"""
+    )
+    assert loose(code, tmp_path).count(b"RESULT") >= 5
+    assert boxed(code, at).stdout.count(b"refused") == 6
+
+
+@at_each_level
+def test_no_core_is_dumped_to_a_pipe_either(at: Level) -> None:
+    """A limit of 0 holds for files alone; the kernel takes 1 for none at all (core(5))."""
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    outcome = boxed("import resource; print(resource.getrlimit(resource.RLIMIT_CORE))", at)
+    assert outcome.stdout == (b"(0, 0)\n" if hard == 0 and os.getuid() else b"(1, 1)\n")
 
 
 @at_each_level

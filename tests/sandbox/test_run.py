@@ -230,7 +230,10 @@ def test_the_filter(machine: str) -> None:
         allowed = {(which, who) for which in range(4) for who in (0, 7) if verdict(name, which, who) == ALLOW}
         assert allowed == {(process, 0)}, name
     refused = {command for command in range(2048) if verdict("fcntl", 3, command) == EPERM}
-    assert refused == {8, 10, 15}
+    assert refused == {8, 10, 15, 1024, 1026}
+    assert verdict("prctl", 4) == EPERM and verdict("prctl", 38) == ALLOW
+    mappings = {flags for flags in range(128) if verdict("mmap", 0, 4096, 3, flags) == EPERM}
+    assert mappings == {flags for flags in range(128) if flags & 1 and flags & 32}
     assert verdict("ioctl", 3, 0x8901) == EPERM and verdict("ioctl", 3, 0x8902) == EPERM
     assert verdict("ioctl", 0, 0x5413) == ALLOW and verdict("ioctl", 0, 0x5412) == EPERM
     assert verdict("socketpair", 1, 1 | 0x80000) == ALLOW

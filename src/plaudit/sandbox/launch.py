@@ -17,7 +17,7 @@ from typing import Any
 
 from plaudit.errors import SandboxError
 from plaudit.sandbox.child import linux, protocol
-from plaudit.sandbox.paths import BOX, inside, interpreter, links, places
+from plaudit.sandbox.paths import BOX, inside, interpreter, libraries, links, places
 from plaudit.sandbox.records import Level, Limits, Outcome, RunStatus
 from plaudit.sandbox.seccomp import landlock_version, seccomp_filter
 from plaudit.sandbox.talk import Heard, converse
@@ -68,6 +68,7 @@ def walls(at: Level, box: str) -> dict[str, Any]:
         "level": int(at),
         "box": box,
         "user": None,
+        "needed": [interpreter(), *(path for path in libraries() if os.path.exists(path))],
         "interpreter": interpreter() if shared else inside(interpreter()),
         "readable": [(path, path if shared else place) for path, place in places()],
         "links": list(links()),

@@ -95,11 +95,11 @@ def outer(spec: Spec, report: int) -> int:
     if level < NAMESPACES:
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     elif level == NAMESPACES:
-        spec["user"] = walls.choose_user(spec["interpreter"], True) if walls.enter_namespaces() else None
+        spec["user"] = walls.choose_user(spec["needed"], True) if walls.enter_namespaces() else None
     if level == LANDLOCK:
-        spec["user"] = walls.choose_user(spec["interpreter"], False)
+        spec["user"] = walls.choose_user(spec["needed"], False)
         if spec["user"] is None and os.geteuid() == 0 and linux.landlock_version() < linux.SCOPES:
-            raise RuntimeError(f"programs would stay root, as only root can reach {spec['interpreter']}")
+            raise RuntimeError(f"programs would stay root, as only root can reach all of {', '.join(spec['needed'])}")
     child = os.fork()
     if child == 0:
         _start_inner(spec, report)
@@ -126,7 +126,17 @@ def _let_go_of_streams() -> None:
 
 def _watch(child: int, spec: Spec) -> int:
     ended = os.pidfd_open(child)
-    verdict = _until_something(ended, child, spec)
+    user = spec["user"] if spec["level"] == LANDLOCK else None
+    if user is not None:  # whose processes not every root may look into
+        os.setegid(user)
+        os.seteuid(user)
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)  # which is forgotten with every change
+    try:
+        verdict = _until_something(ended, child, spec)
+    finally:
+        if user is not None:
+            os.seteuid(0)
+            os.setegid(0)
     if verdict is None:
         return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), ENDED)
     if spec["level"] < NAMESPACES:  # it ends what is below it, and then itself
@@ -164,15 +174,19 @@ def _exceeded(child: int, spec: Spec, seconds: float) -> int:
     limits = spec["limits"]
     if seconds >= limits["wall_s"]:
         return TIMED_OUT
-    pids = tree.descendants(child)
-    own = OWN_MEMORY if spec["level"] == BUBBLEWRAP else 0
-    allowed = limits["memory_mb"] * walls.MIB + own
-    if tree.memory(pids, allowed) > allowed:
+    pids, level = tree.descendants(child), spec["level"]
+    allowed = limits["memory_mb"] * walls.MIB + (OWN_MEMORY if level == BUBBLEWRAP else 0)
+    shared_box = spec["box"] if level < NAMESPACES else None
+    sockets, unlinked = tree.held(pids, shared_box, limits["file_mb"] * walls.MIB)
+    if sockets + tree.memory(pids, allowed - sockets) > allowed:
         return MEMORY
     if tree.threads(pids) > limits["processes"] + 2:
         return PROCESSES
     room = limits["disk_mb"] * walls.MIB
-    if spec["level"] < NAMESPACES and tree.disk(spec["box"], room) > room:
+    if level < NAMESPACES:
+        folders = [f"{spec['box']}/{name}" for name in walls.FOLDERS]
+        return DISK if unlinked + sum(tree.disk(folder, room) for folder in folders) > room else ENDED
+    if level == BUBBLEWRAP and pids and tree.files(f"/proc/{pids[0]}/root{spec['box']}") > walls.most_files(limits):
         return DISK
     return ENDED
 
@@ -345,7 +359,7 @@ def _become_program(spec: Spec, failing: int) -> None:
         if level < NAMESPACES:
             linux.prctl(linux.PR_SET_PDEATHSIG, tree.SIGKILL)
         if level > NONE and linux.landlock_version() > 0:
-            writable = [f"{box}/{name}" for name in ("work", "tmp", "shm")]
+            writable = [f"{box}/{name}" for name in walls.FOLDERS]
             linux.landlock([place for _, place in spec["readable"]], writable, walls.DEVICES)
         if level > NONE and spec["seccomp"]:
             linux.seccomp(spec["seccomp"])

@@ -10,6 +10,18 @@ SIGKILL = 9
 DEEPEST = 64
 
 
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+# What a socket may hold that is asked for no more; the number is Linux's own, where the machine does not tell.
+SOCKET = int(_read("/proc/sys/net/core/wmem_default") or 212_992)
+
+
 def descendants(pid: int) -> list[int]:
     found, queue = [], [pid]
     while queue:
@@ -25,14 +37,6 @@ def _children(pid: int) -> list[int]:
     except OSError:  # it has ended
         return []
     return [int(child) for thread in threads for child in _read(f"/proc/{pid}/task/{thread}/children").split()]
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
 
 
 def threads(pids: list[int]) -> int:
@@ -62,6 +66,50 @@ def _proportional(pid: int) -> int:
         if line.startswith(b"Pss:"):
             return int(line.split()[1]) * 1024
     return _resident(pid)  # a process may hide its map, which then counts in full
+
+
+def held(pids: list[int], box: str | None, largest: int) -> tuple[int, int]:
+    """Bytes in the buffers of sockets, as if they were full, and in files of the box that are in use but have no name any
+    more; one that is only mapped does not tell its size, and counts as the largest there may be."""
+    sockets, hidden, unlinked = set(), 0, {}
+    for pid in pids:
+        for number in _descriptors(pid):
+            path = f"/proc/{pid}/fd/{number}"
+            try:
+                target = os.readlink(path)
+                if target.startswith("socket:"):
+                    sockets.add(target)
+                elif box is not None and target.startswith(box) and (facts := os.stat(path)).st_nlink == 0:
+                    unlinked[facts.st_ino] = facts.st_blocks * 512
+            except PermissionError:  # what is hidden counts as a socket
+                hidden += 1
+            except OSError:  # closed meanwhile
+                continue
+    for pid in pids if box is not None else ():
+        for line in _read(f"/proc/{pid}/maps").splitlines():
+            if line.endswith(b" (deleted)") and box.encode() in line:
+                unlinked.setdefault(int(line.split()[4]), largest)
+    return (len(sockets) + hidden) * SOCKET, sum(unlinked.values())
+
+
+def _descriptors(pid: int) -> list[str]:
+    folder = f"/proc/{pid}/fd"
+    try:
+        try:
+            return os.listdir(folder)
+        except PermissionError:
+            return ["hidden"] * os.stat(folder).st_size
+    except OSError:  # it has ended
+        return []
+
+
+def files(folder: str) -> int:
+    """How many the file system of this folder has; 0 where it is not there yet."""
+    try:
+        facts = os.statvfs(folder)
+    except OSError:
+        return 0
+    return facts.f_files - facts.f_ffree
 
 
 def disk(folder: str, limit: int) -> int:
