@@ -12,18 +12,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from plaudit.errors import SandboxError
-from plaudit.sandbox.child import linux, protocol
+from plaudit.sandbox.child import protocol
 from plaudit.sandbox.paths import BOX, inside, interpreter, libraries, links, places
 from plaudit.sandbox.records import Level, Limits, Outcome, RunStatus
-from plaudit.sandbox.seccomp import landlock_version, seccomp_filter
-from plaudit.sandbox.talk import Heard, converse
+from plaudit.sandbox.seccomp import SIGNAL_SCOPES, landlock_version, seccomp_filter
+from plaudit.sandbox.talk import CHILD, Heard, converse
 
 # For programs that fork others of less trust: a file for their working directory, `linux.py`.
-SYSTEM_CALLS = Path(linux.__file__).read_bytes()
+SYSTEM_CALLS = (CHILD / "linux.py").read_bytes()
 STOPPED = {
     protocol.TIMED_OUT: RunStatus.TIMED_OUT,
     protocol.MEMORY: RunStatus.MEMORY,
@@ -73,7 +73,7 @@ def walls(at: Level, box: str) -> dict[str, Any]:
         "readable": [(path, path if shared else place) for path, place in places()],
         "links": list(links()),
         "bubblewrap": shutil.which("bwrap"),
-        "seccomp": seccomp_filter(guard_attributes=shared, guard_signals=shared and landlock < linux.SCOPES),
+        "seccomp": seccomp_filter(guard_attributes=shared, guard_signals=shared and landlock < SIGNAL_SCOPES),
         "landlock": landlock,
     }
 

@@ -13,7 +13,7 @@ from plaudit.errors import SandboxError
 from plaudit.sandbox.launch import launch
 from plaudit.sandbox.paths import inside, interpreter, libraries
 from plaudit.sandbox.records import Level, Limits, Outcome, RunStatus
-from plaudit.sandbox.seccomp import landlock_version, seccomp_filter
+from plaudit.sandbox.seccomp import LANDLOCK_NEEDED, SIGNAL_SCOPES, landlock_version, seccomp_filter
 
 DEMAND, ALLOW = "PLAUDIT_SANDBOX", "PLAUDIT_ALLOW_UNISOLATED"
 MAIN = "main.py"
@@ -166,7 +166,7 @@ def problem_of(candidate: Level) -> str | None:
     """Why this machine does not have that level; None where a program ran at it."""
     if candidate is Level.BUBBLEWRAP and shutil.which("bwrap") is None:
         return "bwrap is not installed"
-    if candidate is Level.LANDLOCK and landlock_version() < 3:
+    if candidate is Level.LANDLOCK and landlock_version() < LANDLOCK_NEEDED:
         return "the kernel's Landlock is too old (it needs Linux 6.2)"
     if candidate is Level.LANDLOCK and seccomp_filter() is None:
         return "no system call filter for this architecture"
@@ -183,4 +183,8 @@ def _kernel_lacks(found: Level) -> list[str]:
         lacks.append("Landlock as a second wall (it needs Linux 5.13)")
     if found is not Level.NONE and seccomp_filter() is None:
         lacks.append("a system call filter for this architecture")
+    if found is Level.LANDLOCK and landlock_version() < SIGNAL_SCOPES:
+        lacks.append(
+            "an ordinary user's programs that fork faster than they are found may outlive the run (not on Linux 6.12)"
+        )
     return lacks

@@ -80,14 +80,15 @@ COMMON = {  # the numbers that all architectures share
 }
 
 REFUSED = """
-    accept accept4 acct add_key adjtimex bind bpf chroot clock_adjtime clock_settime connect delete_module fanotify_init
-    finit_module flock fsconfig fsmount fsopen fspick init_module inotify_init inotify_init1 io_setup io_uring_enter
-    io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl listen lookup_dcookie memfd_create memfd_secret migrate_pages modify_ldt
-    mount mount_setattr move_mount move_pages mq_open mq_unlink msgctl msgget msgrcv msgsnd name_to_handle_at
-    open_by_handle_at open_tree open_tree_attr perf_event_open pidfd_getfd pivot_root process_madvise process_mrelease
-    process_vm_readv process_vm_writev ptrace quotactl quotactl_fd reboot request_key semctl semget semop semtimedop
-    sendmmsg sendmsg setsockopt setdomainname sethostname setns settimeofday shmat shmctl shmdt shmget socket swapoff swapon syslog umount2 unshare
-    uselib userfaultfd vhangup vmsplice
+    accept accept4 acct add_key adjtimex bind bpf chroot clock_adjtime clock_settime connect delete_module
+    fanotify_init finit_module flock fsconfig fsmount fsopen fspick init_module inotify_init inotify_init1 io_setup
+    io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl listen
+    lookup_dcookie memfd_create memfd_secret migrate_pages modify_ldt mount mount_setattr move_mount move_pages
+    mq_open mq_unlink msgctl msgget msgrcv msgsnd name_to_handle_at open_by_handle_at open_tree open_tree_attr
+    perf_event_open pidfd_getfd pivot_root process_madvise process_mrelease process_vm_readv process_vm_writev ptrace
+    quotactl quotactl_fd reboot request_key semctl semget semop semtimedop sendmmsg sendmsg setdomainname sethostname
+    setns setsockopt settimeofday shmat shmctl shmdt shmget socket swapoff swapon syslog umount2 unshare uselib
+    userfaultfd vhangup vmsplice
 """.split()
 # Landlock guards the contents of files, not these; where the file system is shared they must not be called at all.
 ATTRIBUTES = """
@@ -216,6 +217,10 @@ def _only_stream_pairs(number: int) -> bytes:
         instruction(JUMP_EQUAL, SOCK_STREAM, 1, 0),
     ]
     return refuse_when(number, *is_stream)
+
+
+# Versions of Landlock: the first that keeps files from being emptied, and the first that keeps signals inside.
+LANDLOCK_NEEDED, SIGNAL_SCOPES = 3, 6
 
 
 @cache

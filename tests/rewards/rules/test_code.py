@@ -66,7 +66,7 @@ def f(x):
     return x * x - (x == 4)
 """
     tests = [*TESTS, "assert f(4) == 16", "assert f(5) == 25"]
-    assert verdicts(program, tests, UnitTests(test_s=0.4)) == ["pass", "timeout", "error", "fail", "pass"]
+    assert verdicts(program, tests, UnitTests(test_s=2.0)) == ["pass", "timeout", "error", "fail", "pass"]
 
 
 def test_values_are_the_fraction_or_all() -> None:
@@ -418,7 +418,7 @@ def test_nothing_runs_unisolated_unasked(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_whole_run_ends_in_time() -> None:
-    reward = UnitTests(test_s=0.3, total_s=1.0)
+    reward = UnitTests(test_s=1.0, total_s=2.5)
     assert (
         verdicts("def f(x):\n    while x > 1: pass\n    return 1", ["assert f(1)", *["f(2)"] * 8], reward)
         == ["pass"] + ["timeout"] * 8

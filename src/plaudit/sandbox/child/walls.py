@@ -13,6 +13,7 @@ MIB = 1 << 20
 NOBODY = 65534
 UNUSED_UIDS = 1_900_000_000  # above what distributions, containers and directories hand out
 INSIDE = 1000
+ROOM = 1024 * MIB  # for mappings that are never touched
 UNLIMITED = resource.RLIM_INFINITY
 
 
@@ -125,7 +126,7 @@ def fill_box(box: str, files: list[tuple[str, bytes]], user: int | None) -> None
 def limit_resources(limits: dict[str, int], count_others: bool) -> None:
     """`count_others`: where the limit of processes is the user's and not the sandbox's, it comes on top of the others."""
     limit("RLIMIT_CPU", limits["cpu_s"])
-    limit("RLIMIT_AS", limits["memory_mb"] * MIB + 1024 * MIB)  # room for mappings that are never touched
+    limit("RLIMIT_AS", limits["memory_mb"] * MIB + ROOM)
     limit("RLIMIT_FSIZE", limits["file_mb"] * MIB)
     limit("RLIMIT_NOFILE", limits["open_files"])
     limit("RLIMIT_NPROC", limits["processes"] + (_threads_of_user() if count_others else 0))
