@@ -35,7 +35,7 @@ from protocol import (
 )
 
 FAST_S, SLOW_S = 0.005, 0.02
-FAREWELL_S = 0.3
+FAREWELL_S, OVERLOADED_S = 0.3, 10.0
 LAUNCHER = "/launcher"  # where these modules stand inside bubblewrap's root
 OWN_MEMORY = 16 * walls.MIB  # the inner process, which counts where bubblewrap starts it
 
@@ -139,9 +139,9 @@ def _watch(child: int, spec: Spec) -> int:
             os.setegid(0)
     if verdict is None:
         return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), ENDED)
-    if spec["level"] < NAMESPACES:  # it ends what is below it, and then itself
+    if spec["level"] < NAMESPACES:  # it ends what is below it, and then itself, if only it is given the time
         os.kill(child, signal.SIGTERM)
-        select.select([ended], [], [], FAREWELL_S)
+        select.select([ended], [], [], OVERLOADED_S)
     tree.kill(child, FAREWELL_S)
     os.kill(child, tree.SIGKILL)
     os.waitpid(child, 0)
@@ -259,10 +259,10 @@ def inner(spec: Spec, report: int) -> int:
     work = os.open(f"{spec['box']}/work", os.O_RDONLY | os.O_DIRECTORY)
     end_everyone = _everyone(spec)
     failed, failing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _become_program(spec, failing)
     try:
+        pid = os.fork()
+        if pid == 0:
+            _become_program(spec, failing)
         os.close(failing)
         problem = os.read(failed, 4096)
         if problem:
@@ -300,14 +300,14 @@ def _everyone(spec: Spec) -> Callable[[], bool]:
     if spec["level"] >= NAMESPACES:
         if os.getpid() != 1:
             raise RuntimeError("not the first process of its namespace")
-        return _end_all
+        return tree.end_all
     if spec["level"] == LANDLOCK:
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
         if linux.keep_signals():
             _signals_stay_below()
-            return _end_all
+            return tree.end_all
         if (spec["user"] or 0) >= walls.UNUSED_UIDS:
-            return lambda: _end_all(spec["user"])
+            return lambda: tree.end_all(spec["user"])
     return lambda: not tree.kill(os.getpid())
 
 
@@ -317,25 +317,6 @@ def _signals_stay_below() -> None:
     except PermissionError:
         return
     raise RuntimeError("signals leave their Landlock domain")
-
-
-def _end_all(user: int | None = None) -> bool:
-    """Not this process, which sends the signal; as another user, a child sends it."""
-    if user is None or os.fork() == 0:
-        try:
-            if user is not None:
-                os.setresuid(user, user, user)
-            os.kill(-1, tree.SIGKILL)
-        except ProcessLookupError:  # nothing was left
-            pass
-        finally:
-            if user is not None:
-                os._exit(0)
-    try:
-        while True:
-            os.waitpid(-1, 0)
-    except ChildProcessError:
-        return False
 
 
 def _become_program(spec: Spec, failing: int) -> None:

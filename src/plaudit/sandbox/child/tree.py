@@ -148,6 +148,25 @@ def kill(pid: int, deadline_s: float = 1.0) -> bool:
     return not pids
 
 
+def end_all(user: int | None = None) -> bool:
+    """End everyone whom this process can signal but itself, or everyone of a user, and collect them. Whether any is left."""
+    if user is None or os.fork() == 0:
+        try:
+            if user is not None:
+                os.setresuid(user, user, user)
+            os.kill(-1, SIGKILL)
+        except ProcessLookupError:  # nothing was left
+            pass
+        finally:
+            if user is not None:
+                os._exit(0)
+    try:
+        while True:
+            os.waitpid(-1, 0)
+    except ChildProcessError:
+        return False
+
+
 def reap() -> None:
     """Collect ended children without waiting."""
     try:
