@@ -43,6 +43,51 @@ def test_other_programs_and_installed_packages(at: Level) -> None:
     assert outcome.stdout == b"2.0 [1]\n", outcome
 
 
+ORDINARY = {
+    "processes and shared numbers": """
+import multiprocessing as m
+def add(value):
+    with value.get_lock(): value.value += 1
+value = m.Value("i", 0)
+children = [m.Process(target=add, args=(value,)) for _ in range(3)]
+for child in children: child.start()
+for child in children: child.join()
+with m.Pool(2) as pool: print(value.value + sum(pool.map(abs, [-1, 2])))
+""",
+    "asyncio": """
+import asyncio
+async def main():
+    process = await asyncio.create_subprocess_exec("echo", "6", stdout=-1)
+    return int((await process.communicate())[0])
+print(asyncio.run(main()))
+""",
+    "a database": """
+import sqlite3
+with sqlite3.connect("x.db") as base:
+    base.execute("create table t (n)")
+    base.executemany("insert into t values (?)", [(1,), (2,), (3,)])
+print(base.execute("select sum(n) from t").fetchone()[0])
+""",
+    "mapped files and private memory": """
+import mmap
+open("x", "wb").write(bytes(4096))
+with open("x", "r+b") as file, mmap.mmap(file.fileno(), 0) as area, mmap.mmap(-1, 4096, mmap.MAP_PRIVATE) as own:
+    area[0], own[0] = 2, 4
+    print(area[0] + own[0])
+""",
+}
+
+
+@at_each_level
+@pytest.mark.parametrize("what", ORDINARY)
+def test_what_is_refused_is_not_missed(at: Level, what: str) -> None:
+    outcome = boxed(ORDINARY[what], at)
+    if at is Level.LANDLOCK and "shared" in what:  # libraries know no other place for it
+        assert b"Permission denied: '/dev/shm" in outcome.stderr
+    else:
+        assert outcome.stdout == b"6\n", outcome
+
+
 @at_each_level
 def test_runs_are_repeatable_and_separate(at: Level) -> None:
     code = "import os\nprint({'a', 'b', 'c', 'd'}, os.listdir('.'))\nopen('left', 'w')"

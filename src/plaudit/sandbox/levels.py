@@ -105,7 +105,7 @@ WITHOUT = {
     Level.LANDLOCK: (
         "names, sizes and dates of files outside can be asked for, but not their contents",
         "the disk limit is checked every 20 ms, not enforced by the file system",
-        "programs cannot change permissions or dates, even of their own files",
+        "programs cannot change permissions or dates, even of their own files, and have no /dev/shm",
         "where only root can reach this Python, programs stay root without rights; their number is checked, not enforced",
     ),
     Level.NONE: ("isolation of any kind",),
