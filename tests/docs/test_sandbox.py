@@ -55,7 +55,7 @@ def test_the_limits_are_the_codes() -> None:
 def test_its_numbers_are_the_codes(inside: dict[str, ModuleType]) -> None:
     walls, launcher, linux = inside["walls"], inside["launcher"], inside["linux"]
     assert set(re.findall(r"checked every (\d+) ms", PAGE)) == {f"{1000 * launcher.SLOW_S:g}"}
-    assert set(re.findall(r"at (\d+) MB more", PAGE)) == {str(walls.ROOM >> 20)}
+    assert set(re.findall(r"more than (\d+) MB above", PAGE)) == {str(walls.ROOM >> 20)}
     assert talk.PATIENCE_S + talk.FAREWELL_S <= 1 and "within a second more" in PAGE
     linux_of = {3: "6.2", 4: "6.7", 5: "6.10", 6: "6.12"}  # Landlock's versions by kernel
     assert set(re.findall(r"Linux ([\d.]+\d)", PAGE)) == {linux_of[seccomp.LANDLOCK_NEEDED], linux_of[linux.SCOPES]}
