@@ -40,6 +40,7 @@ PUBLISHED = "tests/reference/test_published.py"
 GRPO, NFT = "tests/objectives/test_grpo.py", "tests/objectives/test_nft.py"
 TOKENS, TOKEN_TERMS = "tests/sampling/test_tokens.py", "tests/objectives/test_token_terms.py"
 REPORT, PACKAGE = "tests/audit/test_report.py", "tests/test_package.py"
+VERDICTS, SANDBOX_LIMITS = "tests/sandbox/test_verdicts.py", "tests/sandbox/test_limits.py"
 TOKEN_RUN, TOKEN_DOCTOR = "tests/train/test_token_run.py", "tests/audit/test_doctor_tokens.py"
 CALL, SUITE, CACHE, CALIBRATE, ADAPTERS = (
     f"tests/rewards/test_{n}.py" for n in ("call", "suite", "cache", "calibrate", "adapters")
@@ -1092,6 +1093,39 @@ MUTATIONS = [
     ),
     Mutation("any recipe may resume", "train/claim.py", "if changed:", "if False:", FOLDER),
     Mutation("names are reused", "train/claim.py", "        if not overwrite:", "        if False:", FOLDER),
+    # --- the sandbox
+    Mutation("programs in their judge's domain", "sandbox/judge.py", "        linux.stand_apart()\n", "", VERDICTS),
+    Mutation(
+        "verdicts without secrets",
+        "rewards/rules/code.py",
+        "if [ticket for ticket, _, _ in lines] == list(tickets):",
+        "if len(lines) == len(tickets):",
+        VERDICTS,
+    ),
+    Mutation(
+        "verdicts of stopped runs", "rewards/rules/code.py", "if outcome.status is RunStatus.OK:", "if True:", VERDICTS
+    ),
+    Mutation(
+        "plots in their server's domain",
+        "rewards/rules/inside/prefork.py",
+        "    linux.stand_apart()\n",
+        "",
+        f"{VERDICTS}::test_a_program_that_draws_nothing_finds_no_neighbours_figure",
+    ),
+    Mutation(
+        "sockets hold nothing",
+        "sandbox/child/tree.py",
+        ") * SOCKET",
+        ") * 0",
+        f"{SANDBOX_LIMITS}::test_memory_that_no_process_shows_is_refused_or_counted",
+    ),
+    Mutation(
+        "a demanded level is a wish",
+        "sandbox/levels.py",
+        "if demanded is not None and found.level is not demanded:",
+        "if False:",
+        "tests/sandbox/test_run.py::test_a_level_can_be_demanded",
+    ),
     # --- the doctor
     Mutation("a check that cannot fail", "audit/checks.py", "passed=value <= limit", "passed=True", DOCTOR),
     Mutation(

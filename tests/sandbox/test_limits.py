@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from tests.sandbox.harness import boxed, levels, still_answers
+from tests.sandbox.harness import PATIENT_S, TRY, boxed, levels, loose, still_answers
 
 from plaudit.sandbox import Level, Limits, RunStatus
 
@@ -36,15 +37,20 @@ def test_a_tree_cannot_take_more_memory(at: Level) -> None:
     """Eight children with 64 MB each: every one is within the limit, together they are not."""
     code = """
 import os, time
+ready, say = os.pipe()
 for _ in range({n}):
     if os.fork() == 0:
         x = bytearray(b"x" * (64 << 20))
-        time.sleep(1)
-        os._exit(0)
-time.sleep(1)
+        os.write(say, b"x")
+        time.sleep(60)
+left = {n}
+while left:
+    left -= len(os.read(ready, left))
+if {n} > 2:
+    time.sleep(60)
 """
-    assert boxed(code.format(n=8), at, Limits(memory_mb=256, wall_s=5)).status == RunStatus.MEMORY
-    assert boxed(code.format(n=2), at, Limits(memory_mb=256, wall_s=5)).status == RunStatus.OK
+    assert boxed(code.format(n=8), at, Limits(memory_mb=256, wall_s=PATIENT_S)).status == RunStatus.MEMORY
+    assert boxed(code.format(n=2), at, Limits(memory_mb=256, wall_s=PATIENT_S)).status == RunStatus.OK
 
 
 @at_each_level
@@ -58,7 +64,7 @@ for _ in range(6):
         os._exit(0)
 time.sleep(0.5)
 """
-    assert boxed(code, at, Limits(memory_mb=256, wall_s=5)).status == RunStatus.OK
+    assert boxed(code, at, Limits(memory_mb=256, wall_s=PATIENT_S)).status == RunStatus.OK
 
 
 @at_each_level
@@ -79,6 +85,141 @@ print(n)
     assert outcome.status == RunStatus.DISK or int(outcome.stdout) <= 8
 
 
+# Each takes up to 192 MB that are in no process's resident memory, and says so.
+HIDDEN = {
+    "dropped shared pages": """
+import mmap
+kept = []
+for _ in range(12):
+    area = mmap.mmap(-1, 16 << 20)
+    area.write(b"x" * (16 << 20))
+    area.madvise(mmap.MADV_DONTNEED)
+    kept.append(area)
+    time.sleep(0.02)
+""",
+    "dropped pages of a device": """
+import mmap
+device, kept = os.open("/dev/zero", os.O_RDWR), []
+for _ in range(12):
+    area = mmap.mmap(device, 16 << 20)
+    area.write(b"x" * (16 << 20))
+    area.madvise(mmap.MADV_DONTNEED)
+    kept.append(area)
+    time.sleep(0.02)
+""",
+    "socket pairs": """
+import socket
+for _ in range(8):
+    if os.fork() == 0:
+        pairs = [socket.socketpair() for _ in range(60)]
+        for a, b in pairs:
+            for end in (a, b):
+                end.setblocking(False)
+                try:
+                    while True: end.send(b"x" * 4096)
+                except BlockingIOError: pass
+        time.sleep({seconds})
+        os._exit(0)
+time.sleep({seconds})
+""",
+    "larger sockets": """
+import socket
+a, b = socket.socketpair()
+a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
+""",
+    "sockets on their way": """
+import array, socket
+for _ in range(12):
+    a, b = socket.socketpair()
+    socket.send_fds(a, [b"x"], [os.open("/dev/null", os.O_RDONLY)])
+""",
+}
+
+
+@at_each_level
+@pytest.mark.parametrize("what", HIDDEN)
+def test_memory_that_no_process_shows_is_refused_or_counted(at: Level, what: str, tmp_path: Path) -> None:
+    code = "import os, time\n" + HIDDEN[what] + "\nprint('taken')"
+    assert loose(code.replace("{seconds}", "0"), tmp_path).endswith(b"taken\n"), f"{what} is no attack"
+    outcome = boxed(code.replace("{seconds}", "60"), at, Limits(memory_mb=64, wall_s=PATIENT_S))
+    assert outcome.status in (RunStatus.MEMORY, RunStatus.FAILED) and b"taken" not in outcome.stdout, outcome
+    still_answers(at)
+
+
+UNLINKED = {
+    "open": "kept.append(file)",
+    "mapped": "kept.append(libc.mmap(None, 4096, 1, 1, file.fileno(), 0)); file.close()",
+}
+
+
+@at_each_level
+@pytest.mark.parametrize("how", UNLINKED)
+def test_files_without_a_name_count_as_well(at: Level, how: str) -> None:
+    code = f"""
+import ctypes, os, time
+libc, kept = ctypes.CDLL(None), []
+for i in range({{n}}):
+    file = open("x", "w+b", 0)
+    os.unlink("x")
+    file.write(b"x" * (4 << 20))
+    {UNLINKED[how]}
+time.sleep({{n}} // 16 * 60)
+print("taken")
+"""
+    limits = Limits(disk_mb=16, file_mb=4, memory_mb=256, wall_s=PATIENT_S)
+    outcome = boxed(code.format(n=16), at, limits)
+    assert outcome.status in (RunStatus.DISK, RunStatus.FAILED) and b"taken" not in outcome.stdout, outcome
+    assert b"taken" in boxed(code.format(n=2), at, limits).stdout
+
+
+@at_each_level
+def test_the_number_of_files_is_bounded(at: Level) -> None:
+    code = """
+import os, time
+for i in range({n}):
+    os.close(os.open(f"{{i}}", os.O_CREAT | os.O_WRONLY))
+time.sleep({n} // 20_000 * 60)
+print("taken")
+"""
+    outcome = boxed(code.format(n=20_000), at, Limits(disk_mb=16, wall_s=PATIENT_S))
+    assert outcome.status in (RunStatus.DISK, RunStatus.FAILED) and b"taken" not in outcome.stdout, outcome
+    assert b"taken" in boxed(code.format(n=1000), at, Limits(disk_mb=16)).stdout
+
+
+@at_each_level
+def test_kernel_interfaces_that_reach_others_are_refused(at: Level, tmp_path: Path) -> None:
+    """Asynchronous contexts (the machine has few), news of files outside, locks on files that others use."""
+    calls = {"x86_64": (206, 294, 253), "aarch64": (0, 26, 26)}.get(os.uname().machine)
+    if calls is None:
+        pytest.skip("no filter here")
+    code = (
+        TRY
+        + f"""
+import ctypes, fcntl, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    if libc.syscall(number, *arguments) < 0: raise OSError(ctypes.get_errno(), "")
+attempt(lambda: call({calls[0]}, 1, ctypes.byref(ctypes.c_ulong(0))))
+attempt(lambda: call({calls[1]}, 0))
+attempt(lambda: call({calls[2]}, 0))
+shared = open(os.__file__)
+attempt(lambda: fcntl.flock(shared, fcntl.LOCK_EX | fcntl.LOCK_NB))
+attempt(lambda: fcntl.fcntl(os.open(".", os.O_RDONLY), fcntl.F_NOTIFY, fcntl.DN_CREATE))
+attempt(lambda: call({ {"x86_64": 157}.get(os.uname().machine, 167) }, 4, 0, 0, 0, 0))
+"""
+    )
+    assert loose(code, tmp_path).count(b"RESULT") >= 5
+    assert boxed(code, at).stdout.count(b"refused") == 6
+
+
+@at_each_level
+def test_no_core_is_dumped_to_a_pipe_either(at: Level) -> None:
+    """A limit of 0 holds for files alone; the kernel takes 1 for none at all (core(5))."""
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    outcome = boxed("import resource; print(resource.getrlimit(resource.RLIMIT_CORE))", at)
+    assert outcome.stdout == (b"(0, 0)\n" if hard == 0 and os.getuid() else b"(1, 1)\n")
+
+
 @at_each_level
 def test_a_fork_bomb_is_contained(at: Level) -> None:
     code = """
@@ -87,18 +228,17 @@ n = 0
 for _ in range(200):
     try:
         if os.fork() == 0:
-            time.sleep(5)
+            time.sleep(60)
             os._exit(0)
         n += 1
     except OSError:
         break
-time.sleep(0.3)
+if n > 20:
+    time.sleep(60)
 print(n, flush=True)
 os._exit(0)
 """
-    started = time.monotonic()
-    outcome = boxed(code, at, Limits(wall_s=5, processes=16))
-    assert time.monotonic() - started < 4
+    outcome = boxed(code, at, Limits(wall_s=PATIENT_S, processes=16))
     assert outcome.status == RunStatus.PROCESSES or int(outcome.stdout) <= 20
     still_answers(at)
 
@@ -108,7 +248,7 @@ def test_a_bomb_of_bombs_is_contained(at: Level) -> None:
     """Each child forks as well: bounded by depth, so that a failure of the sandbox does not end the machine."""
     code = "import os, time\nfor _ in range(8):\n  try: os.fork()\n  except OSError: pass\ntime.sleep(3)"
     outcome = boxed(code, at, Limits(wall_s=1, processes=16))
-    assert outcome.status in (RunStatus.PROCESSES, RunStatus.TIMED_OUT) and outcome.seconds < 2
+    assert outcome.status in (RunStatus.PROCESSES, RunStatus.TIMED_OUT)
     still_answers(at)
 
 
@@ -116,8 +256,8 @@ def test_a_bomb_of_bombs_is_contained(at: Level) -> None:
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_output_is_cut(at: Level, stream: str) -> None:
     code = f"import sys\nwhile True: sys.{stream}.write('x' * 65536)"
-    outcome = boxed(code, at, Limits(output_kb=64, wall_s=10))
-    assert outcome.status == RunStatus.OUTPUT_LIMIT and outcome.seconds < 3
+    outcome = boxed(code, at, Limits(output_kb=64, wall_s=PATIENT_S))
+    assert outcome.status == RunStatus.OUTPUT_LIMIT
     assert len(getattr(outcome, stream)) == 64 << 10
     exactly = boxed(f"import sys; sys.{stream}.write('x' * 65536)", at, Limits(output_kb=64))
     assert exactly.status == RunStatus.OK and len(getattr(exactly, stream)) == 64 << 10
@@ -137,16 +277,14 @@ def test_output_is_cut(at: Level, stream: str) -> None:
         "10 ** 10 ** 10",
     ],
 )
-def test_we_return_in_time(at: Level, code: str) -> None:
-    started = time.monotonic()
-    outcome = boxed(code, at, Limits(wall_s=0.3, cpu_s=20))
-    assert outcome.status == RunStatus.TIMED_OUT and time.monotonic() - started < 1.3
+def test_what_never_ends_is_ended(at: Level, code: str) -> None:
+    assert boxed(code, at, Limits(wall_s=0.3, cpu_s=20)).status == RunStatus.TIMED_OUT
 
 
 @at_each_level
 def test_processor_time_is_limited(at: Level) -> None:
-    outcome = boxed("while True: pass", at, Limits(wall_s=8, cpu_s=1))
-    assert outcome.status == RunStatus.TIMED_OUT and outcome.seconds < 4
+    outcome = boxed("while True: pass", at, Limits(wall_s=10 * PATIENT_S, cpu_s=1))
+    assert outcome.status == RunStatus.TIMED_OUT and outcome.seconds < 10 * PATIENT_S
 
 
 @at_each_level
@@ -156,11 +294,11 @@ def test_the_disk_cannot_be_filled(at: Level) -> None:
     outcome = boxed(one, at, Limits(file_mb=4, disk_mb=32))
     assert outcome.status == RunStatus.FAILED and b"wrote" not in outcome.stdout
     many = (
-        "for i in range(32): open(f'x{i}', 'wb').write(b'x' * (1 << 20))\nimport time; time.sleep(0.2)\nprint('wrote')"
+        "for i in range(32): open(f'x{{i}}', 'wb').write(b'x' * (1 << 20))\nimport time; time.sleep({})\nprint('wrote')"
     )
-    outcome = boxed(many, at, Limits(file_mb=4, disk_mb=8))
+    outcome = boxed(many.format(60), at, Limits(wall_s=PATIENT_S, file_mb=4, disk_mb=8))
     assert outcome.status in (RunStatus.FAILED, RunStatus.DISK) and b"wrote" not in outcome.stdout
-    assert b"wrote" in boxed(many, at, Limits(file_mb=4, disk_mb=64)).stdout
+    assert b"wrote" in boxed(many.format(0), at, Limits(wall_s=PATIENT_S, file_mb=4, disk_mb=64)).stdout
     still_answers(at)
 
 

@@ -7,15 +7,18 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
+import venv
 from pathlib import Path
 
 import pytest
-from tests.sandbox.harness import boxed, running
+from tests.sandbox.harness import PATIENT_S, boxed, running
 from tests.sandbox.harness import levels as available
 
 from plaudit.errors import RewardError, SandboxError
 from plaudit.sandbox import Level, Limits, RunStatus, lacking, level, levels, run, run_python, seccomp, signal_guard
+from plaudit.sandbox.seccomp import landlock_version
 
 at_each_level = available()
 
@@ -38,6 +41,51 @@ def test_other_programs_and_installed_packages(at: Level) -> None:
     assert run(["sh", "-c", "cat; echo $A"], stdin=b"x", env={"A": "b"}, at=at).stdout == b"xb\n"
     outcome = boxed("import numpy, yaml; print(numpy.eye(2).sum(), yaml.safe_load('[1]'))", at)
     assert outcome.stdout == b"2.0 [1]\n", outcome
+
+
+ORDINARY = {
+    "processes and shared numbers": """
+import multiprocessing as m
+def add(value):
+    with value.get_lock(): value.value += 1
+value = m.Value("i", 0)
+children = [m.Process(target=add, args=(value,)) for _ in range(3)]
+for child in children: child.start()
+for child in children: child.join()
+with m.Pool(2) as pool: print(value.value + sum(pool.map(abs, [-1, 2])))
+""",
+    "asyncio": """
+import asyncio
+async def main():
+    process = await asyncio.create_subprocess_exec("echo", "6", stdout=-1)
+    return int((await process.communicate())[0])
+print(asyncio.run(main()))
+""",
+    "a database": """
+import sqlite3
+with sqlite3.connect("x.db") as base:
+    base.execute("create table t (n)")
+    base.executemany("insert into t values (?)", [(1,), (2,), (3,)])
+print(base.execute("select sum(n) from t").fetchone()[0])
+""",
+    "mapped files and private memory": """
+import mmap
+open("x", "wb").write(bytes(4096))
+with open("x", "r+b") as file, mmap.mmap(file.fileno(), 0) as area, mmap.mmap(-1, 4096, mmap.MAP_PRIVATE) as own:
+    area[0], own[0] = 2, 4
+    print(area[0] + own[0])
+""",
+}
+
+
+@at_each_level
+@pytest.mark.parametrize("what", ORDINARY)
+def test_what_is_refused_is_not_missed(at: Level, what: str) -> None:
+    outcome = boxed(ORDINARY[what], at)
+    if at is Level.LANDLOCK and "shared" in what:  # libraries know no other place for it
+        assert b"Permission denied: '/dev/shm" in outcome.stderr
+    else:
+        assert outcome.stdout == b"6\n", outcome
 
 
 @at_each_level
@@ -72,15 +120,54 @@ def test_the_program_dies_with_its_caller(at: Level, tmp_path: Path) -> None:
     )
     caller = f"from plaudit.sandbox import Level, run_python; run_python({code!r}, at=Level({int(at)}))"
     with subprocess.Popen([sys.executable, "-c", caller], env=os.environ | {"TMPDIR": str(tmp_path)}) as process:
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENT_S
         while not running(mark) and time.monotonic() < until:
             time.sleep(0.02)
         assert running(mark)
         process.send_signal(signal.SIGKILL)
-    until = time.monotonic() + 2
+    until = time.monotonic() + PATIENT_S
     while (running(mark) or any(tmp_path.iterdir())) and time.monotonic() < until:
         time.sleep(0.02)
     assert not running(mark) and not any(tmp_path.iterdir())
+
+
+# --- where the environment lies ---------------------------------------------------------------------------------------
+
+ELSEWHERE = """
+import sys
+from plaudit.sandbox import Level, run_python
+from plaudit.sandbox.levels import problem_of
+from plaudit.sandbox.paths import libraries
+level = Level[sys.argv[1]]
+assert libraries()[0].startswith(sys.argv[2]) and not problem_of(level), problem_of(level)
+outcome = run_python('''
+import os, canary
+for folder in ["/tmp", "/dev/shm", os.environ["TMPDIR"]][-1 if {shared} else 0:]:
+    open(folder + "/mine", "w").write("x")
+    assert "venv" not in "".join(os.listdir(folder))
+try: open(canary.__file__, "w")
+except OSError: print(canary.VALUE)
+'''.replace("{shared}", str(level < Level.NAMESPACES)), at=level)
+print(outcome.stdout.decode(), outcome.stderr.decode(), sep="")
+"""
+
+
+@at_each_level
+@pytest.mark.parametrize("below", ["/tmp", "/dev/shm"])
+def test_the_environment_may_lie_where_programs_have_folders_of_their_own(at: Level, below: str) -> None:
+    """As one made by `mktemp -d` does: its packages are found, and where a run has a root of its own, the folders are too."""
+    with tempfile.TemporaryDirectory(dir=below) as folder:
+        os.chmod(folder, 0o755)
+        venv.create(f"{folder}/venv", symlinks=True)
+        found = subprocess.run(
+            [f"{folder}/venv/bin/python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+            capture_output=True, check=True, text=True,
+        )  # fmt: skip
+        Path(found.stdout.strip(), "canary.py").write_text("VALUE = 'found'")
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [f"{folder}/venv/bin/python", "-c", ELSEWHERE, at.name, folder]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout == "found\n\n", done.stdout + done.stderr
 
 
 # --- levels -----------------------------------------------------------------------------------------------------------
@@ -109,20 +196,28 @@ def test_without_isolation_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None
     assert "isolation of any kind" in lacking()
 
 
-def test_a_level_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(levels.AT_MOST, "landlock")
-    assert level() <= Level.LANDLOCK
-    monkeypatch.setenv(levels.AT_MOST, "none")
+def test_a_level_can_be_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That one, or an error that says why: never less without a word."""
+    problems = {Level.BUBBLEWRAP: None, Level.NAMESPACES: "no such thing", Level.LANDLOCK: None}
+    monkeypatch.setattr(levels, "problem_of", problems.get)
+    levels._found.cache_clear()
+    monkeypatch.setenv(levels.DEMAND, "landlock")
+    assert level() is Level.LANDLOCK
+    monkeypatch.setenv(levels.DEMAND, "namespaces")
+    for ask in (level, lacking, levels.safe_level):
+        with pytest.raises(SandboxError, match=r"PLAUDIT_SANDBOX=namespaces.*no such thing.*demand less"):
+            ask()
+    monkeypatch.setenv(levels.DEMAND, "none")
     assert level() is Level.NONE
     with pytest.raises(SandboxError, match="by request"):
         run_python("print(1)")
-    monkeypatch.setenv(levels.AT_MOST, "maximal")
+    monkeypatch.setenv(levels.DEMAND, "maximal")
     with pytest.raises(SandboxError, match="expected one of none, landlock, namespaces, bubblewrap"):
         level()
 
 
 def test_the_best_level_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(levels.AT_MOST, raising=False)
+    monkeypatch.delenv(levels.DEMAND, raising=False)
     monkeypatch.setattr(levels, "problem_of", lambda candidate: None if candidate == Level.LANDLOCK else "no")
     levels._found.cache_clear()
     assert level() is Level.LANDLOCK and "namespaces: no" in lacking()
@@ -130,7 +225,7 @@ def test_the_best_level_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unisolated_runs_still_end() -> None:
     outcome = run_python("while True: pass", at=Level.NONE, limits=Limits(wall_s=0.3))
-    assert outcome.status == RunStatus.TIMED_OUT and outcome.seconds < 1.3
+    assert outcome.status == RunStatus.TIMED_OUT
 
 
 # --- the filter, interpreted ------------------------------------------------------------------------------------------
@@ -178,7 +273,10 @@ def test_the_filter(machine: str) -> None:
         allowed = {(which, who) for which in range(4) for who in (0, 7) if verdict(name, which, who) == ALLOW}
         assert allowed == {(process, 0)}, name
     refused = {command for command in range(2048) if verdict("fcntl", 3, command) == EPERM}
-    assert refused == {8, 10, 15}
+    assert refused == {8, 10, 15, 1024, 1026}
+    assert verdict("prctl", 4) == EPERM and verdict("prctl", 38) == ALLOW
+    mappings = {flags for flags in range(128) if verdict("mmap", 0, 4096, 3, flags) == EPERM}
+    assert mappings == {flags for flags in range(128) if flags & 1 and flags & 32}
     assert verdict("ioctl", 3, 0x8901) == EPERM and verdict("ioctl", 3, 0x8902) == EPERM
     assert verdict("ioctl", 0, 0x5413) == ALLOW and verdict("ioctl", 0, 0x5412) == EPERM
     assert verdict("socketpair", 1, 1 | 0x80000) == ALLOW
@@ -205,7 +303,7 @@ def test_the_guard_for_programs_that_a_program_starts(monkeypatch: pytest.Monkey
     assert guard is not None
     assert judge(guard, known.audit_arch, known.numbers["kill"], 5) == EPERM
     assert judge(guard, known.audit_arch, known.numbers["fchmod"], 5) == ALLOW
-    monkeypatch.setenv(levels.AT_MOST, "none")
+    monkeypatch.setenv(levels.DEMAND, "none")
     monkeypatch.setenv(levels.ALLOW, "1")
     assert signal_guard() is None
 
@@ -216,8 +314,14 @@ def test_an_unknown_machine_has_no_filter() -> None:
 
 @pytest.mark.skipif(os.uname().machine not in seccomp.MACHINES, reason="no filter here")
 def test_runs_on_kernels_without_signal_scopes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signals are refused by the filter; where root cannot become another user, there is no level."""
     monkeypatch.setattr("plaudit.sandbox.launch.landlock_version", lambda: 4)
-    if levels.problem_of(Level.LANDLOCK):
-        pytest.skip("no Landlock here")
+    problem = levels.problem_of(Level.LANDLOCK)
+    if problem:
+        assert "would stay root" in problem or landlock_version() < 4
+        pytest.skip(problem)
     outcome = boxed("import os\ntry: os.kill(os.getpid(), 0)\nexcept PermissionError: print('refused')", Level.LANDLOCK)
     assert outcome.stdout == b"refused\n"
+    mark = f"9.{os.getpid()}"
+    code = f"import subprocess\nfor _ in range(9): subprocess.Popen(['sleep', {mark!r}], start_new_session=True)"
+    assert boxed(code, Level.LANDLOCK).status is RunStatus.OK and not running(mark)

@@ -34,6 +34,8 @@ from tests.serve.harness import (
 
 from plaudit.rewards.base import Score, Status, card, missing
 from plaudit.rewards.call import Caller
+from plaudit.rewards.rules.code import UnitTests
+from plaudit.sandbox import levels
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,22 @@ def test_the_catalogue_has_the_cards() -> None:
         assert document["rewards"]["plain"] is None and document["limits"]["max_request_bytes"] == 64 * 2**20
         assert remote(url, "plain").card is None, "what has no card here has none there"
         assert json.loads(get(url, "/healthz").body) == {"status": "ok"}
+
+
+def test_the_health_page_tells_how_far_programs_are_kept_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "problem_of", lambda level: None if level is levels.Level.LANDLOCK else "not here")
+    monkeypatch.delenv(levels.DEMAND, raising=False)
+    levels._found.cache_clear()
+    with serving({"tests": UnitTests()}) as (url, _, _):
+        told = json.loads(get(url, "/healthz").body)["sandbox"]
+        assert told["level"] == "landlock" and "namespaces: not here" in told["lacks"]
+    monkeypatch.setenv(levels.DEMAND, "namespaces")
+    with serving({"tests": UnitTests()}) as (url, _, _):
+        told = json.loads(get(url, "/healthz").body)["sandbox"]
+        assert told["level"] is None and "not here" in told["lacks"][0]
+    with serving({"tests": UnitTests()}, token="t") as (url, _, _):  # strangers may ask whether it lives
+        assert json.loads(get(url, "/healthz").body)["sandbox"] == {"level": None}
+    levels._found.cache_clear()
 
 
 def test_an_open_range_is_null() -> None:

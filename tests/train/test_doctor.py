@@ -7,6 +7,7 @@ import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,12 +24,15 @@ from plaudit.errors import RunError
 from plaudit.objectives.nft import Nft
 from plaudit.recipe.load import load
 from plaudit.rewards.base import card
+from plaudit.rewards.rules.code import UnitTests
 from plaudit.sampling import kernels
 from plaudit.sampling.kernels import Transition
+from plaudit.sandbox import Level, levels
 from plaudit.train.loop import align
 from plaudit.train.setup import prepare
 
 NAMES = {
+    "isolation": "programs are kept from this machine",
     "frozen": "something is trainable",
     "lora_zero": "LoRA starts at zero",
     "level_zero": "level 0 is the stock sampler",
@@ -69,8 +73,8 @@ def test_every_check_is_run_and_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("base", "layers", "not_applicable"),
     [
-        ("slots-nft", [], {"lora_zero", "ratio_one", "mismatch_kl", "kl_matches", "draws_match_density"}),
-        ("slots-grpo", [], {"lora_zero", "kl_has_gradient"}),
+        ("slots-nft", [], {"isolation", "lora_zero", "ratio_one", "mismatch_kl", "kl_matches", "draws_match_density"}),
+        ("slots-grpo", [], {"isolation", "lora_zero", "kl_has_gradient"}),
         (
             "slots-grpo",
             [
@@ -80,7 +84,7 @@ def test_every_check_is_run_and_named(tmp_path: Path) -> None:
                     "sampler": {"guidance": 2.0, "kernel": "cps", "window": {"size": 2, "start": [0, 4]}},
                 }
             ],
-            set(),
+            {"isolation"},
         ),
     ],
     ids=("nft", "grpo", "grpo with everything"),
@@ -94,6 +98,25 @@ def test_the_shipped_recipes_are_sound(base: str, layers: list[dict], not_applic
 def test_the_toys_are_sound(tmp_path: Path) -> None:
     for layers in ([], [GRPO], [GRPO, LORA], [{"sampler": {"kernel": "flow_sde", "level": 0.0}}]):
         assert False not in verdicts(examine(toy_recipe(tmp_path, *layers))).values()
+
+
+@pytest.mark.parametrize("problem", [None, "the kernel says no"])
+def test_the_level_in_force_is_told_and_why_it_is_no_higher(
+    problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def problem_of(level: Level) -> str | None:
+        return problem if level <= Level.LANDLOCK else "not here"
+
+    monkeypatch.setattr(levels, "problem_of", problem_of)
+    monkeypatch.delenv(levels.DEMAND, raising=False)
+    levels._found.cache_clear()
+    runs_programs = SimpleNamespace(card=UnitTests.card)
+    setup = SimpleNamespace(rewards=SimpleNamespace(rewards=[runs_programs]), truth=SimpleNamespace(card=None))
+    check = doctor.isolation(SimpleNamespace(setup=setup))  # type: ignore[arg-type]
+    levels._found.cache_clear()
+    assert check.passed is (problem is None)
+    assert "namespaces: not here" in (check.limit if check.passed else check.remedy)
+    assert check.value == ("landlock" if check.passed else "no")
 
 
 def test_a_check_that_does_not_apply_says_so_instead_of_passing(tmp_path: Path) -> None:

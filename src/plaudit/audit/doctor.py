@@ -14,6 +14,7 @@ from torch import Tensor
 from plaudit.audit import doctor_flow, doctor_tokens
 from plaudit.audit.checks import Check, Patient, admit, drawn, not_applicable, nudged, within
 from plaudit.audit.doctor_rewards import NO_SCORES, PERMUTATION, REPETITION, permutation, reward_is_deterministic
+from plaudit.errors import SandboxError
 from plaudit.objectives.terms import FlowTerms
 from plaudit.objectives.token_terms import TokenTerms
 from plaudit.recipe.load import Source, as_recipe
@@ -22,10 +23,24 @@ from plaudit.recipe.sampling import TokenSampling
 from plaudit.recipe.schema import Recipe
 from plaudit.sampling.rollout import FlowSamples
 from plaudit.sampling.tokens import Completions
+from plaudit.sandbox import lacking, safe_level
 from plaudit.shown import Showing, Shown
 
 if TYPE_CHECKING:
     from plaudit.train.setup import Setup
+
+
+def isolation(patient: Patient) -> Check:
+    """How far rewards that run a model's programs keep them from this machine, and why not further."""
+    name = "programs are kept from this machine"
+    rewards = (*patient.setup.rewards.rewards, patient.setup.truth)
+    if not any(reward.card is not None and reward.card.untrusted for reward in rewards):
+        return not_applicable(name, "no reward runs programs")
+    try:
+        value, lacks, remedy = safe_level().name.lower(), "; ".join(lacking()) or "nothing is lacking", ""
+    except SandboxError as error:
+        value, lacks, remedy = "no", "see below", str(error)
+    return Check(name=name, passed=not remedy, value=value, limit=lacks, remedy=remedy)
 
 
 def ratio_one(patient: Patient) -> Check:
@@ -192,7 +207,7 @@ def lora_zero(patient: Patient) -> Check:
 
 
 Checks = tuple[Callable[[Patient], Check], ...]
-FIRST: Checks = (frozen, lora_zero)
+FIRST: Checks = (isolation, frozen, lora_zero)
 CHEAP: Checks = (ratio_one, mismatch_kl, constant_group, permutation, reward_is_deterministic)
 LATER: Checks = (mismatch, kl_has_gradient, micro_batches, batch_size)
 OF_DRAWN_SAMPLES: dict[Callable[[Patient], Check], str] = {

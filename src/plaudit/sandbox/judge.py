@@ -1,11 +1,14 @@
 """Judges a program by its tests. Runs as a sandbox's main program; it prints one line of JSON per test.
 
-Three kinds of process. The *judge* holds the tests, forks the others and prints verdicts. A *solution* process runs the
-program under test and answers calls; it is forked before its test is read, and has neither the judge's output nor its
-input. A *test* process runs one test, in which the program's functions are stand-ins that call the solution process. Only
-plain values pass between the two, so that a program cannot answer with an object that equals everything, nor end the
-test early, nor print a verdict. Tests that need the program's own objects can be run `together` with it in one process,
-where nothing is certain: there, a program that looks for its judge can find it.
+Four kinds of process. The *judge* forks the others and never reads a test, so that nothing of one is in what it forks. Each
+test has a *referee*, which forks the *solution* process before it reads its message, the test and a secret, and
+prints its line. The solution process runs the program under test and answers calls; it has neither the judge's output nor
+its input. A *test* process runs the test, in which the program's functions are stand-ins that call the solution process.
+Only plain values pass between the two, so that a program cannot answer with an object that equals everything, nor end the
+test early, nor print a verdict. Verdicts, from the test process to the referee and from there to the caller, carry the
+secret, and solution and test stand in domains of their own, from where the kernel lets them reach no other process.
+Tests that need the program's own objects can be run `together` with it in one process, where nothing is certain: there, a
+program that looks for its judge can find it.
 
 A program may give its functions names of Python's own, and change what is built in: it does so to itself. Tests see such
 a name as Python's, except those of `names`, which the tests mean as the program's.
@@ -24,6 +27,8 @@ import time
 from itertools import islice  # by name, what runs beside a program: that may put its own into modules
 from json import dumps, loads
 from os import write
+
+import linux
 
 TYPE_CHECKING = False  # importing `typing` takes longer than judging
 if TYPE_CHECKING:
@@ -245,7 +250,7 @@ def execute(test: str, space: dict[str, Any], entry_point: str | None) -> Verdic
 
 
 def fork(work: Callable[[], None], kept: list[int]) -> int:
-    """A child that does this work with these pipes and nothing else of ours, in a group of its own."""
+    """A child that does this work with these pipes and nothing else of ours, in a group and a domain of its own."""
     pid = os.fork()
     if pid:
         return pid
@@ -257,6 +262,7 @@ def fork(work: Callable[[], None], kept: list[int]) -> int:
         kept = sorted(kept)
         for low, high in zip([2, *kept], [*kept, 1024], strict=True):
             os.closerange(low + 1, high)
+        linux.stand_apart()
         work()
     except BaseException:  # its silence tells
         pass
@@ -264,8 +270,8 @@ def fork(work: Callable[[], None], kept: list[int]) -> int:
         os._exit(0)
 
 
-def judge(test_of: Callable[[], str], source: str, settings: dict[str, Any]) -> Verdict:
-    """One test: the solution starts before the test is read."""
+def referee(source: str, settings: dict[str, Any], within_s: float) -> None:
+    """One test: the solution starts before anything of the test is read."""
     ask_out, ask_in = os.pipe()
     tell_out, tell_in = os.pipe()
     verdict_out, verdict_in = os.pipe()
@@ -274,7 +280,7 @@ def judge(test_of: Callable[[], str], source: str, settings: dict[str, Any]) -> 
         children.append(
             fork(lambda: solution(Line(ask_out, tell_in), source, settings["memory_mb"]), [ask_out, tell_in])
         )
-    test = test_of()
+    secret, test = next_message()
 
     def work() -> None:
         try:
@@ -285,39 +291,38 @@ def judge(test_of: Callable[[], str], source: str, settings: dict[str, Any]) -> 
                 verdict = judge_together(source, test, settings["entry_point"])
         except BaseException as error:
             verdict = ERROR, f"{type(error).__name__}: {error}"[:500]
-        write(verdict_in, dumps(verdict).encode())
+        write(verdict_in, dumps([secret, *verdict]).encode())
 
     children.append(fork(work, [tell_out, ask_in, verdict_in]))
     for number in (ask_out, ask_in, tell_out, tell_in, verdict_in):
         os.close(number)
-    verdict = hear(verdict_out, settings["test_s"])
-    os.close(verdict_out)
+    verdict = hear(verdict_out, within_s, secret)
     for pid in children:
         end(pid)
-    return verdict
+    print(dumps([secret, *verdict]), flush=True)
 
 
 def limit_memory(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
 
 
-def hear(verdict_out: int, within_s: float) -> Verdict:
+def hear(verdict_out: int, within_s: float, secret: str) -> Verdict:
     """Together with the program, anything may come through this pipe."""
     heard, until = b"", time.monotonic() + within_s
     while len(heard) < LONGEST and select.select([verdict_out], [], [], max(until - time.monotonic(), 0))[0]:
         part = os.read(verdict_out, 4096)
         if not part:
-            return read_verdict(heard)
+            return read_verdict(heard, secret)
         heard += part
     return (TIMEOUT, f"no verdict within {within_s:g} s") if len(heard) < LONGEST else (ERROR, "an endless verdict")
 
 
-def read_verdict(heard: bytes) -> Verdict:
+def read_verdict(heard: bytes, secret: str) -> Verdict:
     try:
-        verdict, note = loads(heard)
+        known, verdict, note = loads(heard)
     except (ValueError, TypeError):
         return ERROR, "the interpreter was ended"
-    return (verdict, str(note)) if verdict in (PASS, FAIL, ERROR) else (ERROR, "no verdict")
+    return (verdict, str(note)) if known == secret and verdict in (PASS, FAIL, ERROR) else (ERROR, "no verdict")
 
 
 def end(pid: int) -> None:
@@ -345,15 +350,26 @@ def next_message() -> Any:
 
 
 def main() -> None:
+    """Ends by itself, whatever the program does; a referee that does not ends the run, in which then nothing is believed."""
     sys.set_int_max_str_digits(0)
     sys.path.remove("")  # the program can write there; tests import from what it cannot
     settings = next_message()
     with open(SOLUTION, encoding="utf-8", errors="surrogatepass") as file:
         source = file.read()
-    os.remove(SOLUTION)
-    for i in range(settings["num_tests"]):
-        verdict, note = judge(next_message, source, settings)
-        print(dumps([i, verdict, note]), flush=True)
+    for name in (SOLUTION, "linux.py"):  # the folder is the program's
+        os.remove(name)
+    until = time.monotonic() + settings["total_s"]
+    for _ in range(settings["num_tests"]):
+        within_s = max(min(settings["test_s"], until - time.monotonic()), 0)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                referee(source, settings, within_s)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        if os.waitpid(pid, 0)[1]:
+            sys.exit("a referee has been ended")
 
 
 if __name__ == "__main__":

@@ -17,12 +17,13 @@ from typing import Any
 
 from plaudit.errors import SandboxError
 from plaudit.sandbox.child import protocol
-from plaudit.sandbox.paths import interpreter, links, readable
+from plaudit.sandbox.paths import BOX, inside, interpreter, libraries, links, places
 from plaudit.sandbox.records import Level, Limits, Outcome, RunStatus
-from plaudit.sandbox.seccomp import landlock_version, seccomp_filter
-from plaudit.sandbox.talk import Heard, converse
+from plaudit.sandbox.seccomp import SIGNAL_SCOPES, landlock_version, seccomp_filter
+from plaudit.sandbox.talk import CHILD, Heard, converse
 
-PRIVATE_BOX = "/box"
+# For programs that fork others of less trust: a file for their working directory, `linux.py`.
+SYSTEM_CALLS = (CHILD / "linux.py").read_bytes()
 STOPPED = {
     protocol.TIMED_OUT: RunStatus.TIMED_OUT,
     protocol.MEMORY: RunStatus.MEMORY,
@@ -62,16 +63,18 @@ def launch(
 
 def walls(at: Level, box: str) -> dict[str, Any]:
     """What the launcher needs in order to build them."""
-    shared = at < Level.NAMESPACES
+    shared, landlock = at < Level.NAMESPACES, landlock_version()
     return {
         "level": int(at),
         "box": box,
         "user": None,
-        "interpreter": interpreter(),
-        "readable": list(readable()),
+        "needed": [interpreter(), *(path for path in libraries() if os.path.exists(path))],
+        "interpreter": interpreter() if shared else inside(interpreter()),
+        "readable": [(path, path if shared else place) for path, place in places()],
         "links": list(links()),
         "bubblewrap": shutil.which("bwrap"),
-        "seccomp": seccomp_filter(guard_attributes=shared, guard_signals=shared and landlock_version() < 6),
+        "seccomp": seccomp_filter(guard_attributes=shared, guard_signals=shared and landlock < SIGNAL_SCOPES),
+        "landlock": landlock,
     }
 
 
@@ -85,7 +88,7 @@ def check_name(name: str) -> None:
 def _box(at: Level) -> Iterator[str]:
     """The folder that holds the program's working directory: made inside where the file system is private."""
     if at >= Level.NAMESPACES:
-        yield PRIVATE_BOX
+        yield BOX
         return
     box = tempfile.mkdtemp(prefix="plaudit-box-")
     os.chmod(box, 0o711)  # another user may run in it

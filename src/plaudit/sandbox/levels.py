@@ -11,11 +11,11 @@ from functools import cache
 
 from plaudit.errors import SandboxError
 from plaudit.sandbox.launch import launch
-from plaudit.sandbox.paths import interpreter, libraries
+from plaudit.sandbox.paths import inside, interpreter, libraries
 from plaudit.sandbox.records import Level, Limits, Outcome, RunStatus
-from plaudit.sandbox.seccomp import landlock_version, seccomp_filter
+from plaudit.sandbox.seccomp import LANDLOCK_NEEDED, SIGNAL_SCOPES, landlock_version, seccomp_filter
 
-AT_MOST, ALLOW = "PLAUDIT_SANDBOX", "PLAUDIT_ALLOW_UNISOLATED"
+DEMAND, ALLOW = "PLAUDIT_SANDBOX", "PLAUDIT_ALLOW_UNISOLATED"
 MAIN = "main.py"
 # Without `site`, which takes longer than the rest of the start; programs still call exit().
 PYTHON_START = """
@@ -65,8 +65,11 @@ def run_python(
     if MAIN in files:
         raise SandboxError(f"file name {MAIN!r} is the code's own; choose another")
     source = code.encode(errors="surrogatepass")
+    at = safe_level() if at is None else at
+    place = inside if at >= Level.NAMESPACES else str
+    start = PYTHON_START.format(libraries=list(map(place, libraries())), main=MAIN)
     return run(
-        [interpreter(), "-s", "-P", "-S", "-B", "-c", PYTHON_START.format(libraries=libraries(), main=MAIN)],
+        [place(interpreter()), "-s", "-P", "-S", "-B", "-c", start],
         files={**files, MAIN: source},
         stdin=stdin,
         limits=limits,
@@ -77,23 +80,32 @@ def run_python(
 
 
 def level() -> Level:
-    """The isolation that runs have here. PLAUDIT_SANDBOX=landlock (or another level) asks for no more than that."""
-    return _found(_at_most()).level
+    """The isolation that runs have here: the best, or what PLAUDIT_SANDBOX=namespaces (or another level) demands; an error
+    where that is not to be had."""
+    demanded = _demanded()
+    found = _found(demanded)
+    if demanded is not None and found.level is not demanded:
+        raise SandboxError(
+            f"{DEMAND}={demanded.name.lower()}: this machine does not give that ({'; '.join(found.refused)}); {MEND}, or demand "
+            "less"
+        )
+    return found.level
 
 
 def lacking() -> tuple[str, ...]:
     """What this machine's isolation does not give, and why it is not a higher one."""
-    found = _found(_at_most())
-    return (*WITHOUT[found.level], *_kernel_lacks(found.level), *found.refused)
+    at = level()
+    return (*WITHOUT[at], *_kernel_lacks(at), *_found(_demanded()).refused)
 
 
+MEND = "install bubblewrap or allow user namespaces"
 WITHOUT = {
     Level.BUBBLEWRAP: (),
     Level.NAMESPACES: (),
     Level.LANDLOCK: (
         "names, sizes and dates of files outside can be asked for, but not their contents",
         "the disk limit is checked every 20 ms, not enforced by the file system",
-        "programs cannot change permissions or dates, even of their own files",
+        "programs cannot change permissions or dates, even of their own files, and have no /dev/shm",
         "where only root can reach this Python, programs stay root without rights; their number is checked, not enforced",
     ),
     Level.NONE: ("isolation of any kind",),
@@ -102,13 +114,14 @@ WITHOUT = {
 
 def safe_level() -> Level:
     """The level that untrusted programs run at; an error where they cannot be isolated and the user has not allowed it."""
-    found = _found(_at_most())
-    if found.level is Level.NONE and os.environ.get(ALLOW) != "1":
+    at = level()
+    if at is Level.NONE and os.environ.get(ALLOW) != "1":
+        refused = "; ".join(_found(_demanded()).refused) or "by request"
         raise SandboxError(
-            f"untrusted programs cannot be isolated on this machine ({'; '.join(found.refused) or 'by request'}): install "
-            f"bubblewrap or allow user namespaces; {ALLOW}=1 runs them with your rights, which only you can judge"
+            f"untrusted programs cannot be isolated on this machine ({refused}): {MEND}; {ALLOW}=1 runs them with your rights, "
+            "which only you can judge"
         )
-    return found.level
+    return at
 
 
 def signal_guard() -> bytes | None:
@@ -117,15 +130,15 @@ def signal_guard() -> bytes | None:
     return seccomp_filter(guard_signals=True) if safe_level() > Level.NONE else None
 
 
-def _at_most() -> Level:
-    asked = os.environ.get(AT_MOST)
+def _demanded() -> Level | None:
+    asked = os.environ.get(DEMAND)
     if asked is None:
-        return max(Level)
+        return None
     try:
         return Level[asked.upper()]
     except KeyError:
         names = ", ".join(each.name.lower() for each in Level)
-        raise SandboxError(f"{AT_MOST}={asked!r}: expected one of {names}") from None
+        raise SandboxError(f"{DEMAND}={asked!r}: expected one of {names}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +148,13 @@ class Found:
 
 
 @cache
-def _found(at_most: Level) -> Found:
-    """The first level at which Python starts."""
+def _found(demanded: Level | None) -> Found:
+    """The first level at which Python starts, of all or of the one that is demanded."""
     refused: list[str] = []
     if sys.platform != "linux":
         return Found(level=Level.NONE, refused=("the sandbox needs Linux",))
-    for candidate in sorted(Level, reverse=True):
-        if Level.NONE < candidate <= at_most:
+    for candidate in sorted(Level, reverse=True) if demanded is None else [demanded]:
+        if candidate is not Level.NONE:
             problem = problem_of(candidate)
             if problem is None:
                 return Found(level=candidate, refused=tuple(refused))
@@ -153,7 +166,7 @@ def problem_of(candidate: Level) -> str | None:
     """Why this machine does not have that level; None where a program ran at it."""
     if candidate is Level.BUBBLEWRAP and shutil.which("bwrap") is None:
         return "bwrap is not installed"
-    if candidate is Level.LANDLOCK and landlock_version() < 3:
+    if candidate is Level.LANDLOCK and landlock_version() < LANDLOCK_NEEDED:
         return "the kernel's Landlock is too old (it needs Linux 6.2)"
     if candidate is Level.LANDLOCK and seccomp_filter() is None:
         return "no system call filter for this architecture"
@@ -170,4 +183,8 @@ def _kernel_lacks(found: Level) -> list[str]:
         lacks.append("Landlock as a second wall (it needs Linux 5.13)")
     if found is not Level.NONE and seccomp_filter() is None:
         lacks.append("a system call filter for this architecture")
+    if found is Level.LANDLOCK and landlock_version() < SIGNAL_SCOPES:
+        lacks.append(
+            "an ordinary user's programs that fork faster than they are found may outlive the run (not on Linux 6.12)"
+        )
     return lacks

@@ -1,4 +1,8 @@
-"""What a sandboxed program may read: system libraries and programs, and this Python installation. Nothing else."""
+"""What a sandboxed program may read: system libraries and programs, and this Python installation. Nothing else.
+
+In a private root everything stands at its own path, except what lies where a run has folders of its own: an environment
+below the temporary folder or shared memory stands below /readable.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,9 @@ SETTINGS = (
     "/var/cache/fontconfig",
     "/var/lib/texmf",
 )
+
+BOX = "/box"
+TAKEN = ("/tmp", "/dev/shm", "/readable", "/launcher", "/old", BOX)  # of a private root, by the run and by its making
 
 
 @cache
@@ -47,6 +54,23 @@ def readable() -> tuple[str, ...]:
     return tuple(kept)
 
 
+def places() -> tuple[tuple[str, str], ...]:
+    """Every readable tree, and where it stands in a private root."""
+    return tuple(
+        (path, f"/readable/{i}" if path.startswith(tuple(f"{taken}/" for taken in TAKEN)) else path)
+        for i, path in enumerate(readable())
+    )
+
+
+def inside(path: str) -> str:
+    """Where a path that can be read stands in a private root."""
+    real = os.path.realpath(path)
+    for tree, place in places():
+        if real == tree or real.startswith(f"{tree}/"):
+            return place + real.removeprefix(tree) if place != tree else path
+    return path
+
+
 def _too_much(path: str) -> bool:
     """An installation whose prefix is a home or the root would show everything in it."""
     return path == "/" or Path.home().resolve().is_relative_to(path)
@@ -57,9 +81,9 @@ def links() -> tuple[tuple[str, str], ...]:
     """System paths that are links, as (path, target): a private root must have them too."""
     candidates = (*SYSTEM, *SETTINGS, sys.base_prefix, sysconfig.get_path("stdlib"), *libraries())
     found = {path: os.path.realpath(path) for path in candidates if os.path.realpath(path) != path}
-    inside = readable()
+    taken = tuple(f"{outer}/" for outer in (*readable(), *TAKEN))
     return tuple(
         (path, target)
         for path, target in sorted(found.items())
-        if os.path.exists(target) and not any(path.startswith(f"{outer}/") for outer in inside)
+        if os.path.exists(target) and inside(target) == target and not path.startswith(taken)
     )

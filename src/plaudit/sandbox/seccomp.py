@@ -1,8 +1,9 @@
 """The system call filter of sandboxed programs, as the BPF program the kernel takes.
 
 It refuses what no judged program needs and what could reach past the other walls: sockets, other processes' memory,
-mounts, new namespaces, kernel interfaces with a history of holes, memory that no limit counts (memfd), and what System V
-shares by number with every process of the machine.
+mounts, new namespaces, kernel interfaces with a history of holes, what System V shares by number with every process of the
+machine, locks on and news of files that others use, and memory that no limit counts: in files without a name (memfd,
+anonymous mappings that are shared), in larger buffers of sockets, in what is sent through them but data (open files).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ X86_64 = {
     "setdomainname": 171, "sethostname": 170, "setns": 308, "setpriority": 141, "settimeofday": 164, "setxattr": 188,
     "shmat": 30, "shmctl": 31, "shmdt": 67, "shmget": 29, "socket": 41, "socketpair": 53, "swapoff": 168, "swapon": 167,
     "syslog": 103, "tgkill": 234, "tkill": 200, "umount2": 166, "unshare": 272, "uselib": 134, "userfaultfd": 323,
-    "utime": 132, "utimensat": 280, "utimes": 235, "vhangup": 153,
+    "utime": 132, "utimensat": 280, "utimes": 235, "vhangup": 153, "flock": 73, "inotify_init": 253, "inotify_init1": 294,
+    "io_setup": 206, "mmap": 9, "prctl": 157, "sendmmsg": 307, "sendmsg": 46, "setsockopt": 54, "vmsplice": 278,
 }
 AARCH64 = {
     "accept": 202, "accept4": 242, "acct": 89, "add_key": 217, "adjtimex": 171, "bind": 200, "bpf": 280, "chroot": 51,
@@ -49,7 +51,8 @@ AARCH64 = {
     "semtimedop": 192, "setdomainname": 162, "sethostname": 161, "setns": 268, "setpriority": 140, "settimeofday": 170,
     "setxattr": 5, "shmat": 196, "shmctl": 195, "shmdt": 197, "shmget": 194, "socket": 198, "socketpair": 199,
     "swapoff": 225, "swapon": 224, "syslog": 116, "tgkill": 131, "tkill": 130, "umount2": 39, "unshare": 97,
-    "userfaultfd": 282, "utimensat": 88, "vhangup": 58,
+    "userfaultfd": 282, "utimensat": 88, "vhangup": 58, "flock": 32, "inotify_init1": 26, "io_setup": 0, "mmap": 222,
+    "prctl": 167, "sendmmsg": 269, "sendmsg": 211, "setsockopt": 208, "vmsplice": 75,
 }
 # fmt: on
 COMMON = {  # the numbers that all architectures share
@@ -77,14 +80,15 @@ COMMON = {  # the numbers that all architectures share
 }
 
 REFUSED = """
-    accept accept4 acct add_key adjtimex bind bpf chroot clock_adjtime clock_settime connect delete_module fanotify_init
-    finit_module fsconfig fsmount fsopen fspick init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl
-    kcmp kexec_file_load kexec_load keyctl listen lookup_dcookie memfd_create memfd_secret migrate_pages modify_ldt
-    mount mount_setattr move_mount move_pages mq_open mq_unlink msgctl msgget msgrcv msgsnd name_to_handle_at
-    open_by_handle_at open_tree open_tree_attr perf_event_open pidfd_getfd pivot_root process_madvise process_mrelease
-    process_vm_readv process_vm_writev ptrace quotactl quotactl_fd reboot request_key semctl semget semop semtimedop
-    setdomainname sethostname setns settimeofday shmat shmctl shmdt shmget socket swapoff swapon syslog umount2 unshare
-    uselib userfaultfd vhangup
+    accept accept4 acct add_key adjtimex bind bpf chroot clock_adjtime clock_settime connect delete_module
+    fanotify_init finit_module flock fsconfig fsmount fsopen fspick init_module inotify_init inotify_init1 io_setup
+    io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl listen
+    lookup_dcookie memfd_create memfd_secret migrate_pages modify_ldt mount mount_setattr move_mount move_pages
+    mq_open mq_unlink msgctl msgget msgrcv msgsnd name_to_handle_at open_by_handle_at open_tree open_tree_attr
+    perf_event_open pidfd_getfd pivot_root process_madvise process_mrelease process_vm_readv process_vm_writev ptrace
+    quotactl quotactl_fd reboot request_key semctl semget semop semtimedop sendmmsg sendmsg setdomainname sethostname
+    setns setsockopt settimeofday shmat shmctl shmdt shmget socket swapoff swapon syslog umount2 unshare uselib
+    userfaultfd vhangup vmsplice
 """.split()
 # Landlock guards the contents of files, not these; where the file system is shared they must not be called at all.
 ATTRIBUTES = """
@@ -98,6 +102,9 @@ TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 # Who is told, and by which signal, that a descriptor is ready: a way to kill that goes round the calls above.
 FIOSETOWN, SIOCSPGRP = 0x8901, 0x8902
 F_SETOWN, F_SETSIG, F_SETOWN_EX = 8, 10, 15
+F_SETLEASE, F_NOTIFY = 1024, 1026
+PR_SET_DUMPABLE = 4  # how a process hides what it holds from us
+SHARED = 0x01 | 0x20  # MAP_SHARED and MAP_ANONYMOUS
 PRIO_PROCESS, IOPRIO_WHO_PROCESS = 0, 1
 AF_UNIX, SOCK_STREAM = 1, 1
 
@@ -170,12 +177,16 @@ def seccomp_filter(
         for command in commands
     ]
     program += [_only_stream_pairs(number["socketpair"])]
+    program += [refuse_when(number["prctl"], argument(0), instruction(JUMP_EQUAL, PR_SET_DUMPABLE, 0, 1))]
+    program += [
+        refuse_when(number["mmap"], argument(3), instruction(AND, SHARED), instruction(JUMP_EQUAL, SHARED, 0, 1))
+    ]
     return b"".join([*program, instruction(RETURN, ALLOW)])
 
 
 COMMANDS: Mapping[str, Sequence[int]] = {
     "ioctl": (TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP),
-    "fcntl": (F_SETOWN, F_SETSIG, F_SETOWN_EX),
+    "fcntl": (F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY),
 }
 PID_FIRST: Sequence[str] = ("prlimit64", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr")
 
@@ -206,6 +217,10 @@ def _only_stream_pairs(number: int) -> bytes:
         instruction(JUMP_EQUAL, SOCK_STREAM, 1, 0),
     ]
     return refuse_when(number, *is_stream)
+
+
+# Versions of Landlock: the first that keeps files from being emptied, and the first that keeps signals inside.
+LANDLOCK_NEEDED, SIGNAL_SCOPES = 3, 6
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import subprocess
 import time
@@ -18,6 +19,7 @@ CHILD = Path(__file__).parent / "child"
 START = f"import sys; sys.path.append({os.fspath(CHILD)!r}); import launcher; launcher.main()"
 PATIENCE_S = 0.6  # beyond the wall limit, for a launcher that does not answer
 FAREWELL_S = 0.3
+OVERLOADED_S = 10.0  # for what a killed launcher leaves to end on a machine that has no time for it
 
 
 @dataclass
@@ -61,6 +63,8 @@ def converse(message: bytes, limits: Limits) -> Heard:
         code = _ended(launcher, FAREWELL_S)
         launcher.kill()
         launcher.wait()
+        if code is None:  # who was to end the program has the other end, and lets go of it when that is done
+            _drain(report, time.monotonic() + OVERLOADED_S)
         os.close(report)
         for stream in (launcher.stdout, launcher.stderr):
             assert stream is not None
@@ -127,6 +131,11 @@ def _send(number: int, unsent: memoryview) -> memoryview:
         return unsent
     except BrokenPipeError:  # the launcher has gone, and its report says why
         return unsent[:0]
+
+
+def _drain(number: int, until: float) -> None:
+    while select.select([number], [], [], max(until - time.monotonic(), 0))[0] and os.read(number, 1 << 16):
+        pass
 
 
 def _tell_to_stop(launcher: subprocess.Popen[bytes]) -> None:

@@ -83,8 +83,13 @@ def make_app(service: Service, token: str | None) -> FastAPI:
 
     @app.get("/healthz")
     async def healthz() -> Response:
-        status = "draining" if service.draining else "ok"
-        return JSONResponse({"status": status}, status_code=503 if service.draining else 200)
+        health: dict[str, Any] = {"status": "draining" if service.draining else "ok"}
+        if service.sandbox is not None:
+            level, lacks = service.sandbox
+            health["sandbox"] = {"level": level} | (
+                {"lacks": lacks} if token is None else {}
+            )  # which strangers need not know
+        return JSONResponse(health, status_code=503 if service.draining else 200)
 
     return app
 

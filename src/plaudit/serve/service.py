@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from plaudit import __version__
-from plaudit.errors import PlauditError, RewardError
+from plaudit.errors import PlauditError, RewardError, SandboxError
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.request import Request
+from plaudit.sandbox import lacking, safe_level
 from plaudit.serve.answers import card_json, decided, error_json, remembering, results_json
 from plaudit.serve.batching import Batcher, QueueFull
 from plaudit.serve.config import MIB, ServeConfig, ServeFile
@@ -45,6 +46,14 @@ class Refused(Exception):
         return Answer(status=self.status, body=body, headers=tuple(headers))
 
 
+def isolation() -> tuple[str | None, list[str]]:
+    """How far programs are kept from this machine; what that does not give, and why it is no more."""
+    try:
+        return safe_level().name.lower(), list(lacking())
+    except SandboxError as error:
+        return None, [str(error)]
+
+
 class Service:
     """One set of rewards behind one address. Made before the event loop; `start` is called in it."""
 
@@ -60,6 +69,8 @@ class Service:
         self.draining = False
         self.idle = asyncio.Event()
         self.idle.set()
+        untrusted = any(reward.card is not None and reward.card.untrusted for reward in rewards.values())
+        self.sandbox = isolation() if untrusted else None
 
     def start(self) -> None:
         self.batchers = {

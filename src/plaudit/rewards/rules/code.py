@@ -15,6 +15,7 @@ import ast
 import builtins
 import json
 import re
+import secrets
 import symtable
 from collections import Counter
 from collections.abc import Sequence
@@ -30,10 +31,13 @@ from plaudit.errors import RewardError, SandboxError
 from plaudit.optional import require
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.sandbox import Level, Limits, Outcome, RunStatus, run_python, safe_level
+from plaudit.sandbox.launch import SYSTEM_CALLS
 
 Verdict = Literal["pass", "fail", "error", "timeout"]
 SOLUTION = "solution.py"
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+JUDGE = resources.files("plaudit.sandbox").joinpath("judge.py").read_text(encoding="utf-8")
+GRACE_S = 5.0  # for the judge, which ends by itself when the time for all tests is over
 FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -125,27 +129,30 @@ class UnitTests:
         self, program: str, tests: Sequence[str], entry_point: str | None = None, at: Level | None = None
     ) -> list[TestResult]:
         """One result per test. The tests share a sandbox but no process: each meets the program as it starts."""
+        total_s = min(2 + len(tests) * (self.test_s + 0.5), self.total_s)
+        tickets = [secrets.token_hex(16) for _ in tests]
         settings = {
             "num_tests": len(tests),
             "apart": self.apart,
             "entry_point": entry_point,
             "names": [entry_point] if entry_point is not None else shadowing(tests),
             "test_s": self.test_s,
+            "total_s": total_s,
             "memory_mb": self.memory_mb,
         }
         outcome = run_python(
-            (resources.files("plaudit.sandbox") / "judge.py").read_text(encoding="utf-8"),
-            files={SOLUTION: program.encode(errors="surrogatepass")},
-            stdin=b"".join(map(message, (settings, *tests))),
+            JUDGE,
+            files={SOLUTION: program.encode(errors="surrogatepass"), "linux.py": SYSTEM_CALLS},
+            stdin=b"".join(map(message, (settings, *zip(tickets, tests, strict=True)))),
             limits=Limits(
-                wall_s=min(2 + len(tests) * (self.test_s + 0.5), self.total_s),
+                wall_s=total_s + GRACE_S,
                 cpu_s=self.total_s,
                 memory_mb=2 * self.memory_mb + 128,
-                output_kb=64 + 4 * len(tests),
+                output_kb=64 + 8 * len(tests),
             ),
             at=at,
         )
-        return read_results(outcome, len(tests))
+        return read_results(outcome, tickets)
 
     def score(self, results: Sequence[TestResult]) -> Score:
         passed = [float(result.verdict == "pass") for result in results]
@@ -222,16 +229,20 @@ def message(content: object) -> bytes:
     return len(text).to_bytes(4, "little") + text
 
 
-def read_results(outcome: Outcome, num_tests: int) -> list[TestResult]:
-    """What the judge printed; a test without a line was never judged, because of what the program did before."""
+def read_results(outcome: Outcome, tickets: Sequence[str]) -> list[TestResult]:
+    """What the judge printed: one line per test, each with its secret, in a run that ended by itself. Anything else
+    could be a program's doing, and nothing of it is believed."""
     late = outcome.status is RunStatus.TIMED_OUT
-    unjudged = TestResult(verdict="timeout" if late else "error", note=f"not judged: the run ended as {outcome.status}")
-    results = [unjudged] * num_tests
-    for line in outcome.stdout.splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            i, verdict, note = json.loads(line)
-            results[i] = TestResult(verdict=verdict, note=note)
-    return results
+    note = f"not judged: the run ended as {outcome.status}"
+    if outcome.status is RunStatus.OK:
+        try:
+            lines = [json.loads(line) for line in outcome.stdout.splitlines()]
+            if [ticket for ticket, _, _ in lines] == list(tickets):
+                return [TestResult(verdict=verdict, note=note) for _, verdict, note in lines]
+        except (ValueError, TypeError):
+            pass
+        note = "not judged: the judge's output is not its own"
+    return [TestResult(verdict="timeout" if late else "error", note=note)] * len(tickets)
 
 
 def density_weights(passed: Tensor, sharpness: float = 2.0, bandwidth: float = 0.1, epsilon: float = 1e-6) -> Tensor:

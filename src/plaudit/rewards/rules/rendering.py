@@ -26,6 +26,7 @@ from plaudit.rewards.encoders.load import BUILT_IN as ENCODERS
 from plaudit.rewards.encoders.load import load_encoder
 from plaudit.rewards.rules.similarity import SSIM_WINDOW, PatchTransport, mean_squared_error, ssim_map
 from plaudit.sandbox import Level, Limits, Outcome, RunStatus, run_python, safe_level
+from plaudit.sandbox.launch import SYSTEM_CALLS
 from plaudit.sandbox.seccomp import seccomp_filter
 
 INSIDE = "plaudit.rewards.rules.inside"
@@ -140,7 +141,7 @@ def _run(workshop: Workshop, programs: Sequence[str]) -> Outcome:
     seconds = 20 + len(programs) * (2 * workshop.item_s + 0.5)
     return run_python(
         _source(workshop.worker),
-        files={"prefork.py": _source("prefork").encode()},
+        files={"prefork.py": _source("prefork").encode(), "linux.py": SYSTEM_CALLS},
         stdin=b"".join(map(_message, (settings, *programs))),
         limits=Limits(
             wall_s=seconds,

@@ -35,8 +35,13 @@ from protocol import (
 )
 
 FAST_S, SLOW_S = 0.005, 0.02
+FAREWELL_S, OVERLOADED_S = 0.3, 10.0
+LAUNCHER = "/launcher"  # where these modules stand inside bubblewrap's root
 OWN_MEMORY = 16 * walls.MIB  # the inner process, which counts where bubblewrap starts it
 
+TYPE_CHECKING = False  # importing `typing` takes longer than starting
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Spec = dict  # what launch.py writes
 
@@ -64,7 +69,9 @@ def main() -> None:
 def _read_spec(descriptor: int) -> Spec:
     """Only what the message holds: the end of the stream is what tells that the caller has gone."""
     size = int.from_bytes(_read_exactly(descriptor, 8), "little")
-    return marshal.loads(_read_exactly(descriptor, size))
+    spec = marshal.loads(_read_exactly(descriptor, size))
+    linux.use_landlock_up_to = spec["landlock"]
+    return spec
 
 
 def _read_exactly(descriptor: int, size: int) -> bytes:
@@ -88,9 +95,11 @@ def outer(spec: Spec, report: int) -> int:
     if level < NAMESPACES:
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     elif level == NAMESPACES:
-        spec["user"] = walls.choose_user(spec["interpreter"], True) if walls.enter_namespaces() else None
+        spec["user"] = walls.choose_user(spec["needed"], True) if walls.enter_namespaces() else None
     if level == LANDLOCK:
-        spec["user"] = walls.choose_user(spec["interpreter"], False)
+        spec["user"] = walls.choose_user(spec["needed"], False)
+        if spec["user"] is None and os.geteuid() == 0 and linux.landlock_version() < linux.SCOPES:
+            raise RuntimeError(f"programs would stay root, as only root can reach all of {', '.join(spec['needed'])}")
     child = os.fork()
     if child == 0:
         _start_inner(spec, report)
@@ -117,11 +126,25 @@ def _let_go_of_streams() -> None:
 
 def _watch(child: int, spec: Spec) -> int:
     ended = os.pidfd_open(child)
-    verdict = _until_something(ended, child, spec)
+    user = spec["user"] if spec["level"] == LANDLOCK else None
+    if user is not None:  # whose processes not every root may look into
+        os.setegid(user)
+        os.seteuid(user)
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)  # which is forgotten with every change
+    try:
+        verdict = _until_something(ended, child, spec)
+    finally:
+        if user is not None:
+            os.seteuid(0)
+            os.setegid(0)
     if verdict is None:
         return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), ENDED)
-    tree.kill(child, deadline_s=0.3)
+    if spec["level"] < NAMESPACES:  # it ends what is below it, and then itself, if only it is given the time
+        os.kill(child, signal.SIGTERM)
+        select.select([ended], [], [], OVERLOADED_S)
+    tree.kill(child, FAREWELL_S)
     os.kill(child, tree.SIGKILL)
+    os.waitpid(child, 0)
     return verdict
 
 
@@ -151,15 +174,19 @@ def _exceeded(child: int, spec: Spec, seconds: float) -> int:
     limits = spec["limits"]
     if seconds >= limits["wall_s"]:
         return TIMED_OUT
-    pids = tree.descendants(child)
-    own = OWN_MEMORY if spec["level"] == BUBBLEWRAP else 0
-    allowed = limits["memory_mb"] * walls.MIB + own
-    if tree.memory(pids, allowed) > allowed:
+    pids, level = tree.descendants(child), spec["level"]
+    allowed = limits["memory_mb"] * walls.MIB + (OWN_MEMORY if level == BUBBLEWRAP else 0)
+    shared_box = spec["box"] if level < NAMESPACES else None
+    sockets, unlinked = tree.held(pids, shared_box, limits["file_mb"] * walls.MIB)
+    if sockets + tree.memory(pids, allowed - sockets) > allowed:
         return MEMORY
     if tree.threads(pids) > limits["processes"] + 2:
         return PROCESSES
     room = limits["disk_mb"] * walls.MIB
-    if spec["level"] < NAMESPACES and tree.disk(spec["box"], room) > room:
+    if level < NAMESPACES:
+        folders = [f"{spec['box']}/{name}" for name in walls.FOLDERS]
+        return DISK if unlinked + sum(tree.disk(folder, room) for folder in folders) > room else ENDED
+    if level == BUBBLEWRAP and pids and tree.files(f"/proc/{pids[0]}/root{spec['box']}") > walls.most_files(limits):
         return DISK
     return ENDED
 
@@ -170,8 +197,9 @@ def _exceeded(child: int, spec: Spec, seconds: float) -> int:
 def _start_inner(spec: Spec, report: int) -> None:
     """Never returns."""
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        linux.prctl(linux.PR_SET_PDEATHSIG, tree.SIGKILL)
+        first = spec["level"] >= NAMESPACES  # of a name space, which ends with it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if first else _stop)
+        linux.prctl(linux.PR_SET_PDEATHSIG, tree.SIGKILL if first else signal.SIGTERM)
         _first_to_go_when_memory_is_short()
         if spec["level"] == BUBBLEWRAP:
             _exec_bubblewrap(spec, report)
@@ -193,6 +221,7 @@ def _first_to_go_when_memory_is_short() -> None:
 
 def _exec_bubblewrap(spec: Spec, report: int) -> None:
     here = os.path.dirname(os.path.abspath(__file__))
+    start = f"import sys; sys.path.append({LAUNCHER!r}); import launcher; launcher.main()"
     limits, box = spec["limits"], spec["box"]
     message = marshal.dumps(spec)
     memory = os.memfd_create("spec", 0)
@@ -202,14 +231,14 @@ def _exec_bubblewrap(spec: Spec, report: int) -> None:
     os.set_inheritable(report, True)
     arguments = [spec["bubblewrap"], "--unshare-all", "--die-with-parent", "--as-pid-1", "--new-session"]
     arguments += ["--unshare-user", "--uid", str(walls.INSIDE), "--gid", str(walls.INSIDE), "--cap-drop", "ALL"]
-    for path in spec["readable"]:
-        arguments += ["--ro-bind", path, path]
+    for path, place in spec["readable"]:
+        arguments += ["--ro-bind", path, place]
     for path in walls.DEVICES:
         arguments += ["--dev-bind", path, path]
     for path, target in [*spec["links"], ("/tmp", f"{box}/tmp"), ("/dev/shm", f"{box}/shm")]:
         arguments += ["--symlink", target, path]
-    arguments += ["--ro-bind", here, here, "--size", str(limits["disk_mb"] * walls.MIB), "--tmpfs", box]
-    arguments += ["--remount-ro", "/", "--chdir", "/", "--", spec["interpreter"], "-I", "-S", "-c", sys.orig_argv[4]]
+    arguments += ["--ro-bind", here, LAUNCHER, "--size", str(limits["disk_mb"] * walls.MIB), "--tmpfs", box]
+    arguments += ["--remount-ro", "/", "--chdir", "/", "--", spec["interpreter"], "-I", "-S", "-c", start]
     os.execv(spec["bubblewrap"], [*arguments, "inner", str(report), str(memory)])
 
 
@@ -223,23 +252,29 @@ def _in_memory(content: bytes) -> int:
 
 
 def inner(spec: Spec, report: int) -> int:
-    inside = spec["level"] >= NAMESPACES
-    if not inside:
+    """The program, and the end of everything it started, also where we are told to stop."""
+    if spec["level"] < NAMESPACES:
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     walls.fill_box(spec["box"], spec["files"], spec["user"])
     work = os.open(f"{spec['box']}/work", os.O_RDONLY | os.O_DIRECTORY)
+    end_everyone = _everyone(spec)
     failed, failing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _become_program(spec, failing)
-    os.close(failing)
-    problem = os.read(failed, 4096)
-    if problem:
-        os.write(report, REPORT_BROKEN + problem)
-        return BROKEN
-    _let_go_of_streams()
-    status, cpu_s = _wait_for(pid)
-    _end_everything_else(inside)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become_program(spec, failing)
+        os.close(failing)
+        problem = os.read(failed, 4096)
+        if problem:
+            os.write(report, REPORT_BROKEN + problem)
+            return BROKEN
+        _let_go_of_streams()
+        status, cpu_s = _wait_for(pid)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        left = end_everyone()
+    if left:
+        return PROCESSES
     code = os.waitstatus_to_exitcode(status)
     if code in (-tree.SIGKILL, -signal.SIGXCPU) and cpu_s >= spec["limits"]["cpu_s"] - 0.1:
         return TIMED_OUT
@@ -255,21 +290,33 @@ def _wait_for(pid: int) -> tuple[int, float]:
             return status, usage.ru_utime + usage.ru_stime
 
 
-def _end_everything_else(inside: bool) -> None:
-    if not inside:
-        tree.kill(os.getpid())
-        return
-    if os.getpid() != 1:
-        raise RuntimeError("not the first process of its namespace")
+# --- the end of everyone ----------------------------------------------------------------------------------------------
+
+
+def _everyone(spec: Spec) -> Callable[[], bool]:
+    """What ends all that the program started and tells whether anything is left. A signal to everyone ends also processes
+    that fork faster than they are found: the kernel lets no process be forked from one that it has ended. It is sent
+    only where its reach is known: the name space, the Landlock domain, or the user that no other process has."""
+    if spec["level"] >= NAMESPACES:
+        if os.getpid() != 1:
+            raise RuntimeError("not the first process of its namespace")
+        return tree.end_all
+    if spec["level"] == LANDLOCK:
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        if linux.keep_signals():
+            _signals_stay_below()
+            return tree.end_all
+        if (spec["user"] or 0) >= walls.UNUSED_UIDS:
+            return lambda: tree.end_all(spec["user"])
+    return lambda: not tree.kill(os.getpid())
+
+
+def _signals_stay_below() -> None:
     try:
-        os.kill(-1, tree.SIGKILL)
-    except ProcessLookupError:  # nothing was left
+        os.kill(os.getppid(), 0)
+    except PermissionError:
         return
-    try:
-        while True:
-            os.waitpid(-1, 0)
-    except ChildProcessError:
-        return
+    raise RuntimeError("signals leave their Landlock domain")
 
 
 def _become_program(spec: Spec, failing: int) -> None:
@@ -281,15 +328,20 @@ def _become_program(spec: Spec, failing: int) -> None:
         os.set_inheritable(failing, False)
         _close_all_but(failing)
         os.chdir(f"{box}/work")
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):  # ignored here, and so they would stay
+        for number in (
+            signal.SIGPIPE,
+            signal.SIGXFSZ,
+            signal.SIGINT,
+            signal.SIGTERM,
+        ):  # ignored, and so they would stay
             signal.signal(number, signal.SIG_DFL)
         walls.limit_resources(spec["limits"], count_others=level < NAMESPACES)
         walls.become(spec["user"])
         if level < NAMESPACES:
             linux.prctl(linux.PR_SET_PDEATHSIG, tree.SIGKILL)
         if level > NONE and linux.landlock_version() > 0:
-            writable = [f"{box}/{name}" for name in ("work", "tmp", "shm")]
-            linux.landlock(spec["readable"], writable, walls.DEVICES)
+            writable = [f"{box}/{name}" for name in walls.FOLDERS]
+            linux.landlock([place for _, place in spec["readable"]], writable, walls.DEVICES)
         if level > NONE and spec["seccomp"]:
             linux.seccomp(spec["seccomp"])
         os.execvpe(spec["argv"][0], spec["argv"], spec["env"])

@@ -91,34 +91,56 @@ RIGHTS_OF_VERSION = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1
 READ = EXECUTE | READ_FILE | READ_DIR
 FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 MAKE_DEVICES = 1 << 6 | 1 << 11  # character and block devices
+REFER = 1 << 13  # renames from folder to folder, which every ruleset forbids unless it allows them
 TCP_BIND_CONNECT = 3
+use_landlock_up_to = 99
+SCOPES = 6  # the first version that keeps signals inside
 SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS = 3
 
 
 def landlock_version() -> int:
     """0 where the kernel has none."""
-    return max(syscall(SYS_CREATE_RULESET, None, ctypes.c_size_t(0), 1), 0)
+    return min(max(syscall(SYS_CREATE_RULESET, None, ctypes.c_size_t(0), 1), 0), use_landlock_up_to)
 
 
 def landlock(readable: list[str], writable: list[str], devices: tuple[str, ...]) -> None:
     """Only these trees may be opened from now on; on newer kernels also no TCP, and no signals to the outside."""
-    version = landlock_version()
-    handled = RIGHTS_OF_VERSION[min(version, 5)]
-    words = [
+    handled = RIGHTS_OF_VERSION[min(landlock_version(), 5)]
+    _restrict(
         handled,
-        TCP_BIND_CONNECT if version >= 4 else 0,
-        SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS if version >= 6 else 0,
-    ]
-    size = 24 if version >= 6 else 16 if version >= 4 else 8
+        TCP_BIND_CONNECT,
+        [
+            *((path, READ) for path in readable),
+            *((path, handled & ~MAKE_DEVICES) for path in writable),
+            *((path, READ_FILE | WRITE_FILE) for path in devices),
+        ],
+    )
+
+
+def stand_apart() -> None:
+    """In a domain of its own, this process and what it starts reach none of those that it came from: not through /proc
+    (where there is one), not by ptrace and, on newer kernels, not by signals. Those outside still reach it."""
+    if landlock_version() >= 3:
+        _restrict(MAKE_DEVICES | REFER, 0, [("/", REFER)])
+
+
+def keep_signals() -> bool:
+    """This process and what it starts can signal none but themselves; False where the kernel cannot see to it."""
+    if landlock_version() < SCOPES:
+        return False
+    _restrict(0, 0, [])
+    return True
+
+
+def _restrict(files: int, network: int, rules: list[tuple[str, int]]) -> None:
+    """A Landlock domain more. Signals to the outside are refused in all of them, where the kernel can."""
+    version = landlock_version()
+    words = [files, network if version >= 4 else 0, SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS if version >= SCOPES else 0]
+    size = 24 if version >= SCOPES else 16 if version >= 4 else 8
     attributes = (ctypes.c_uint64 * 3)(*words)
     ruleset = check(syscall(SYS_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), 0), "landlock ruleset")
-    for paths, rights in (
-        (readable, READ),
-        (writable, handled & ~MAKE_DEVICES),
-        (devices, READ_FILE | WRITE_FILE),
-    ):
-        for path in paths:
-            _allow(ruleset, path, handled & rights)
+    for path, rights in rules:
+        _allow(ruleset, path, files & rights)
     check(syscall(SYS_RESTRICT_SELF, ruleset, 0), "landlock")
     os.close(ruleset)
 

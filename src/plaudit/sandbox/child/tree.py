@@ -10,6 +10,18 @@ SIGKILL = 9
 DEEPEST = 64
 
 
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+# What a socket may hold that is asked for no more; the number is Linux's own, where the machine does not tell.
+SOCKET = int(_read("/proc/sys/net/core/wmem_default") or 212_992)
+
+
 def descendants(pid: int) -> list[int]:
     found, queue = [], [pid]
     while queue:
@@ -25,14 +37,6 @@ def _children(pid: int) -> list[int]:
     except OSError:  # it has ended
         return []
     return [int(child) for thread in threads for child in _read(f"/proc/{pid}/task/{thread}/children").split()]
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
 
 
 def threads(pids: list[int]) -> int:
@@ -64,6 +68,50 @@ def _proportional(pid: int) -> int:
     return _resident(pid)  # a process may hide its map, which then counts in full
 
 
+def held(pids: list[int], box: str | None, largest: int) -> tuple[int, int]:
+    """Bytes in the buffers of sockets, as if they were full, and in files of the box that are in use but have no name any
+    more; one that is only mapped does not tell its size, and counts as the largest there may be."""
+    sockets, hidden, unlinked = set(), 0, {}
+    for pid in pids:
+        for number in _descriptors(pid):
+            path = f"/proc/{pid}/fd/{number}"
+            try:
+                target = os.readlink(path)
+                if target.startswith("socket:"):
+                    sockets.add(target)
+                elif box is not None and target.startswith(box) and (facts := os.stat(path)).st_nlink == 0:
+                    unlinked[facts.st_ino] = facts.st_blocks * 512
+            except PermissionError:  # what is hidden counts as a socket
+                hidden += 1
+            except OSError:  # closed meanwhile
+                continue
+    for pid in pids if box is not None else ():
+        for line in _read(f"/proc/{pid}/maps").splitlines():
+            if line.endswith(b" (deleted)") and box.encode() in line:
+                unlinked.setdefault(int(line.split()[4]), largest)
+    return (len(sockets) + hidden) * SOCKET, sum(unlinked.values())
+
+
+def _descriptors(pid: int) -> list[str]:
+    folder = f"/proc/{pid}/fd"
+    try:
+        try:
+            return os.listdir(folder)
+        except PermissionError:
+            return ["hidden"] * os.stat(folder).st_size
+    except OSError:  # it has ended
+        return []
+
+
+def files(folder: str) -> int:
+    """How many the file system of this folder has; 0 where it is not there yet."""
+    try:
+        facts = os.statvfs(folder)
+    except OSError:
+        return 0
+    return facts.f_files - facts.f_ffree
+
+
 def disk(folder: str, limit: int) -> int:
     """Bytes below a folder, each entry counting as a block. More than `limit`, also for a nesting that serves nothing
     but to make us slow."""
@@ -85,7 +133,7 @@ def disk(folder: str, limit: int) -> int:
     return total
 
 
-def kill(pid: int, deadline_s: float = 1.0) -> None:
+def kill(pid: int, deadline_s: float = 1.0) -> bool:
     """End everything below `pid`, which must adopt orphans; again until nothing is left, as they may fork meanwhile."""
     until = time.monotonic() + deadline_s
     while (pids := descendants(pid)) and time.monotonic() < until:
@@ -96,7 +144,27 @@ def kill(pid: int, deadline_s: float = 1.0) -> None:
                 continue
         if pid == os.getpid():
             reap()
-        time.sleep(0.001)
+        os.sched_yield()
+    return not pids
+
+
+def end_all(user: int | None = None) -> bool:
+    """End everyone whom this process can signal but itself, or everyone of a user, and collect them. Whether any is left."""
+    if user is None or os.fork() == 0:
+        try:
+            if user is not None:
+                os.setresuid(user, user, user)
+            os.kill(-1, SIGKILL)
+        except ProcessLookupError:  # nothing was left
+            pass
+        finally:
+            if user is not None:
+                os._exit(0)
+    try:
+        while True:
+            os.waitpid(-1, 0)
+    except ChildProcessError:
+        return False
 
 
 def reap() -> None:

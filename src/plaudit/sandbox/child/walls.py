@@ -7,15 +7,17 @@ import resource
 
 import linux
 
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+DEVICES = ("/dev/null", "/dev/full", "/dev/random", "/dev/urandom")  # not zero, whose shared mappings nothing counts
+FOLDERS = ("work", "tmp", "shm")
 MIB = 1 << 20
 NOBODY = 65534
 UNUSED_UIDS = 1_900_000_000  # above what distributions, containers and directories hand out
 INSIDE = 1000
+ROOM = 1024 * MIB  # for mappings that are never touched
 UNLIMITED = resource.RLIM_INFINITY
 
 
-def choose_user(interpreter: str, has_own_files: bool) -> int | None:
+def choose_user(needed: list[str], has_own_files: bool) -> int | None:
     """An ordinary user for a sandbox started by root, one that nobody else is; None for staying who we are."""
     if os.geteuid() != 0:
         return None
@@ -24,12 +26,13 @@ def choose_user(interpreter: str, has_own_files: bool) -> int | None:
     user = UNUSED_UIDS + os.getpid() if covers_all else NOBODY
     if has_own_files:
         return user
-    try:  # where the file system is shared, only if that user can reach the interpreter
+    try:  # where the file system is shared, only if that user can reach the interpreter and its packages
         os.seteuid(user)
     except OSError:
         return None
     try:
-        return user if os.access(interpreter, os.R_OK | os.X_OK, effective_ids=True) else None
+        reached = all(os.access(path, os.R_OK | os.X_OK, effective_ids=True) for path in needed)
+        return user if reached else None
     finally:
         os.seteuid(0)
 
@@ -55,7 +58,9 @@ def enter_namespaces() -> bool:
     return False
 
 
-def private_file_system(box: str, readable: list[str], links: list[tuple[str, str]], limits: dict[str, int]) -> None:
+def private_file_system(
+    box: str, readable: list[tuple[str, str]], links: list[tuple[str, str]], limits: dict[str, int]
+) -> None:
     """A new root with the readable trees, a few devices and the box; the machine's own is gone."""
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
@@ -64,17 +69,17 @@ def private_file_system(box: str, readable: list[str], links: list[tuple[str, st
     os.mkdir("/tmp/old")
     linux.pivot_root("/tmp", "/tmp/old")
     os.chdir("/")
-    for path in readable:
-        _bind(path)
-        linux.read_only(path, recursive=True)
+    for path, place in readable:
+        _bind(path, place)
+        linux.read_only(place, recursive=True)
     for path in DEVICES:
-        _bind(path)
+        _bind(path, path)
         linux.read_only(path, recursive=False)
     for path, target in links:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.symlink(target, path)
     os.mkdir(box)
-    space = f"size={limits['disk_mb']}m,nr_inodes={1024 + 64 * limits['disk_mb']},mode=755"
+    space = f"size={limits['disk_mb']}m,nr_inodes={most_files(limits)},mode=755"
     linux.mount("tmpfs", box, "tmpfs", plain, space)
     for path, target in (("/tmp", f"{box}/tmp"), ("/dev/shm", f"{box}/shm")):
         os.symlink(target, path)
@@ -83,13 +88,17 @@ def private_file_system(box: str, readable: list[str], links: list[tuple[str, st
     linux.read_only("/", recursive=False)
 
 
-def _bind(path: str) -> None:
+def most_files(limits: dict[str, int]) -> int:
+    return 1024 + 64 * limits["disk_mb"]
+
+
+def _bind(path: str, place: str) -> None:
     if os.path.isdir(f"/old{path}"):
-        os.makedirs(path, exist_ok=True)
+        os.makedirs(place, exist_ok=True)
     else:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-    linux.mount(f"/old{path}", path, None, linux.MS_BIND | linux.MS_REC)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o600))
+    linux.mount(f"/old{path}", place, None, linux.MS_BIND | linux.MS_REC)
 
 
 def fill_box(box: str, files: list[tuple[str, bytes]], user: int | None) -> None:
@@ -99,7 +108,7 @@ def fill_box(box: str, files: list[tuple[str, bytes]], user: int | None) -> None
         if user is not None:
             os.chown(path, user, user)
 
-    for name in ("work", "tmp", "shm"):
+    for name in FOLDERS:
         os.mkdir(f"{box}/{name}", 0o700)
         give(f"{box}/{name}")
     for name, content in files:
@@ -117,11 +126,12 @@ def fill_box(box: str, files: list[tuple[str, bytes]], user: int | None) -> None
 def limit_resources(limits: dict[str, int], count_others: bool) -> None:
     """`count_others`: where the limit of processes is the user's and not the sandbox's, it comes on top of the others."""
     limit("RLIMIT_CPU", limits["cpu_s"])
-    limit("RLIMIT_AS", limits["memory_mb"] * MIB + 1024 * MIB)  # room for mappings that are never touched
+    limit("RLIMIT_AS", limits["memory_mb"] * MIB + ROOM)
     limit("RLIMIT_FSIZE", limits["file_mb"] * MIB)
     limit("RLIMIT_NOFILE", limits["open_files"])
     limit("RLIMIT_NPROC", limits["processes"] + (_threads_of_user() if count_others else 0))
-    for name in ("RLIMIT_CORE", "RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE", "RLIMIT_RTPRIO", "RLIMIT_NICE"):
+    limit("RLIMIT_CORE", 1)  # one byte, unlike none, also means none where cores go through a pipe
+    for name in ("RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE", "RLIMIT_RTPRIO", "RLIMIT_NICE"):
         limit(name, 0)
 
 

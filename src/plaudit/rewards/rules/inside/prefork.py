@@ -1,13 +1,13 @@
 """Many small programs in one sandbox: each has a process forked from one that has imported what they need.
 
-The server holds the sandbox's output. A program's process has a pipe to the server and no other descriptor of ours, may
-start no process or thread nor signal one, and is killed before its verdict is printed; what it left on the disk is
-removed. Programs that come later are read only when it is their turn. A program that can find the pipe can write what it
-likes there: an answer is what a program says of itself, and only who answered, and when, is the server's word.
+The server never reads a program nor an answer, so that nothing of one is in what it forks. Each program has a clerk, a
+process that reads it, forks the program's own, and prints the line. A program's process has a pipe to the clerk and no
+other descriptor of ours, stands in a domain from where it reaches no other process, may start no process or thread nor
+signal one, and is killed before its verdict is printed; what it left on the disk is removed. A program that can find the
+pipe can write what it likes there: an answer is what a program says of itself, and only who answered, and when, is ours.
 """
 
 import base64
-import ctypes
 import json
 import math
 import os
@@ -17,9 +17,10 @@ import signal
 import sys
 import time
 
+import linux
+
 OK, RAISED, ENDED, TIMED_OUT, TOO_MUCH = "ok", "raised", "ended", "timed_out", "too_much"
 MIB = 1 << 20
-PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 
 
 class Refused(Exception):
@@ -35,10 +36,22 @@ def serve(work):
     single = not can_refuse_processes()
     print(json.dumps({"ready": True}), flush=True)
     for _ in range(settings["num_items"]):
-        verdict, content = attempt(work, next_message(), settings)
-        print(json.dumps({"verdict": verdict, "content": base64.b64encode(content).decode()}), flush=True)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                clerk(work, settings)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        if os.waitpid(pid, 0)[1]:
+            sys.exit("a clerk has been ended")
         if single or not clean():
             return  # what a program may have left behind must not meet the next: that one starts in a sandbox of its own
+
+
+def clerk(work, settings):
+    verdict, content = attempt(work, next_message(), settings)
+    print(json.dumps({"verdict": verdict, "content": base64.b64encode(content).decode()}), flush=True)
 
 
 def read_exactly(size):
@@ -126,8 +139,9 @@ def child(work, item, settings, say):
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     refuse_processes()
+    linux.stand_apart()
     if settings["filter"]:
-        refuse_calls(base64.b64decode(settings["filter"]))
+        linux.seccomp(base64.b64decode(settings["filter"]))
     try:
         head, body = work(item, settings)
         message = b"O" + json.dumps(head).encode() + b"\n" + body
@@ -137,17 +151,6 @@ def child(work, item, settings, say):
     while view:
         view = view[os.write(say, view) :]
     os._exit(0)
-
-
-class FilterProgram(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
-
-
-def refuse_calls(instructions):
-    """A system call filter on top of the sandbox's, which lets the server kill its programs."""
-    program = FilterProgram(len(instructions) // 8, instructions)
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0):
-        raise OSError(ctypes.get_errno(), "no system call filter")
 
 
 def describe(error):
