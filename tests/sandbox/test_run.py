@@ -17,10 +17,23 @@ from tests.sandbox.harness import PATIENT_S, boxed, running
 from tests.sandbox.harness import levels as available
 
 from plaudit.errors import RewardError, SandboxError
+from plaudit.recipe.load import load
 from plaudit.sandbox import Level, Limits, RunStatus, lacking, level, levels, run, run_python, seccomp, signal_guard
 from plaudit.sandbox.seccomp import landlock_version
+from plaudit.train.setup import prepare
 
 at_each_level = available()
+
+
+def test_a_recipe_demands_a_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAUDIT_SANDBOX", "none")  # put back afterwards
+    monkeypatch.setattr(levels, "problem_of", lambda at: "no such thing here")
+    levels._found.cache_clear()
+    try:
+        with pytest.raises(SandboxError, match=r"PLAUDIT_SANDBOX=bubblewrap.*no such thing here"):
+            prepare(load("slots-nft", ["--run.sandbox", "bubblewrap"]))
+    finally:
+        levels._found.cache_clear()
 
 
 @at_each_level

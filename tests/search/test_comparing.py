@@ -48,8 +48,14 @@ def test_an_earlier_comparison_is_gone_on_with_or_left_alone(tmp_path):
     short = {"seeds": [0], "budgets": ["8nfe"]}
     compare(tmp_path / "a", contestants=[method("none")], **short)
     before = (tmp_path / "a" / "comparison.html").read_bytes()
-    for changes in ({"contestants": []}, {"contestants": [method("prune")]}, {"truth": "brightness"}):
-        with pytest.raises(RecipeError, match="holds the comparison of best_of_n, none on lab/slots by scene_exact"):
+    for changes, lost in (
+        ({"contestants": []}, "contestants none"),
+        ({"contestants": [method("prune")]}, "contestants none"),
+        ({"truth": "brightness"}, "truth scene_exact"),
+        ({"verifiers": ["brightness"]}, "verifiers scene_proxy"),
+        ({"budgets": ["16nfe"]}, "budgets 8nfe"),
+    ):
+        with pytest.raises(RecipeError, match=f"holds a comparison with the {lost}"):
             compare(tmp_path / "a", **{"contestants": [method("none")], **short, **changes})
     assert (tmp_path / "a" / "comparison.html").read_bytes() == before
     compare(tmp_path / "a", contestants=[method("none"), method("best_of_n[candidates=1]", candidates=1)], **short)

@@ -360,6 +360,12 @@ def test_a_search_that_was_killed_while_it_wrote_can_be_replaced(searched, tmp_p
             searched.save(tmp_path / "run")
         searched.save(tmp_path / "run", overwrite=True)
         shutil.rmtree(tmp_path / "run")
+    searched.save(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(folder.shutil, "rmtree", killed)  # amid the emptying
+        searched.save(tmp_path / "run", overwrite=True)
+    searched.save(tmp_path / "run", overwrite=True)
+    shutil.rmtree(tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / folder.BEGUN).touch()
     searched.save(tmp_path / "run")  # killed before anything was written: nothing to lose

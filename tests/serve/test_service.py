@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import random
 import re
@@ -74,6 +75,15 @@ def test_what_is_arriving_takes_no_more_room_than_full_requests() -> None:
         first.close()
         second.close()
         wait_for(lambda: service.arrived_bytes == 0)
+        for _ in range(3):  # larger than is taken, in pieces whose sizes were not announced
+            with contextlib.suppress(OSError), connected(url) as third:
+                third.sendall(
+                    b"POST /v1/score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+                    + b"800\r\n"
+                    + b"x" * 2048
+                )
+                assert b" 413 " in third.recv(4096).splitlines()[0]
+        wait_for(lambda: service.arrived_bytes == service.reading == 0)
 
 
 # --- what comes back --------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Unknown keys are errors, a value has one home, and the defaults are the vetted d
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -118,6 +118,8 @@ class Run(Strict):
     """Newest checkpoints that are kept."""
     threads: Positive | None = None
     """CPU threads; null = all cores."""
+    sandbox: Literal["landlock", "namespaces", "bubblewrap"] | None = None
+    """Isolation that programs which a model wrote must have; null = the strongest that there is here (docs/sandbox.md)."""
 
 
 class Recipe(Strict):

@@ -5,7 +5,7 @@ program does, within `wall_s` + 1 s unless the machine is overloaded; `SandboxEr
 find `files` in their working directory, which they may write, and read only system libraries and this Python installation.
 """
 
-from plaudit.sandbox.levels import lacking, level, run, run_python, safe_level, signal_guard
+from plaudit.sandbox.levels import demand, lacking, level, run, run_python, safe_level, signal_guard
 from plaudit.sandbox.records import Level, Limits, Outcome, RunStatus
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Limits",
     "Outcome",
     "RunStatus",
+    "demand",
     "lacking",
     "level",
     "run",

@@ -17,7 +17,7 @@ from typing import Any
 
 from plaudit.errors import SandboxError
 from plaudit.sandbox.child import protocol
-from plaudit.sandbox.paths import BOX, inside, interpreter, libraries, links, places
+from plaudit.sandbox.paths import BOX, hidden, inside, interpreter, libraries, links, places
 from plaudit.sandbox.records import Level, Limits, Outcome, RunStatus
 from plaudit.sandbox.seccomp import SIGNAL_SCOPES, landlock_version, seccomp_filter
 from plaudit.sandbox.talk import CHILD, Heard, converse
@@ -71,6 +71,7 @@ def walls(at: Level, box: str) -> dict[str, Any]:
         "needed": [interpreter(), *(path for path in libraries() if os.path.exists(path))],
         "interpreter": interpreter() if shared else inside(interpreter()),
         "readable": [(path, path if shared else place) for path, place in places()],
+        "hidden": [path if shared else inside(path) for path in hidden()],
         "links": list(links()),
         "bubblewrap": shutil.which("bwrap"),
         "seccomp": seccomp_filter(guard_attributes=shared, guard_signals=shared and landlock < SIGNAL_SCOPES),

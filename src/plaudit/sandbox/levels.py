@@ -124,6 +124,12 @@ def safe_level() -> Level:
     return at
 
 
+def demand(name: str) -> None:
+    """From now on programs run at this level here and in processes that are started, or not at all."""
+    os.environ[DEMAND] = name
+    safe_level()
+
+
 def signal_guard() -> bytes | None:
     """A system call filter that a program inside a run can put on those it starts, so that they can signal nobody, it
     included. None where there is none, or no isolation."""

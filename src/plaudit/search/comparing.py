@@ -89,7 +89,16 @@ def compare_search(
     check_kinds({name: judge.card for name, judge in (judges | {truth: reward_of(truth, truth)}).items()}, family)
     baseline = Contestant(label=BASELINE, method=BASELINE, options={})
     chosen = {one.label: one for one in (baseline, *contestants)}
-    _take(out, list(chosen), model, truth)
+    _take(
+        out,
+        {
+            "model": [model],
+            "truth": [truth],
+            "contestants": [*chosen],
+            "verifiers": [*verifiers],
+            "budgets": [*budgets],
+        },
+    )
     planned = [(v, m, b, s) for s in seeds for v in verifiers for m in chosen for b in budgets]
     built, found, left_out = build_origin(origin), list[Found](), dict[tuple[str, str, str, int | None], str]()
     for position, (verifier, method, budget, seed) in enumerate(planned, start=1):
@@ -172,19 +181,17 @@ def _search(
     )
 
 
-def _take(out: Path, contestants: Sequence[str], model: str, truth: str) -> None:
-    """A comparison of others, or of recipes, is not written over; one of some of these is gone on with."""
-    mark, asked = out / "comparison.json", {"model": model, "truth": truth, "contestants": sorted(contestants)}
+def _take(out: Path, asked: Mapping[str, Sequence[str]]) -> None:
+    """A comparison of other things is not written over; one of some of these is gone on with."""
+    mark = out / "comparison.json"
     earlier = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else None
     if earlier is None and (out / "comparison.html").exists():
         raise RecipeError(f"{out} holds another comparison; give another --out")
-    if earlier and (
-        (earlier["model"], earlier["truth"]) != (model, truth) or not {*earlier["contestants"]} <= {*contestants}
-    ):
-        raise RecipeError(
-            f"{out} holds the comparison of {', '.join(earlier['contestants'])} on {earlier['model']} by {earlier['truth']}; "
-            "name them too to go on with it, or give another --out"
-        )
+    for what, names in (earlier or {}).items():
+        if lost := [name for name in names if name not in asked[what]]:
+            raise RecipeError(
+                f"{out} holds a comparison with the {what} {', '.join(lost)}; name them too to go on, or give another --out"
+            )
     with storage.explain_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     storage.write_text(mark, json.dumps(asked))

@@ -42,7 +42,19 @@ def claim(folder: Path, *, overwrite: bool) -> None:
             raise RunError(
                 f"{folder} is not the folder of a search, so --overwrite leaves it alone; choose another --out"
             )
-        shutil.rmtree(folder)
+        with storage.explain_write_errors(folder):
+            _empty(folder)
+
+
+def _empty(folder: Path) -> None:
+    """The mark comes first and goes last: whenever this is killed, the folder is still known for what it is."""
+    (folder / BEGUN).touch()
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != BEGUN:
+            path.unlink()
+    (folder / BEGUN).unlink()
 
 
 def write(result: SearchResult, folder: Path) -> Path:

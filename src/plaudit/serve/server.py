@@ -135,13 +135,12 @@ class _Entry:
     async def _body(self, request: Request) -> bytes:
         """The body, within its limits while it is still arriving."""
         service, limit = self.service, self.service.max_bytes
-        if service.draining:
-            raise Refused(503, "the service is shutting down", 1.0)
+        service.check_room()
         too_large = Refused(413, f"the body is larger than {limit} bytes (serve.max_request_mb)")
         declared = request.headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared) > limit:
             raise too_large
-        chunks, length = [], 0
+        chunks, length, counted = [], 0, 0
         service.reading += 1
         try:
             async with asyncio.timeout(service.config.body_s):
@@ -150,6 +149,7 @@ class _Entry:
                     length += len(chunk)
                     if length > limit:
                         raise too_large
+                    counted += len(chunk)
                     service.receive(len(chunk))
         except TimeoutError:
             raise Refused(408, "the body did not arrive in time (serve.body_s)") from None
@@ -157,7 +157,7 @@ class _Entry:
             raise Refused(400, "the client hung up while sending") from None
         finally:
             service.reading -= 1
-            service.arrived_bytes -= sum(map(len, chunks))
+            service.arrived_bytes -= counted
         return b"".join(chunks)
 
     def _authorise(self, request: Request) -> None:
@@ -297,7 +297,10 @@ class DrainingServer(uvicorn.Server):
 
     async def _drain(self) -> None:
         self.unfinished = not await self.service.drain()
-        self.should_exit, self.force_exit = True, self.unfinished  # who has waited so long is not waited for once more
+        if self.unfinished:  # who has waited so long is not waited for once more
+            self.force_exit = True
+            self.service.stop()
+        self.should_exit = True
 
 
 def make_server(service: Service, token: str | None) -> DrainingServer:

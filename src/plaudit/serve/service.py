@@ -108,6 +108,13 @@ class Service:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
+    def check_room(self) -> None:
+        """Refuse what cannot be held: before its body is read, and once it is there."""
+        if self.draining:
+            raise Refused(503, "the service is shutting down", 1.0)
+        if self.held >= self.config.max_requests:
+            raise Refused(429, f"{self.held} requests are held already", self._typical_wait())
+
     def receive(self, size: int) -> None:
         """Bytes of bodies that are still arriving. They take no place among the requests, so that slow ones starve nobody, but
         all together no more room than full requests would."""
@@ -117,10 +124,7 @@ class Service:
 
     async def hold(self, work: Callable[[], Awaitable[Answer]]) -> Answer:
         """Do a piece of work that the end of the service waits for."""
-        if self.draining:
-            raise Refused(503, "the service is shutting down", 1.0)
-        if self.held >= self.config.max_requests:
-            raise Refused(429, f"{self.held} requests are held already", self._typical_wait())
+        self.check_room()
         self.held += 1
         self.idle.clear()
         try:

@@ -16,6 +16,7 @@ from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.suite import Suite, recipe_suite
 from plaudit.sampling.base import Drawer
 from plaudit.sampling.drawers import make_drawer
+from plaudit.sandbox import demand
 from plaudit.train.learn import make_optimizer
 from plaudit.train.policy import Policy, add_lora
 from plaudit.train.reading import check_rows
@@ -41,6 +42,8 @@ class Setup:
 
 
 def prepare(recipe: Recipe) -> Setup:
+    if recipe.run.sandbox:
+        demand(recipe.run.sandbox)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     model = build_model(recipe.model)

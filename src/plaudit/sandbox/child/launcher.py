@@ -204,7 +204,7 @@ def _start_inner(spec: Spec, report: int) -> None:
         if spec["level"] == BUBBLEWRAP:
             _exec_bubblewrap(spec, report)
         if spec["level"] == NAMESPACES:
-            walls.private_file_system(spec["box"], spec["readable"], spec["links"], spec["limits"])
+            walls.private_file_system(spec["box"], spec["readable"], spec["hidden"], spec["links"], spec["limits"])
         os._exit(inner(spec, report))
     except Exception as error:
         os.write(report, REPORT_BROKEN + f"{type(error).__name__}: {error}".encode())
@@ -233,6 +233,8 @@ def _exec_bubblewrap(spec: Spec, report: int) -> None:
     arguments += ["--unshare-user", "--uid", str(walls.INSIDE), "--gid", str(walls.INSIDE), "--cap-drop", "ALL"]
     for path, place in spec["readable"]:
         arguments += ["--ro-bind", path, place]
+    for place in spec["hidden"]:
+        arguments += ["--tmpfs", place, "--remount-ro", place]
     for path in walls.DEVICES:
         arguments += ["--dev-bind", path, path]
     for path, target in [*spec["links"], ("/tmp", f"{box}/tmp"), ("/dev/shm", f"{box}/shm")]:
@@ -341,7 +343,7 @@ def _become_program(spec: Spec, failing: int) -> None:
             linux.prctl(linux.PR_SET_PDEATHSIG, tree.SIGKILL)
         if level > NONE and linux.landlock_version() > 0:
             writable = [f"{box}/{name}" for name in walls.FOLDERS]
-            linux.landlock([place for _, place in spec["readable"]], writable, walls.DEVICES)
+            linux.landlock([place for _, place in spec["readable"]], spec["hidden"], writable, walls.DEVICES)
         if level > NONE and spec["seccomp"]:
             linux.seccomp(spec["seccomp"])
         os.execvpe(spec["argv"][0], spec["argv"], spec["env"])

@@ -103,18 +103,29 @@ def landlock_version() -> int:
     return min(max(syscall(SYS_CREATE_RULESET, None, ctypes.c_size_t(0), 1), 0), use_landlock_up_to)
 
 
-def landlock(readable: list[str], writable: list[str], devices: tuple[str, ...]) -> None:
-    """Only these trees may be opened from now on; on newer kernels also no TCP, and no signals to the outside."""
+def landlock(readable: list[str], hidden: list[str], writable: list[str], devices: tuple[str, ...]) -> None:
+    """Only these trees may be opened from now on, but for what is hidden in them; on newer kernels also no TCP, and no signals
+    to the outside."""
     handled = RIGHTS_OF_VERSION[min(landlock_version(), 5)]
     _restrict(
         handled,
         TCP_BIND_CONNECT,
         [
-            *((path, READ) for path in readable),
+            *(rule for path in readable for rule in _around(path, hidden)),
             *((path, handled & ~MAKE_DEVICES) for path in writable),
             *((path, READ_FILE | WRITE_FILE) for path in devices),
         ],
     )
+
+
+def _around(path: str, hidden: list[str]) -> list[tuple[str, int]]:
+    """Rules for a tree without the hidden folders in it, whose names can still be listed."""
+    if path in hidden:
+        return []
+    if not any(folder.startswith(f"{path}/") for folder in hidden):
+        return [(path, READ)]
+    parts = [rule for name in os.listdir(path) for rule in _around(f"{path}/{name}", hidden)]
+    return [(path, READ_DIR), *parts]
 
 
 def stand_apart() -> None:

@@ -59,9 +59,13 @@ def enter_namespaces() -> bool:
 
 
 def private_file_system(
-    box: str, readable: list[tuple[str, str]], links: list[tuple[str, str]], limits: dict[str, int]
+    box: str,
+    readable: list[tuple[str, str]],
+    hidden: list[str],
+    links: list[tuple[str, str]],
+    limits: dict[str, int],
 ) -> None:
-    """A new root with the readable trees, a few devices and the box; the machine's own is gone."""
+    """A new root with the readable trees but for what is hidden in them, a few devices and the box; the machine's own is gone."""
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
     plain = linux.MS_NOSUID | linux.MS_NODEV
@@ -72,6 +76,9 @@ def private_file_system(
     for path, place in readable:
         _bind(path, place)
         linux.read_only(place, recursive=True)
+    for place in hidden:
+        linux.mount("tmpfs", place, "tmpfs", plain, "size=4k,nr_inodes=1,mode=555")
+        linux.read_only(place, recursive=False)
     for path in DEVICES:
         _bind(path, path)
         linux.read_only(path, recursive=False)
