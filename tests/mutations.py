@@ -712,7 +712,7 @@ MUTATIONS = [
         LEARN,
     ),
     Mutation(
-        "the ratio is not checked", "train/learn.py", "deviation > _ratio_limit(train, batch)", "deviation > 1e9", LEARN
+        "the ratio is not checked", "train/learn.py", "    if deviation > limit:", "    if deviation > 1e9:", LEARN
     ),
     Mutation("gradients pile up", "train/learn.py", "optimizer.zero_grad(set_to_none=True)", "pass", LEARN),
     Mutation(
@@ -979,7 +979,9 @@ MUTATIONS = [
         "for snapshot in []:",
         KILLS,
     ),
-    Mutation("logs not rewound", "train/checkpoint.py", "folder.rewind(progress.step)", "pass", KILLS),
+    Mutation(
+        "logs not rewound", "train/checkpoint.py", 'folder.rewind(progress.step, meta.get("logs", {}))', "pass", KILLS
+    ),
     Mutation(
         "saved before the step is counted",
         "train/checkpoint.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -54,6 +55,10 @@ def align(
     `recipe` is a Recipe, a shipped name, a file, a run folder or a mapping.
     """
     recipe, display = as_recipe(recipe, "align"), display or Silent()
+    if (ranks := os.environ.get("WORLD_SIZE", "1")) not in ("", "0", "1"):
+        raise RunError(
+            f"align: WORLD_SIZE is {ranks}, but a run is one process; start it without torchrun or accelerate launch"
+        )
     find_run(recipe, resume=resume, overwrite=overwrite)
     setup = prepare(recipe)
     claim = open_run(recipe, resume=resume, overwrite=overwrite)

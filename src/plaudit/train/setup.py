@@ -44,17 +44,19 @@ class Setup:
 def prepare(recipe: Recipe) -> Setup:
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
+    # What is cheap first: a mistyped reward or path is not found after minutes of loading a model.
+    prompts = load_prompts(recipe.prompts)
+    rewards, truth = recipe_suite(recipe), load_reward("evaluate", recipe.evaluate.reward)
+    objective = make_objective(recipe, rewards)
+    check_rows(recipe, prompts, objective.learns_from)
     model = build_model(recipe.model)
     if recipe.model.lora is not None:
         add_lora(model, recipe.model.lora, recipe.run.seed)
     policy = Policy(model)
     if not policy.trainable:
         raise RecipeError("model: nothing is trainable; leave model.lora out for full tuning or name its targets")
-    rewards, truth = recipe_suite(recipe), load_reward("evaluate", recipe.evaluate.reward)
     for reward in (*rewards.rewards, truth):
         reward.caller.bind(policy, recipe.sampler)
-    objective, prompts = make_objective(recipe, rewards), load_prompts(recipe.prompts)
-    check_rows(recipe, prompts, objective.learns_from)
     for name in (*objective.snapshots, *(["ema"] if recipe.train.ema > 0 else [])):
         policy.take(name)
     density = recipe.objective.density if isinstance(recipe.objective, GrpoConfig) else "exact"
