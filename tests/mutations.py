@@ -1023,7 +1023,7 @@ MUTATIONS = [
     Mutation(
         "alphabetical order of steps",
         "storage.py",
-        'key=lambda path: int(path.name.removeprefix("step_")), reverse=True',
+        'key=lambda path: int(path.name.removeprefix("step_"))',
         "reverse=True",
         FOLDER,
     ),
@@ -1033,6 +1033,14 @@ MUTATIONS = [
         "self.asked = True",
         "self.asked = self.asked",
         f"{RESUME}::test_an_interrupted_run_saves_its_step_says_how_to_go_on_and_resumes",
+    ),
+    Mutation("damaged logs are gone on with", "train/folder.py", "checksums[log] != _checksum(text)", "False", RESUME),
+    Mutation(
+        "every model is said to round",
+        "train/learn.py",
+        "MARGIN * _moved_by_shape(policy, objective, batch)",
+        "1.0",
+        LEARN,
     ),
     Mutation("any recipe may resume", "train/claim.py", "if changed:", "if False:", FOLDER),
     Mutation("names are reused", "train/claim.py", "        if not overwrite:", "        if False:", FOLDER),

@@ -50,6 +50,7 @@ def write_text(path: Path, text: str) -> None:
     """Replace a small file atomically."""
     partial = path.with_name(path.name + ".partial")
     with explain_write_errors(path):
+        partial.unlink(missing_ok=True)  # a link there would be written through
         partial.write_text(text, encoding="utf-8")
         flush(partial)
         os.replace(partial, path)

@@ -14,6 +14,7 @@ from plaudit.recipe.load import load
 from plaudit.recipe.prompts import FilePrompts
 from plaudit.recipe.schema import Recipe
 from plaudit.storage import latest_snapshot
+from plaudit.train.setup import parts_of
 
 if TYPE_CHECKING:
     from plaudit.train.display import Display
@@ -42,6 +43,8 @@ def compare(
         for seed in seeds
         for name, recipe in recipes.items()
     }
+    for recipe in recipes.values():
+        parts_of(recipe)  # the last contestant's mistyped reward is not found after the first has trained
     ways = {key: _way(recipe) for key, recipe in planned.items()}  # refuses before anything is run
     outcomes = []
     for position, (key, recipe) in enumerate(planned.items(), start=1):

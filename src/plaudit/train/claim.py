@@ -117,8 +117,6 @@ def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> Claim:
     try:
         with storage.explain_write_errors(root):
             folder.samples.mkdir(parents=True)
-            if not os.access(root, os.W_OK):
-                raise PermissionError(13, "the folder is read-only")
         lock = _locked(root)
         storage.write_text(root / "recipe.yaml", dump(recipe))
     except BaseException:  # a full disk, Ctrl-C: what was to be replaced is put back, and the error goes on

@@ -55,15 +55,15 @@ class RunFolder:
         """Forget what was logged after a checkpoint; the resumed run writes it again. What was logged before it must be what
         the checkpoint's `checksums` were taken of."""
         kept = {log: _up_to(self.root / log, step) for log in LOGS}
-        for log, lines in kept.items():
-            if log in checksums and checksums[log] != _checksum(lines):
+        for log, text in kept.items():
+            if log in checksums and checksums[log] != _checksum(text):
                 raise RunError(
                     f"{self.root / log} is not what the run wrote up to step {step}: the file is damaged or was edited. "
                     "Restore it, or start a new --run.name"
                 )
-        for log, lines in kept.items():
+        for log, text in kept.items():
             if (self.root / log).exists():
-                storage.write_text(self.root / log, lines)
+                storage.write_text(self.root / log, text)
 
 
 def _checksum(text: str) -> str:
