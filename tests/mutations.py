@@ -1024,7 +1024,7 @@ MUTATIONS = [
         "alphabetical order of steps",
         "storage.py",
         'key=lambda path: int(path.name.removeprefix("step_"))',
-        "reverse=True",
+        "reverse=False",
         FOLDER,
     ),
     Mutation(
