@@ -760,7 +760,7 @@ MUTATIONS = [
         LEARN,
     ),
     Mutation(
-        "the ratio is not checked", "train/learn.py", "deviation > _ratio_limit(train, batch)", "deviation > 1e9", LEARN
+        "the ratio is not checked", "train/learn.py", "    if deviation > limit:", "    if deviation > 1e9:", LEARN
     ),
     Mutation("gradients pile up", "train/learn.py", "optimizer.zero_grad(set_to_none=True)", "pass", LEARN),
     Mutation(
@@ -1039,7 +1039,9 @@ MUTATIONS = [
         "for snapshot in []:",
         KILLS,
     ),
-    Mutation("logs not rewound", "train/checkpoint.py", "folder.rewind(progress.step)", "pass", KILLS),
+    Mutation(
+        "logs not rewound", "train/checkpoint.py", 'folder.rewind(progress.step, meta.get("logs", {}))', "pass", KILLS
+    ),
     Mutation(
         "saved before the step is counted",
         "train/checkpoint.py",
@@ -1081,8 +1083,8 @@ MUTATIONS = [
     Mutation(
         "alphabetical order of steps",
         "storage.py",
-        'key=lambda path: int(path.name.removeprefix("step_")), reverse=True',
-        "reverse=True",
+        'key=lambda path: int(path.name.removeprefix("step_"))',
+        "reverse=False",
         FOLDER,
     ),
     Mutation(
@@ -1091,6 +1093,14 @@ MUTATIONS = [
         "self.asked = True",
         "self.asked = self.asked",
         f"{RESUME}::test_an_interrupted_run_saves_its_step_says_how_to_go_on_and_resumes",
+    ),
+    Mutation("damaged logs are gone on with", "train/folder.py", "checksums[log] != _checksum(text)", "False", RESUME),
+    Mutation(
+        "every model is said to round",
+        "train/learn.py",
+        "MARGIN * _moved_by_shape(policy, objective, batch)",
+        "1.0",
+        LEARN,
     ),
     Mutation("any recipe may resume", "train/claim.py", "if changed:", "if False:", FOLDER),
     Mutation("names are reused", "train/claim.py", "        if not overwrite:", "        if False:", FOLDER),

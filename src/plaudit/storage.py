@@ -50,6 +50,7 @@ def write_text(path: Path, text: str) -> None:
     """Replace a small file atomically."""
     partial = path.with_name(path.name + ".partial")
     with explain_write_errors(path):
+        partial.unlink(missing_ok=True)  # a link there would be written through
         partial.write_text(text, encoding="utf-8")
         flush(partial)
         os.replace(partial, path)
@@ -94,18 +95,31 @@ def is_complete(folder: Path) -> bool:
 def read_snapshot(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not is_complete(folder):
         raise RunError(f"{folder} is not a complete snapshot; use an older one or start again")
-    return load_file(folder / TENSORS), json.loads((folder / META).read_text(encoding="utf-8"))
+    return load_file(folder / TENSORS), read_meta(folder)
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What a complete snapshot says besides its tensors."""
+    meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    if not isinstance(meta, dict):
+        raise RunError(f"{folder / META} holds a {type(meta).__name__}, not an object; remove {folder} or start again")
+    return meta
 
 
 def latest_snapshot(parent: Path) -> Path | None:
     """The complete `step_N` snapshot with the largest N."""
-    steps = sorted(parent.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
-    return next((path for path in steps if is_complete(path)), None)
+    return next((path for path in reversed(_snapshots(parent)) if is_complete(path)), None)
+
+
+def _snapshots(parent: Path) -> list[Path]:
+    """What is named like a snapshot, by its number; other names are somebody's."""
+    numbered = [path for path in parent.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def prune_snapshots(parent: Path, keep: int) -> None:
     """Keep the newest `keep` complete snapshots; an incomplete one does not count and goes."""
-    steps = sorted(parent.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+    steps = _snapshots(parent)
     kept = [path for path in steps if is_complete(path)][-keep:]
     for path in steps:
         if path not in kept:

@@ -181,6 +181,7 @@ def test_a_folder_that_is_no_run_is_not_overwritten(align: FakeAlign, tmp_path: 
             {"recipes": {"a": Recipe(), "b": Recipe(prompts={"type": "scenes", "categories": ["two"]})}},
             "prompts is .* for b",
         ),
+        ({"recipes": {"a": Recipe(), "b": Recipe(rewards={"mine": {"type": "no_such:reward"}})}}, "no_such"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_runs(

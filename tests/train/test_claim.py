@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from tests.reference import toys
 from tests.reference.toys import toy_recipe
+from typer.testing import CliRunner
 
-from plaudit.errors import RewardError, RunError
+from plaudit.audit.doctor import examine
+from plaudit.cli import app
+from plaudit.errors import PlauditError, RewardError, RunError
 from plaudit.recipe.load import dump, load
-from plaudit.train import loop
+from plaudit.train import loop, setup
 from plaudit.train.claim import open_run
 
 
@@ -76,7 +79,7 @@ def test_checkpoints_without_their_recipe_are_not_resumed(tmp_path: Path) -> Non
 def test_a_folder_that_is_being_written_is_left_alone(tmp_path: Path, how: dict) -> None:
     first = open_run(toy_recipe(tmp_path), resume=False, overwrite=False)
     (folder_of(tmp_path) / "evaluations.jsonl").write_text("being written")
-    with pytest.raises(RunError, match="being written by another process" if how else "exists; go on"):
+    with pytest.raises(RunError, match="being written by another process"):
         loop.align(toy_recipe(tmp_path), **how)
     assert (folder_of(tmp_path) / "evaluations.jsonl").read_text() == "being written"
     first.release()
@@ -165,3 +168,63 @@ def test_a_replacing_run_that_was_killed_can_be_replaced_and_resumed(tmp_path: P
     again = open_run(toy_recipe(tmp_path), resume=not early, overwrite=False)
     again.release()
     assert files(folder_of(tmp_path)) == before and not beside.exists()
+
+
+@pytest.mark.parametrize("kind", ("link", "file"))
+def test_a_lock_is_not_opened_through_a_link_and_loses_nothing(kind: str, tmp_path: Path) -> None:
+    open_run(toy_recipe(tmp_path), resume=False, overwrite=False).release()
+    lock, other = folder_of(tmp_path) / ".lock", tmp_path / "precious"
+    other.write_text("mine")
+    lock.unlink()
+    lock.symlink_to(other) if kind == "link" else lock.hardlink_to(other)
+    if kind == "link":
+        with pytest.raises(RunError, match="is a link"):
+            loop.align(toy_recipe(tmp_path), overwrite=True)
+    else:
+        open_run(toy_recipe(tmp_path), resume=False, overwrite=True).release()
+    assert other.read_text() == "mine"
+
+
+def test_a_run_that_learned_nothing_makes_room_for_the_corrected_command(tmp_path: Path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "collect", lambda *_, **__: (_ for _ in ()).throw(RewardError("rewards.red failed")))
+        with pytest.raises(RewardError):
+            loop.align(toy_recipe(tmp_path))
+    assert (folder_of(tmp_path) / "checkpoints" / "step_0").is_dir()
+    loop.align(toy_recipe(tmp_path, {"train": {"lr": 1e-3}}))
+    with pytest.raises(RunError, match="exists; go on"):
+        loop.align(toy_recipe(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    (
+        {"rewards": {"mine": {"type": "no_such_module:reward"}}},
+        {"evaluate": {"reward": "no_such_module:reward"}},
+        {"prompts": {"type": "file", "train": "/no/such/file.txt", "heldout": "/no/such/file.txt"}},
+        {"combine": "2 * nobody"},
+        {"run": {"folder": "/dev/null/runs"}},
+    ),
+)
+@pytest.mark.parametrize("verb", (loop.align, examine))
+def test_what_is_cheap_is_checked_before_a_model_is_made(verb, change: dict, tmp_path: Path, monkeypatch) -> None:
+    if verb is examine and "run" in change:
+        return  # it writes nothing
+    made = []
+    monkeypatch.setattr(setup, "build_model", lambda config: made.append(config))
+    with pytest.raises(PlauditError):
+        verb(toy_recipe(tmp_path, change))
+    assert not made
+
+
+def test_of_several_processes_one_says_that_there_must_be_one(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(RunError, match="WORLD_SIZE is 2"):
+            loop.align(toy_recipe(tmp_path))
+        result = CliRunner().invoke(app, ["align", "slots-nft"])
+        said.append((result.exit_code, result.output.count("\n")))
+    assert said == [(2, 1), (0, 0)]
+    assert not folder_of(tmp_path).exists()

@@ -252,3 +252,24 @@ def test_metrics_are_means_over_what_is_there() -> None:
     sums = learning.Sums()
     sums.add(losses, count=3)
     assert sums.totals == pytest.approx({"loss/policy": 1.0, "entropy": 3.0})
+
+
+@pytest.mark.parametrize("rounds", (True, False))
+def test_a_model_that_rounds_otherwise_in_other_shapes_is_allowed_that_and_no_more(rounds: bool, monkeypatch) -> None:
+    """As a U-Net in float32 does; the same size of deviation from another guidance is still a mismatch."""
+    velocity = ToyFlowModel.velocity
+
+    def rounding(self, x, t, condition):
+        return velocity(self, x, t, condition) * (1 + (3e-6 * math.sin(len(x)) if rounds else 0))
+
+    monkeypatch.setattr(ToyFlowModel, "velocity", rounding)
+    policy, _, batch = ready(GRPO)
+    if rounds:
+        metrics, _ = run(policy, GRPO, batch, recipe())
+        stated = 1e-6 * batch.samples.decisions.rounding
+        assert stated < metrics["ratio/first_step_max_dev"] <= metrics["ratio/limit"] < 31 * stated
+        other = dataclasses.replace(batch.flow.conditioning, guidance=1.5)
+    else:
+        other = dataclasses.replace(batch.flow.conditioning, guidance=1 + 1e-5)
+    with pytest.raises(RunError, match=r"train\.ratio_tolerance 1e-06"):
+        run(policy, GRPO, with_samples(batch, conditioning=other), recipe())

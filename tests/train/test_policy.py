@@ -217,3 +217,9 @@ def test_a_lora_setup_trains_adapters_only(tmp_path) -> None:
     policy = prepare(toy_recipe(tmp_path, LORA)).policy
     assert policy.trainable and all("lora_" in name for name in policy.trainable)
     assert set(policy.snapshots["reference"]) == set(policy.trainable)
+
+
+def test_adapters_name_their_targets_in_one_order() -> None:
+    model = ToyFlowModel()
+    add_lora(model, LoraConfig(rank=2, targets=("leave", "enter")), seed=0)
+    assert model.network.peft_config["default"].to_dict()["target_modules"] == ["enter", "leave"]

@@ -458,3 +458,73 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
     assert "Traceback" not in err
     latest = storage.latest_snapshot(run_folder(recipe) / "checkpoints")
     assert latest is not None and int(latest.name.removeprefix("step_")) == len(metrics.read_text().splitlines())
+
+
+# --- folders that were harmed, or that another version wrote ----------------------------------------------------------
+
+
+def _rewrite(snapshot: Path, change: Callable[[dict, dict], None]) -> None:
+    """A snapshot with other contents and checksums that fit them."""
+    tensors, meta = storage.read_snapshot(snapshot)
+    change(tensors, meta)
+    storage.write_snapshot(snapshot, tensors, meta)
+
+
+HARMS: dict[str, tuple[Callable[[dict, dict], object], str]] = {
+    "no optimiser": (
+        lambda t, m: [t.pop(name) for name in list(t) if name.startswith("optimizer")],
+        "tensors are missing",
+    ),
+    "a weight is gone": (lambda t, m: (t.pop("current.enter.bias"), m.pop("tensors")), "current.enter.bias"),
+    "another shape": (lambda t, m: t.update({"current.enter.bias": torch.zeros(3)}), "remove it to go on"),
+    "a later version": (lambda t, m: m.update(format=99), "has format 99"),
+    "no progress": (lambda t, m: m.pop("progress"), "progress"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_checkpoint_that_cannot_be_gone_on_from_is_one_clear_line(harm: str, tmp_path: Path, arm) -> None:
+    recipe = toy_recipe(tmp_path)
+    arm(None)
+    loop.align(recipe)
+    change, said = HARMS[harm]
+    _rewrite(run_folder(recipe) / "checkpoints" / "step_3", change)
+    with pytest.raises(RunError, match=said) as caught:
+        loop.align(recipe, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_the_first_format_is_gone_on_with(tmp_path: Path, arm) -> None:
+    recipe = toy_recipe(tmp_path)
+    arm(None)
+    loop.align(recipe)
+    expected = contents(run_folder(recipe))
+    _rewrite(
+        run_folder(recipe) / "checkpoints" / "step_3",
+        lambda t, m: [m.pop(key) for key in ("format", "tensors", "logs")],
+    )
+    (run_folder(recipe) / "checkpoints" / "step_mine").mkdir()
+    loop.align(recipe, resume=True)
+    assert_same(contents(run_folder(recipe)), expected, "the first format")
+
+
+@pytest.mark.parametrize("log", ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl"))
+def test_no_bit_of_a_log_flips_unnoticed(log: str, tmp_path: Path, arm) -> None:
+    recipe = toy_recipe(tmp_path)
+    arm(None)
+    loop.align(recipe)
+    path = run_folder(recipe) / log
+    whole = path.read_bytes()
+    kept = len(whole) if log != "evaluations.jsonl" else whole.index(b'"after"') - 60
+    for place in range(5, kept, max(kept // 12, 1)):
+        for bit in (0, 6, 7):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            with pytest.raises(RunError, match=log) as caught:
+                RunFolder(path.parent).rewind(3, saved(path.parent))
+            assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    RunFolder(path.parent).rewind(3, saved(path.parent))
+
+
+def saved(root: Path) -> dict[str, str]:
+    return storage.read_meta(root / "checkpoints" / "step_3")["logs"]

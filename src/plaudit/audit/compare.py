@@ -15,6 +15,7 @@ from plaudit.recipe.prompts import FilePrompts
 from plaudit.recipe.schema import Recipe
 from plaudit.storage import latest_snapshot
 from plaudit.train.display import Display, make_display
+from plaudit.train.setup import parts_of
 
 Way = Literal["start", "resume", "replace", "reuse"]
 
@@ -45,6 +46,8 @@ def compare(
         for seed in seeds
         for name, recipe in contestants.items()
     }
+    for recipe in contestants.values():
+        parts_of(recipe)  # the last contestant's mistyped reward is not found after the first has trained
     ways = {key: _way(recipe) for key, recipe in planned.items()}  # refuses before anything is run
     outcomes = []
     for position, (key, recipe) in enumerate(planned.items(), start=1):

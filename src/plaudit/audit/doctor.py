@@ -45,14 +45,23 @@ def isolation(patient: Patient) -> Check:
 
 def ratio_one(patient: Patient) -> Check:
     """What was recorded in drawing, against the replay that training goes through."""
+    from plaudit.train.learn import ratio_limit
+
     name = "ratio is 1 before the first update"
     if (absent := _no_ratio(patient)) is not None:
         return not_applicable(name, absent)
     decisions = patient.piece.samples.decisions
     assert decisions is not None
+    deviation = _drift(patient).expm1().abs().max().item()
     limit = patient.recipe.train.ratio_tolerance * decisions.rounding
-    remedy = "use float32, no dropout, and the same guidance or temperature in rollout and replay"
-    return within(name, _drift(patient).expm1().abs().max().item(), limit, remedy)
+    if deviation > limit:
+        setup = patient.setup
+        limit = ratio_limit(setup.recipe.train, setup.policy, setup.objective, patient.batch(), deviation)
+    remedy = (
+        "use float32, no dropout, and the same guidance or temperature in rollout and replay; train.ratio_tolerance is "
+        f"{patient.recipe.train.ratio_tolerance:g}"
+    )
+    return within(name, deviation, limit, remedy)
 
 
 def mismatch_kl(patient: Patient) -> Check:

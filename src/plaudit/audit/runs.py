@@ -219,7 +219,7 @@ def series(rows: Sequence[Row], key: str) -> Series:
 
 
 def _is_known(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def read_jsonl(path: Path) -> JsonLines:

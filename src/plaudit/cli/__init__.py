@@ -39,6 +39,22 @@ def version(
 
         typer.echo(f"plaudit {__version__}")
         raise typer.Exit
+    _one_process()
+
+
+def _one_process() -> None:
+    """Launchers start a command once per rank: of these the first says that it cannot share the work, and the others leave."""
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if not ranks.isdecimal() or int(ranks) < 2:
+        return
+    if os.environ.get("RANK", "0") != "0":
+        raise typer.Exit  # the first one's failure is the job's
+    typer.echo(
+        f"error: WORLD_SIZE is {ranks}: Plaudit runs in one process and cannot share its work among {ranks}. Start `plaudit` "
+        "itself, without torchrun or accelerate launch (or with 1 process)",
+        err=True,
+    )
+    raise typer.Exit(2)
 
 
 def main() -> None:

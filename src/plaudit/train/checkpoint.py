@@ -4,11 +4,15 @@ there is."""
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
+import plaudit
 from plaudit import storage
-from plaudit.train.folder import RunFolder
+from plaudit.errors import RunError
+from plaudit.train.folder import FORMAT, RunFolder
 from plaudit.train.setup import Setup
 
 
@@ -30,7 +34,8 @@ def save_checkpoint(folder: RunFolder, setup: Setup, progress: Progress) -> None
     for snapshot, values in policy.snapshots.items():
         tensors |= {f"{snapshot}.{name}": value for name, value in values.items()}
     tensors |= storage.pack_optimizer(setup.optimizer, "optimizer")
-    meta = {"progress": asdict(progress), "snapshots": list(policy.snapshots), "result": setup.result}
+    meta = {"format": FORMAT, "tensors": sorted(tensors), "logs": folder.checksums(progress.step)}
+    meta |= {"progress": asdict(progress), "snapshots": list(policy.snapshots), "result": setup.result}
     meta["rewards"] = {
         "calibration": setup.rewards.calibration(),
         "memory": setup.rewards.state(),
@@ -45,6 +50,20 @@ def restore_checkpoint(folder: RunFolder, setup: Setup) -> Progress:
     latest = storage.latest_snapshot(folder.checkpoints)
     assert latest is not None, "open_run has checked this"
     tensors, meta = storage.read_snapshot(latest)
+    try:
+        if meta.get("tensors", sorted(tensors)) != sorted(tensors):
+            raise KeyError("tensors are missing, or there are others than it names")
+        progress = _restore(setup, tensors, meta)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{latest} does not hold what version {plaudit.__version__} of Plaudit resumes from ({error}); remove it to go on "
+            "from the one before, go on with the version that wrote it, or start a new --run.name"
+        ) from error
+    folder.rewind(progress.step, meta.get("logs", {}))
+    return progress
+
+
+def _restore(setup: Setup, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Progress:
     policy = setup.policy
     with torch.no_grad():
         for name, parameter in policy.trainable.items():
@@ -58,6 +77,4 @@ def restore_checkpoint(folder: RunFolder, setup: Setup) -> Progress:
     for reward in setup.rewards.rewards:
         reward.caller.meter.load_counts(meta["rewards"]["counts"][reward.name])
     storage.unpack_optimizer(setup.optimizer, tensors, "optimizer")
-    progress = Progress(**meta["progress"])
-    folder.rewind(progress.step)
-    return progress
+    return Progress(**meta["progress"])

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import plaudit
 from plaudit import storage
 from plaudit.errors import RunError
 from plaudit.recipe.explain import shown
 from plaudit.recipe.load import dump, is_run
 from plaudit.recipe.schema import Recipe
-from plaudit.train.folder import RunFolder
+from plaudit.train.folder import FORMAT, RunFolder
 
 try:
     import fcntl
@@ -68,7 +69,12 @@ def find_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     root = root_of(recipe)
     if root.is_file():
         raise RunError(f"{root} is a file; move it away or choose another --run.name")
-    if (resume or overwrite) and RunFolder(root).samples.is_dir() and (lock := _locked(root)) is not None:
+    there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "read-only" if there.is_dir() else "not a folder"
+        raise RunError(f"run.folder: cannot write {root}: {there} is {what}; choose another --run.folder")
+    begun = RunFolder(root).samples.is_dir() and is_run(root)
+    if begun and (resume or overwrite or _never_started(root)) and (lock := _locked(root)) is not None:
         lock.close()  # said before a model is loaded; and nobody is in the middle of writing a checkpoint
     if resume:
         if _has_checkpoint(root):
@@ -83,6 +89,8 @@ def find_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
             )
         if (root / "recipe.yaml").is_file():
             _same_recipe(recipe, root)
+        if _has_checkpoint(root):
+            _check_format(root)
     elif root.exists() and any(root.iterdir()) and not _never_started(root):
         if not overwrite:
             raise RunError(
@@ -109,8 +117,6 @@ def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> Claim:
     try:
         with storage.explain_write_errors(root):
             folder.samples.mkdir(parents=True)
-            if not os.access(root, os.W_OK):
-                raise PermissionError(13, "the folder is read-only")
         lock = _locked(root)
         storage.write_text(root / "recipe.yaml", dump(recipe))
     except BaseException:  # a full disk, Ctrl-C: what was to be replaced is put back, and the error goes on
@@ -133,8 +139,11 @@ def _locked(root: Path) -> IO[str] | None:
     """The lock of a folder, which ends with the process that holds it, however that ends."""
     if fcntl is None:
         return None
+    if (root / LOCK).is_symlink():  # opening it would write wherever it points
+        raise RunError(f"{root / LOCK} is a link and must be a file of the run's own; remove it")
     with storage.explain_write_errors(root / LOCK):
-        file = (root / LOCK).open("w", encoding="utf-8")
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.fdopen(os.open(root / LOCK, flags, 0o644), "r+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -169,18 +178,18 @@ def _has_checkpoint(root: Path) -> bool:
 
 
 def _never_started(root: Path) -> bool:
-    """Whether a folder holds no more than a run leaves that was refused before its first measurement."""
-    files = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
-    return is_run(root) and files <= {"recipe.yaml", "checks.json", "calibration.json", LOCK}
+    """Whether a folder holds no more than a run leaves that learned nothing: it ended before its first step did."""
+    return is_run(root) and _before_the_first_checkpoint(root, whole=True)
 
 
-def _before_the_first_checkpoint(root: Path) -> bool:
-    """Whether a folder holds only what a run writes up to its first checkpoint, whole or half-written; other files are
+def _before_the_first_checkpoint(root: Path, whole: bool = False) -> bool:
+    """Whether a folder holds only what a run writes up to its first checkpoint, half-written or else `whole`; other files are
     somebody's."""
     if not RunFolder(root).samples.is_dir():
         return False
     files = [path.relative_to(root) for path in root.rglob("*") if not path.is_dir()]
-    return all(_is_early(file) for file in files)
+    first = Path("checkpoints", "step_0")
+    return all(_is_early(file) or (whole and file.parent == first) for file in files)
 
 
 def _is_early(file: Path) -> bool:
@@ -190,6 +199,18 @@ def _is_early(file: Path) -> bool:
     if folder == "checkpoints":
         return file.parts[1] == ".step_0.partial"
     return folder in ("samples", "evaluations") and name.removeprefix(".").startswith(("before", "prompts.json"))
+
+
+def _check_format(root: Path) -> None:
+    """Refuse, before a model is loaded, what a later version wrote; the formats before this one can be read."""
+    latest = storage.latest_snapshot(RunFolder(root).checkpoints)
+    assert latest is not None
+    found = storage.read_meta(latest).get("format", 1)
+    if found not in range(1, FORMAT + 1):
+        raise RunError(
+            f"--resume: {latest} has format {found!r}; version {plaudit.__version__} of Plaudit reads 1 to {FORMAT}. Go on with "
+            "the version that wrote it, or choose another --run.name"
+        )
 
 
 def _same_recipe(recipe: Recipe, root: Path) -> None:

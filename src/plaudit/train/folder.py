@@ -6,6 +6,7 @@ to a file of their own.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from plaudit import storage
+from plaudit.errors import RunError
 
+FORMAT = 2  # of checkpoints; the first had no number, and neither names of its tensors nor checksums of the logs
 LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
 
 
@@ -41,23 +44,47 @@ class RunFolder:
         with storage.explain_write_errors(self.root / log), (self.root / log).open("a", encoding="utf-8") as file:
             file.write(json.dumps(_without_nan(entry)) + "\n")
 
-    def rewind(self, step: int) -> None:
-        """Forget what was logged after a checkpoint; the resumed run writes it again."""
+    def checksums(self, step: int) -> dict[str, str]:
+        """Of what each log says up to a checkpoint, on disk before the checkpoint is."""
         for log in LOGS:
-            path = self.root / log
-            if path.exists():
-                storage.write_text(path, "".join(line + "\n" for line in _up_to(path, step)))
+            if (self.root / log).exists():
+                storage.flush(self.root / log)
+        return {log: _checksum(_up_to(self.root / log, step)) for log in LOGS}
+
+    def rewind(self, step: int, checksums: Mapping[str, str]) -> None:
+        """Forget what was logged after a checkpoint; the resumed run writes it again. What was logged before it must be what
+        the checkpoint's `checksums` were taken of."""
+        kept = {log: _up_to(self.root / log, step) for log in LOGS}
+        for log, text in kept.items():
+            if log in checksums and checksums[log] != _checksum(text):
+                raise RunError(
+                    f"{self.root / log} is not what the run wrote up to step {step}: the file is damaged or was edited. "
+                    "Restore it, or start a new --run.name"
+                )
+        for log, text in kept.items():
+            if (self.root / log).exists():
+                storage.write_text(self.root / log, text)
 
 
-def _up_to(path: Path, step: int) -> list[str]:
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _up_to(path: Path, step: int) -> str:
+    """The lines of a log up to a step, without the measurement after training."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    kept = ""
+    for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the line that was being written when the process was killed
-        if entry["step"] <= step and entry.get("label") != "after":
-            kept.append(line)
+            entry = json.loads(line.decode()) if line else None
+            if entry is not None and entry["step"] <= step and entry.get("label") != "after":
+                kept += line.decode() + "\n"
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if number < len(lines):  # the last one was being written when the process was killed
+                raise RunError(
+                    f"{path}, line {number}: {line[:60]!r} is no entry of a log; the file is damaged or was edited. Restore it, "
+                    "or start a new --run.name"
+                ) from error
     return kept
 
 

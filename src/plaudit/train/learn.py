@@ -22,6 +22,11 @@ RATIO_REMEDY = (
 )
 
 
+SHAPES = (1, 4, 16)  # samples at a time in which a replay is repeated
+MARGIN = 4  # the few repeats do not find the largest that rounding can do
+CEILING = 30  # times the stated limit: what half precision and dropout do is more, and is a mismatch
+
+
 @dataclass
 class Sums:
     """Sums over the elements of an update, so that means do not depend on how it was split."""
@@ -94,7 +99,7 @@ def learn(
         optimizer.zero_grad(set_to_none=True)
         sums = accumulate(policy, objective, batch.select(rows), train.micro_batch)
         if number == 0:
-            _check_ratio(sums, train, batch, step)
+            limit = _check_ratio(sums, policy, objective, train, batch.select(rows), step)
         norm = nn.utils.clip_grad_norm_(parameters, train.grad_clip).item()
         total = sum(value for name, value in sums.totals.items() if name.startswith("loss/"))
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -105,9 +110,9 @@ def learn(
         if any(parameter.grad is not None for parameter in parameters):
             optimizer.step()
         entry: dict[str, float] = {"loss": total, "grad_norm": norm, **sums.totals}
-        if number == 0 and sums.largest_deviation is not None:
+        if number == 0 and sums.largest_deviation is not None and limit is not None:
             entry["ratio/first_step_max_dev"] = sums.largest_deviation
-            entry["ratio/limit"] = _ratio_limit(train, batch)
+            entry["ratio/limit"] = limit
             entry["mismatch_kl"] = sums.totals["approx_kl"]
         collected.append(entry)
     names = {name: None for entry in collected for name in entry}
@@ -120,23 +125,47 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _ratio_limit(train: Train, batch: Batch) -> float:
+def ratio_limit(train: Train, policy: Policy, objective: Objective, batch: Batch, deviation: float) -> float:
+    """How far ratios may be from 1 before the first update. Networks differ in how much they round in batches of other
+    shapes: a deviation above the stated limit is allowed as far as this model's own replays disagree among themselves."""
     assert batch.samples.decisions is not None
-    return train.ratio_tolerance * batch.samples.decisions.rounding
+    stated = train.ratio_tolerance * batch.samples.decisions.rounding
+    if deviation <= stated:
+        return stated
+    return max(stated, min(MARGIN * _moved_by_shape(policy, objective, batch), CEILING * stated))
 
 
-def _check_ratio(sums: Sums, train: Train, batch: Batch, step: int) -> None:
-    """Before any update the weights are those that drew: what differs is how drawing and replay compute."""
+@torch.no_grad()
+def _moved_by_shape(policy: Policy, objective: Objective, batch: Batch) -> float:
+    """The most that the ratio of a decision differs between replays in several shapes."""
+    few = objective.prepare(policy, batch)
+    few = few.select(few.valid.nonzero()[: max(SHAPES), 0])
+    replays = [
+        torch.cat([objective.terms(policy, few.select(rows)).log_prob for rows in torch.arange(len(few)).split(size)])
+        for size in SHAPES
+    ]
+    found = torch.stack(replays)
+    return (found.amax(0) - found.amin(0)).expm1()[few.samples.decisions.mask].max().item()
+
+
+def _check_ratio(
+    sums: Sums, policy: Policy, objective: Objective, train: Train, batch: Batch, step: int
+) -> float | None:
+    """Before any update the weights are those that drew: what differs is how drawing and replay compute. Returns the limit
+    that ratios kept to, where there are any."""
     deviation = sums.largest_deviation
     if deviation is None:
-        return
-    if deviation > _ratio_limit(train, batch):
+        return None
+    limit = ratio_limit(train, policy, objective, batch, deviation)
+    if deviation > limit:
         raise RunError(
             f"step {step}: the importance ratio deviates from 1 by {deviation:.2e} before the first update (allowed "
-            f"{_ratio_limit(train, batch):.2g}, from train.ratio_tolerance {train.ratio_tolerance:g}); {RATIO_REMEDY}"
+            f"{limit:.2g}: train.ratio_tolerance {train.ratio_tolerance:g} at this size, or what replays in other shapes differ "
+            f"by); {RATIO_REMEDY}"
         )
     if sums.totals["approx_kl"] > train.mismatch_kl:
         raise RunError(
             f"step {step}: the KL between drawing and replay is {sums.totals['approx_kl']:.2e} before the first update (allowed: "
             f"train.mismatch_kl {train.mismatch_kl:g}); {RATIO_REMEDY}"
         )
+    return limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -65,6 +66,10 @@ def align(
     with `plain` a line a step, with `quiet` nothing; a `display` of one's own is told all of it.
     """
     recipe, display = as_recipe(recipe, "align"), display or make_display(plain, quiet)
+    if (ranks := os.environ.get("WORLD_SIZE", "1")) not in ("", "0", "1"):
+        raise RunError(
+            f"align: WORLD_SIZE is {ranks}, but a run is one process; start it without torchrun or accelerate launch"
+        )
     find_run(recipe, resume=resume, overwrite=overwrite)
     setup = prepare(recipe)
     claim = open_run(recipe, resume=resume, overwrite=overwrite)

@@ -47,6 +47,7 @@ def add_lora(model: Generator, config: LoraConfig, seed: int) -> None:
             peft.inject_adapter_in_model(settings, model.network, adapter_name=ADAPTER)
         except ValueError as error:
             raise RecipeError(f"model.lora.targets: {targets} match no module of the network ({error})") from error
+    settings.target_modules = sorted(settings.target_modules)  # a set, which would be saved in another order every time
     for parameter in model.network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # small updates vanish in half precision

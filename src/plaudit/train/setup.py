@@ -41,31 +41,47 @@ class Setup:
         return "ema" if self.recipe.train.ema > 0 else "current"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a recipe names beside its model."""
+
+    prompts: PromptSource
+    rewards: Suite
+    truth: Reward
+    objective: Objective
+
+
+def parts_of(recipe: Recipe) -> Parts:
+    """What is cheap, and so comes first: a mistyped reward or path is not found after minutes of loading a model."""
+    prompts, rewards = load_prompts(recipe.prompts), recipe_suite(recipe)
+    truth, objective = load_reward("evaluate", recipe.evaluate.reward), make_objective(recipe, rewards)
+    check_rows(recipe, prompts, objective.needs.feed)
+    return Parts(prompts=prompts, rewards=rewards, truth=truth, objective=objective)
+
+
 def prepare(recipe: Recipe) -> Setup:
     if recipe.run.sandbox:
         demand(recipe.run.sandbox)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
+    parts = parts_of(recipe)
     model = build_model(recipe.model)
     if recipe.model.lora is not None:
         add_lora(model, recipe.model.lora, recipe.run.seed)
     policy = Policy(model)
     if not policy.trainable:
         raise RecipeError("model: nothing is trainable; leave model.lora out for full tuning or name its targets")
-    rewards, truth = recipe_suite(recipe), load_reward("evaluate", recipe.evaluate.reward)
-    for reward in (*rewards.rewards, truth):
+    for reward in (*parts.rewards.rewards, parts.truth):
         reward.caller.bind(policy, recipe.sampler)
-    objective, prompts = make_objective(recipe, rewards), load_prompts(recipe.prompts)
-    check_rows(recipe, prompts, objective.needs.feed)
-    for name in (*objective.snapshots, *(["ema"] if recipe.train.ema > 0 else [])):
+    for name in (*parts.objective.snapshots, *(["ema"] if recipe.train.ema > 0 else [])):
         policy.take(name)
     return Setup(
         recipe=recipe,
         policy=policy,
-        drawer=make_drawer(model, recipe.sampler, recipe.evaluate.sampler, objective.needs.density),
-        prompts=prompts,
-        rewards=rewards,
-        truth=truth,
-        objective=objective,
+        drawer=make_drawer(model, recipe.sampler, recipe.evaluate.sampler, parts.objective.needs.density),
+        prompts=parts.prompts,
+        rewards=parts.rewards,
+        truth=parts.truth,
+        objective=parts.objective,
         optimizer=make_optimizer(policy, recipe.train),
     )
