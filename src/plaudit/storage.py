@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from plaudit.errors import RunError
+from plaudit.errors import RecipeError, RunError
 
 REFUSALS = (OSError, SafetensorError)  # safetensors wraps what the operating system says in its own type
 TENSORS, META, MARKER = "state.safetensors", "state.json", "COMPLETE.json"
@@ -150,3 +150,21 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
             index, name = key.removeprefix(prefix + ".").split(".", 1)
             state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_weights(network: nn.Module, path: Path, key: str) -> None:
+    """A safetensors file into a network, in float32: every tensor of it, and no other."""
+    try:
+        found = {name: tensor.float() for name, tensor in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(f"{key}: {path} is no safetensors file: {error}; give one of this architecture") from error
+    own = network.state_dict()
+    for what, names in (
+        ("lacks", own.keys() - found.keys()),
+        ("has beside those of the network", found.keys() - own.keys()),
+        ("has in another shape", {name for name in own.keys() & found.keys() if own[name].shape != found[name].shape}),
+    ):
+        if names:
+            few = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+            raise RecipeError(f"{key}: {path} {what} {len(names)} tensors ({few}); give weights of this architecture")
+    network.load_state_dict(found)

@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from plaudit.data.outputs import gather, read_picture
+from plaudit.data import pictures
+from plaudit.data.outputs import gather
+from plaudit.data.pictures import read_picture
 from plaudit.errors import DataError
 
 
@@ -90,7 +92,15 @@ def test_a_line_ends_only_where_json_lines_end(tmp_path: Path) -> None:
         ("x.jsonl", "{", "line 1 is not JSON"),
         ("x.jsonl", "[1]", r"line 1: expected an object, got \[1\]"),
         ("x.jsonl", "\n", "is empty; write one object a line"),
-        ("x.csv", "a,b", "nothing to score there; give a folder of pictures"),
+        ("x.csv", "a,b", r"has the columns \['a', 'b'\]; name one of them prompt or text"),
+        ("x.md", "a,b", "nothing to score there; give a folder of pictures"),
+        ("x.jsonl", '{"prompt": "p", "output": "x", "id": []}', r"line 1: `id` is \[\]; expected a text or a number"),
+        (
+            "x.jsonl",
+            '{"prompt": [{"content": [{"type": "image"}]}], "output": "x"}',
+            "line 1: message 1 has a part 'image'",
+        ),
+        ("x.jsonl", '{"prompt": "p", "output": [{"content": 3}]}', r"`output` is \[.*; expected a text"),
     ],
 )
 def test_what_is_not_understood_is_named(name: str, content: str, message: str, tmp_path: Path) -> None:
@@ -112,7 +122,40 @@ def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
         gather(tmp_path).outputs([0])
 
 
-def test_a_picture_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match="cannot be read as a picture"):
+def test_a_picture_that_is_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 4_000)
+    with pytest.raises(
+        DataError, match=r"big.png cannot be read as a picture: it has 64 x 64 pixels; at most 4,000 are read"
+    ):
         read_picture(picture(tmp_path / "big.png", size=64))
+    assert read_picture(picture(tmp_path / "small.png", size=63)).shape == (3, 63, 63)
+
+
+def test_float_pictures_are_scaled_or_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((2, 2), 0.25, np.float32)).save(tmp_path / "x.tif")
+    assert (read_picture(tmp_path / "x.tif") == 0.25).all()
+    for name, value in (("large", 200.0), ("nan", np.nan), ("below", -0.5)):
+        Image.fromarray(np.full((2, 2), value, np.float32)).save(tmp_path / f"{name}.tif")
+        with pytest.raises(DataError, match=rf"{name}.tif cannot be read as a picture: its grey is float32 from"):
+            read_picture(tmp_path / f"{name}.tif")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"file_name": "a.png"}, {"file_name": "a.png"}], r"line 2: a.png has a row already \(.*line 1\)"),
+        ([{"text": "x"}], "line 1: `file_name` is None; expected the name of a picture"),
+        ([{"file_name": "a.png", "facts": 3}], "line 1: `facts` and `inputs` must be objects, got 3"),
+        ([{"file_name": "a.png", "text": 3}], "line 1: `text` is 3; expected a text"),
+        (
+            [{"file_name": "a.png", "id": 1, "text": "x"}, {"file_name": "b.png", "id": 1, "text": "y"}],
+            "b.png: its prompt has the id 1 of another prompt",
+        ),
+    ],
+)
+def test_wrong_metadata_is_named(rows: list, message: str, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name)
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=message):
+        gather(tmp_path)

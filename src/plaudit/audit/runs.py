@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from plaudit.audit.statistics import Items
+from plaudit.data.pictures import open_picture
 from plaudit.errors import DataError, RecipeError, RunError
 from plaudit.recipe.load import load
 from plaudit.recipe.rewards import RewardConfig
@@ -356,8 +356,9 @@ class _Reader:
             return None
         png = path.read_bytes()
         try:
-            Image.open(io.BytesIO(png), formats=["PNG"]).load()
-        except (OSError, SyntaxError) as error:  # Pillow reports a broken PNG chunk as SyntaxError
+            with open_picture(io.BytesIO(png), str(name), formats=("PNG",)) as picture:
+                picture.load()
+        except DataError as error:
             self.notes.append(f"{name} cannot be decoded ({error}) and was skipped")
             return None
         return png

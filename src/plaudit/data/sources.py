@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from plaudit.data.prompt import Prompt, is_conversation, text_of
+from plaudit.data.files import JSON_ROWS, TABLES, brief, has_rows, read_rows, read_text
+from plaudit.data.prompt import Prompt, is_conversation, must_be_text, text_of
 from plaudit.data.tasks import reasoning_gym_prompts
 from plaudit.errors import DataError
 from plaudit.lab.scenes import grammar
@@ -102,21 +104,55 @@ class FileSource:
         return {"heldout": list(self.heldout[:count])} if self.heldout else {"train": list(self.train[:count])}
 
 
+PLAIN = ("", ".txt", ".text", ".md")
+
+
 def read_prompts(path: str, key: str) -> list[Prompt]:
-    """Prompts of a text file (one a line) or a JSONL file; an id defaults to a hash of the text."""
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"{key}: {path} does not exist; give a text file (one prompt a line) or a JSONL file")
-    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    """Prompts of a text file (one a line) or of a file with rows; an id defaults to a hash of the text."""
+    file, said = Path(path), f"{key}: {brief(path)}"
+    if not (has_rows(file) and os.path.exists(file)) and not os.path.isfile(file):
+        raise DataError(f"{said} does not exist; give a text file (one prompt a line) or a JSONL file")
+    if has_rows(file):
+        return _numbered([_parse_row(file, *row) for row in read_rows(file, key)])
+    if file.suffix.lower() not in PLAIN:
+        known = ", ".join((".txt", *JSON_ROWS, *TABLES))
+        raise DataError(
+            f"{said} is no kind of file that prompts are read from; give one of {known} or a folder of datasets"
+        )
+    lines = [line.strip() for line in read_text(file, said).split("\n") if line.strip()]
     if not lines:
-        raise DataError(f"{key}: {path} is empty; write one prompt a line")
-    if file.suffix != ".jsonl":
-        return [Prompt(id=identify(line), text=line.strip()) for line in lines]
-    return [_parse_row(path, number, line) for number, line in enumerate(lines, start=1)]
+        raise DataError(f"{said} is empty; write one prompt a line")
+    return _numbered([(said, None, Prompt(id="", text=line)) for line in lines])
 
 
 def identify(text: str) -> str:
     return hashlib.sha256(text.strip().encode()).hexdigest()[:12]
+
+
+def id_of(where: str, row: dict[str, Any]) -> str | None:
+    """The id that a row gives itself, taken out of it."""
+    given = row.pop("id", None)
+    if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
+        raise DataError(f"{where}: `id` is {brief(given)[:80]}; expected a text or a number")
+    return None if given is None else str(given)
+
+
+def _numbered(rows: Sequence[tuple[str, str | None, Prompt]]) -> list[Prompt]:
+    """An id for every prompt: its own, or the hash of its text and how often that came before. Noise is drawn by id: two
+    prompts of one would have the same samples."""
+    taken: dict[str, str] = {}
+    for where, given, _ in rows:
+        if given is not None and taken.setdefault(given, where) is not where:
+            raise DataError(
+                f"{where}: the id {brief(given)} is taken by {taken[given]}; give every prompt its own, or none"
+            )
+    named, seen = [], Counter[str]()
+    for _, given, prompt in rows:
+        own = identify(prompt.text)
+        seen[own] += given is None
+        default = own if seen[own] == 1 else f"{own}-{seen[own]}"
+        named.append(replace(prompt, id=default if given is None else given))
+    return named
 
 
 OWN_KEYS = {"id", "text", "facts", "inputs"}
@@ -124,24 +160,32 @@ TRL_KEYS = ("messages", "prompt")
 ANSWERS = ("completion", "chosen", "rejected")
 
 
-def _parse_row(path: str, number: int, line: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} line {number} is not JSON: {error}") from error
-    if isinstance(row, dict) and any(key in row for key in TRL_KEYS):
-        return _trl_row(f"{path} line {number}", dict(row))
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or set(row) - OWN_KEYS:
+def _parse_row(file: Path, where: str, row: dict[str, Any]) -> tuple[str, str | None, Prompt]:
+    row = dict(row)
+    given = id_of(where, row)
+    if file.suffix.lower() not in JSON_ROWS and not any(key in row for key in TRL_KEYS) and "text" in row:
+        row["prompt"] = row.pop("text")  # other columns of a table are facts
+    if any(key in row for key in TRL_KEYS):
+        return where, given, _trl_row(where, row)
+    if not isinstance(row.get("text"), str) or set(row) - OWN_KEYS:
         raise DataError(
-            f"{path} line {number}: expected an object with `text` and optionally id, facts, inputs, or with `prompt` or "
-            f"`messages` as TRL has them; got {line[:120]}"
+            f"{where}: expected an object with `text` and optionally id, facts, inputs, or with `prompt` or "
+            f"`messages` as TRL has them; got {brief(row)[:120]}"
         )
-    return Prompt(
-        id=str(row.get("id", identify(row["text"]))),
-        text=row["text"],
-        facts=row.get("facts", {}),
-        inputs=row.get("inputs", {}),
-    )
+    facts, inputs = objects_of(where, row)
+    if is_conversation(inputs.get("messages")):
+        must_be_text(inputs["messages"], where)
+    return where, given, Prompt(id="", text=row["text"], facts=facts, inputs=inputs)
+
+
+def objects_of(where: str, row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`facts` and `inputs`, taken out of a row."""
+    facts, inputs = row.pop("facts", {}), row.pop("inputs", {})
+    if not isinstance(facts, dict) or not isinstance(inputs, dict):
+        raise DataError(
+            f"{where}: `facts` and `inputs` must be objects, got {brief(facts)[:60]} and {brief(inputs)[:60]}"
+        )
+    return facts, inputs
 
 
 def _trl_row(where: str, row: dict[str, Any]) -> Prompt:
@@ -161,12 +205,21 @@ def _trl_row(where: str, row: dict[str, Any]) -> Prompt:
         raise DataError(
             f"{where}: a prompt goes with a `completion`, or with `chosen` and `rejected`, or alone; got {given}"
         )
-    inputs = row.pop("inputs", {}) | {key: text_of(row.pop(key)) for key in given}
+    facts, inputs = objects_of(where, row)
+    for name in given:
+        inputs = inputs | {name: _text_in(where, name, row.pop(name))}
     if not isinstance(asked, str):
         inputs["messages"] = asked
-    text = text_of(asked)
-    facts = row.pop("facts", {})
-    return Prompt(id=str(row.pop("id", identify(text))), text=text, facts={**row, **facts}, inputs=inputs)
+    return Prompt(id="", text=_text_in(where, "prompt", asked), facts={**row, **facts}, inputs=inputs)
+
+
+def _text_in(where: str, name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if not is_conversation(value):
+        raise DataError(f"{where}: `{name}` is {brief(value)[:80]}; expected a text or a list of messages")
+    must_be_text(value, where)
+    return text_of(value)
 
 
 def load_prompts(config: Prompts) -> PromptSource:

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from plaudit.errors import DataError, RecipeError
 from plaudit.lab.sums.grammar import END_ID, PAD_ID, VOCABULARY
+from plaudit.storage import load_weights
 
 WEIGHTS = Path(__file__).parent / "weights" / "sums.safetensors"
 
@@ -220,7 +220,7 @@ def load_language(weights: Path | None = None) -> LanguageNetwork:
             f"model.weights: {path} does not exist; build it with `plaudit lab build sums` or leave the key out"
         )
     network = LanguageNetwork()
-    network.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    load_weights(network, path, "model.weights")
     return network.eval()
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RunError
 from plaudit.models.chat import ChatText, end_of_turn
+from plaudit.models.loading import must_be_there, pretrained, quiet, without_safetensors
 from plaudit.models.tokens import Ids, TokenCache
 
 if TYPE_CHECKING:
@@ -254,16 +255,19 @@ def _load(path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTok
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        must_be_there(path)
         if file is None and Path(path).is_dir():
             _must_hold_a_model(Path(path))
-        tokenizer = AutoTokenizer.from_pretrained(folder or ".", gguf_file=file)
-        network = AutoModelForCausalLM.from_pretrained(folder or ".", gguf_file=file, dtype=dtype)
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder or ".", gguf_file=file)
+            network = pretrained(AutoModelForCausalLM, folder or ".", gguf_file=file, dtype=dtype)
     except ImportError as error:
         remedy = "run `pip install 'plaudit[transformers]'` (and gguf for a .gguf file)"
         raise RecipeError(f"model.type: transformers cannot be used here ({error}); {remedy}") from error
     except (OSError, ValueError, KeyError) as error:  # what transformers raises for absent, gated or foreign models
         raise RecipeError(
-            f"model.path: {path!r} is no causal language model that loads: {error}\nGive a folder with config.json, "
+            f"model.path: {path!r} is no causal language model that loads: {error}"
+            f"{without_safetensors(path)}\nGive a folder with config.json, "
             "weights and tokenizer, a .gguf file, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct"
         ) from error
     if file is not None:  # plain weights by now, but `save_pretrained` would refuse them as quantised

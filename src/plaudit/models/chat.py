@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from plaudit.data.prompt import Prompt, is_conversation
+from plaudit.data.prompt import Prompt, is_conversation, must_be_text
 from plaudit.errors import DataError, RecipeError
 from plaudit.models.tokens import Ids
 
@@ -63,6 +63,7 @@ class ChatText:
         if given is not None and not is_conversation(given):
             remedy = "give a list of {role, content}, or leave `messages` out"
             raise DataError(f"prompt {prompt.id!r}: inputs.messages {str(given)[:80]} is no conversation; {remedy}")
+        must_be_text(given or (), f"prompt {prompt.id!r}")
         messages = list(given or [{"role": "user", "content": prompt.text}])
         if self.system is None or messages[0].get("role") == "system":
             return messages

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from plaudit.data.prompt import Prompt
+from plaudit.errors import PlauditError, RecipeError, first_line
 from plaudit.models.flow import EMPTY_PROMPT, Condition, Conditioning, FlowModel
 
 
@@ -24,11 +25,26 @@ class PromptEncoder:
         asked = [(p.id, p.text) for p in prompts]
         new = {key: p for key, p in zip(asked, prompts, strict=True) if key not in self.cache}
         if new:
-            encoded = self.model.encode(list(new.values()))
+            encoded = self._encode(list(new.values()))
             if len(self.cache) + len(new) > self.capacity:
                 self.cache = {key: self.cache[key] for key in asked if key in self.cache}
             self.cache |= {key: encoded.select(torch.tensor([row])) for row, key in enumerate(new)}
         if guidance != 1.0 and self._unconditional is None:
-            self._unconditional = self.model.encode([EMPTY_PROMPT])
+            self._unconditional = self._encode([EMPTY_PROMPT])
         condition = Condition.cat([self.cache[key] for key in asked])
         return Conditioning(condition=condition, unconditional=self._unconditional, guidance=guidance)
+
+    def _encode(self, prompts: Sequence[Prompt]) -> Condition:
+        try:
+            encoded = self.model.encode(prompts)
+        except PlauditError:
+            raise
+        except Exception as error:  # the user's model may raise anything
+            raise RecipeError(f"{type(self.model).__name__}.encode raised {first_line(error)}") from error
+        for name, tensor in encoded.tensors.items():
+            if len(tensor) != len(prompts):
+                raise RecipeError(
+                    f"{type(self.model).__name__}.encode gave `{name}` of shape {tuple(tensor.shape)} for {len(prompts)} "
+                    "prompts; expected one row for each"
+                )
+        return encoded

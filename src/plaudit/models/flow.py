@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.data.prompt import Prompt
+from plaudit.errors import RecipeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,15 @@ class Condition:
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
+        """Rows of one shape: an embedding may not have the length of its own prompt."""
         names = parts[0].tensors
+        for name in names:
+            shapes = sorted({tuple(part.tensors[name].shape[1:]) for part in parts})
+            if len(shapes) > 1:
+                raise RecipeError(
+                    f"the model's encode gave `{name}` in the shapes {', '.join(map(str, shapes[:3]))}; all prompts need one: "
+                    "pad to a fixed length, and add a mask as a tensor where the network would read the padding"
+                )
         return Condition(tensors={name: torch.cat([part.tensors[name] for part in parts]) for name in names})
 
 
@@ -117,6 +126,17 @@ def shifted_times(steps: int, shift: float) -> Tensor:
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """Shape `[B]` values so that they broadcast over a batch `[B, ...]`."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def decoded(model: FlowModel, x0: Tensor) -> Tensor:
+    """The model's pictures; clips are refused until the parts that look at outputs know them."""
+    outputs = model.decode(x0)
+    if isinstance(outputs, Tensor) and outputs.ndim > 4:
+        raise RecipeError(
+            f"the model's decode gave outputs of the shape {tuple(outputs.shape)}; pictures are [B, 3, H, W], and clips are "
+            "not supported yet: decode one frame"
+        )
+    return outputs
 
 
 def clean_prediction(x: Tensor, v: Tensor, t: Tensor) -> Tensor:

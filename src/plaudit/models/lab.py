@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from plaudit.data.prompt import Prompt
@@ -16,6 +16,7 @@ from plaudit.lab.networks import NETWORKS, WEIGHTS, from_pixel_latents
 from plaudit.lab.scenes.grammar import tokenise
 from plaudit.lab.scenes.render import rasterise
 from plaudit.models.flow import Condition, shifted_times
+from plaudit.storage import load_weights
 
 OWN_SHIFT = {"slots": 1.0, "slots-turbo": 1.0, "pixels": 1.0}
 
@@ -35,7 +36,7 @@ class LabFlowModel:
             raise RecipeError(
                 f"model.weights: {path} does not exist; build it with `plaudit lab build {name}` or leave the key out"
             )
-        self.network.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+        load_weights(self.network, path, "model.weights")
         self.network.eval()
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:

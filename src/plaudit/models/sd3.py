@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.models.flow import Condition
+from plaudit.models.loading import components, must_be_there, quiet, without_safetensors
 from plaudit.recipe.models import Sd3Model
 
 if TYPE_CHECKING:
@@ -126,13 +127,17 @@ def _load(path: str, dtype: torch.dtype) -> StableDiffusion3Pipeline:
     try:
         from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
-        pipe = StableDiffusion3Pipeline.from_pretrained(path, dtype=dtype)
+        must_be_there(path)
+        with quiet():
+            parts = components(StableDiffusion3Pipeline, path, dtype)
+            pipe = StableDiffusion3Pipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **parts)
     except ImportError as error:
         remedy = "run `pip install 'plaudit[diffusers]'`"
         raise RecipeError(f"model.type: sd3 needs diffusers and transformers ({error}); {remedy}") from error
     except (OSError, ValueError) as error:  # what diffusers raises for absent, gated, incomplete or foreign pipelines
         raise RecipeError(
-            f"model.path: {path!r} is no Stable Diffusion 3 pipeline that loads: {error}\nGive a folder with a "
+            f"model.path: {path!r} is no Stable Diffusion 3 pipeline that loads: {error}"
+            f"{without_safetensors(path)}\nGive a folder with a "
             "model_index.json, or a hub name such as stabilityai/stable-diffusion-3.5-medium (accept its licence on "
             "the hub and run `hf auth login` first)"
         ) from error

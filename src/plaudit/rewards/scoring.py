@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from plaudit import storage
-from plaudit.data.outputs import Gathered, pixels_of, read_picture
+from plaudit.data.outputs import Gathered
+from plaudit.data.pictures import pixels_of, read_picture
 from plaudit.data.prompt import Prompt
 from plaudit.data.sources import identify
 from plaudit.errors import DataError, RecipeError

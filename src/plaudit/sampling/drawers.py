@@ -9,7 +9,7 @@ import torch
 
 from plaudit.data.prompt import Prompt
 from plaudit.models.conditioning import PromptEncoder
-from plaudit.models.flow import FlowModel
+from plaudit.models.flow import FlowModel, decoded
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.sampling import EvaluationSampler, Sampler, TokenSampling
 from plaudit.sampling.base import Drawer, Piece
@@ -70,7 +70,7 @@ class FlowDrawer:
 
     @torch.no_grad()
     def _piece(self, samples: FlowSamples) -> Piece:
-        return Piece(samples=samples, outputs=self.model.decode(samples.latents))
+        return Piece(samples=samples, outputs=decoded(self.model, samples.latents))
 
 
 @dataclass(frozen=True, kw_only=True)
