@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from plaudit.errors import RecipeError
+from plaudit.errors import PlauditError, RecipeError, first_line
 
 
 def import_dotted(path: str, key: str, built_in: Iterable[str] = ()) -> Any:
@@ -32,3 +32,17 @@ def import_dotted(path: str, key: str, built_in: Iterable[str] = ()) -> Any:
         ) from error
     except (Exception, SystemExit) as error:  # the user's module may raise anything while it is read
         raise RecipeError(f"{key}: reading {module_name} raised {type(error).__name__}: {error}") from error
+
+
+def made(path: str, key: str, options_key: str, options: Mapping[str, Any]) -> Any:
+    """What the thing at a dotted path makes of its options. Whatever it raises is one line."""
+    thing = import_dotted(path, key)
+    try:
+        return thing(**options)
+    except PlauditError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        given = f"with {options_key} {', '.join(options)}" if options else "without arguments"
+        raise RecipeError(
+            f"{key}: {path}, called {given}, raised {first_line(error)}; mend it, or {options_key}"
+        ) from error

@@ -32,7 +32,7 @@ class Interrupted(PlauditError):
     """The user stopped the work; the message says what was saved and how to go on."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What it says, in one line, and where it was raised."""
     said = " ".join(str(error).split()) or "no message"
     frame = traceback.extract_tb(error.__traceback__)[-1:]

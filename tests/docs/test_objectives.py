@@ -57,6 +57,10 @@ def test_the_doctor_passes_it(workplace: Path) -> None:
     ("changes", "said"),
     [
         (["--objective.options.temprature", "1"], "unexpected keyword argument 'temprature'.*temperature: float"),
+        (
+            ["--objective.options.temperature", "0"],
+            r"objective.class: my_objective:RewardW.* ValueError: temperature is 0",
+        ),
         (["--objective.class", "my_objective:Losses"], "objective.class: my_objective:Losses is no objective"),
         (["--objective.class", "my_objective:Missing"], "objective.class: cannot import"),
         (["--objective.class", "no_such_module:Mine"], "objective.class: cannot import"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from plaudit.dotted import import_dotted
-from plaudit.errors import PlauditError, RecipeError, first_line
+from plaudit.dotted import made
+from plaudit.errors import RecipeError
 from plaudit.models.flow import FlowModel
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.models import DottedModel, LabModel, Model, Sd3Model, TransformersModel
@@ -30,22 +30,10 @@ def build_model(config: Model) -> FlowModel | TokenModel:
 
             return CausalTokenModel.from_config(config)
         case DottedModel():
-            model = _made(import_dotted(config.factory, "model.factory"), config)
+            model = made(config.factory, "model.factory", "model.arguments", config.arguments)
             _check_complete(model, config)
             return model
     raise RecipeError(f"model.type: {config!r} is not known")
-
-
-def _made(factory: Any, config: DottedModel) -> Any:
-    try:
-        return factory(**config.arguments)
-    except PlauditError:
-        raise
-    except Exception as error:  # the user's factory may raise anything
-        given = f"with the arguments {', '.join(config.arguments)}" if config.arguments else "without arguments"
-        raise RecipeError(
-            f"model.factory: {config.factory}, called {given}, raised {first_line(error)}; mend it, or model.arguments"
-        ) from error
 
 
 def _check_complete(model: Any, config: DottedModel) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from plaudit.dotted import import_dotted
+from plaudit.dotted import import_dotted, made
 from plaudit.errors import RecipeError
 from plaudit.objectives.base import Objective
 from plaudit.objectives.dpo import Dpo
@@ -71,8 +71,8 @@ def _custom(config: CustomObjective, recipe: Recipe) -> Objective:
         inspect.signature(kind).bind(**config.options)
     except TypeError as error:
         raise RecipeError(f"objective.options: {error}; {config.path} takes {inspect.signature(kind)}") from error
+    objective: Objective = made(config.path, "objective.class", "objective.options", config.options)
     try:
-        objective = kind(**config.options)
         check_needs(recipe, objective.needs)
     except ValueError as error:
         raise RecipeError(str(error)) from error
