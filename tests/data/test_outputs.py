@@ -33,6 +33,8 @@ def test_pictures_find_their_prompts(tmp_path: Path) -> None:
     assert [p.text for p in found.prompts] == ["a red circle", "for all", "two"]
     assert found.prompts[2].id == "mine" and dict(found.prompts[2].facts) == {"answer": 2, "deep": 1}
     assert [tuple(o.shape) for o in found.outputs([2, 0])] == [(3, 4, 4)] * 2
+    alone = gather(tmp_path / "a.jpg")
+    assert (alone.names, alone.prompts[0].text, alone.outputs([0])[0].shape) == (["a.jpg"], "a red circle", (3, 4, 4))
 
 
 def test_pixels_are_exact_and_what_is_transparent_is_white(tmp_path: Path) -> None:

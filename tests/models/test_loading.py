@@ -118,6 +118,24 @@ def test_a_pickle_is_not_read(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["transformers", "sd3"])
+@pytest.mark.parametrize("path", ["mistyped", "owner/mistyped", "no good name!", "./mistyped", "a/b/c"])
+def test_a_mistyped_folder_is_asked_for_once(kind: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("diffusers")
+    import huggingface_hub
+
+    asked = []
+
+    def no_network(name: str, **_: Any) -> None:
+        asked.append(name)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "model_info", no_network)
+    config = Sd3Model(type="sd3", path=path) if kind == "sd3" else TransformersModel(type="transformers", path=path)
+    refused(config, f"model.path: '{re.escape(path)}' does not exist; give a folder that does, or a hub name")
+    assert asked == ([path] if path in ("mistyped", "owner/mistyped") else [])
+
+
 def test_the_log_is_as_loud_as_before(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     before = logging.getLogger("transformers").level

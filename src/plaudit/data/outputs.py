@@ -1,4 +1,4 @@
-"""Finished outputs to be scored: a folder of pictures, or a JSONL of texts or pictures."""
+"""Finished outputs to be scored: a folder of pictures, or rows of texts or pictures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def gather(path: Path, prompt: str | None = None) -> Gathered:
     if has_rows(path) and os.path.exists(path):
         return _from_rows(path, prompt)
     if path.suffix.lower() in PICTURES and os.path.isfile(path):
-        return Gathered(names=[path.name], prompts=[_named_prompt(path, {}, prompt)], sources=[path])
+        return Gathered(names=[path.name], prompts=[_named_prompt(path, str(path), {}, prompt)], sources=[path])
     raise DataError(
         f"{brief(path)}: nothing to score there; give a folder of pictures ({', '.join(PICTURES)}), a {JSON_ROWS[0]}, .csv or "
         ".parquet file with `prompt` and `output` (or `completion`, `response`, `image`, `messages`), or the folder of a run"

@@ -255,7 +255,7 @@ def _load(path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTok
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        must_be_there(path)
+        must_be_there(folder or ".")
         if file is None and Path(path).is_dir():
             _must_hold_a_model(Path(path))
         with quiet():

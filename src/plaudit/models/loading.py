@@ -16,8 +16,8 @@ CONVERT = (
 PROBLEMS = {"missing_keys": "lack", "unexpected_keys": "have beside it", "mismatched_keys": "have in another shape"}
 
 
-def pretrained(cls: Any, path: str, **arguments: Any) -> Any:
-    """`cls.from_pretrained(path)`, refused where a tensor would be random, left out or cut."""
+def pretrained(cls: Any, path: str, *, key: str = "model.path", **arguments: Any) -> Any:
+    """`cls.from_pretrained(path)`, refused where a tensor would be random, left out or cut. `key` is what names the path."""
     strict = {
         "use_safetensors": True,
         "output_loading_info": True,
@@ -29,7 +29,7 @@ def pretrained(cls: Any, path: str, **arguments: Any) -> Any:
         if found := sorted(key if isinstance(key, str) else key[0] for key in info.get(name, ())):
             few = f"{', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
             raise RecipeError(
-                f"model.path: the weights in {where!r} {what} {len(found)} tensors of a {type(model).__name__} ({few}); "
+                f"{key}: the weights in {where!r} {what} {len(found)} tensors of a {type(model).__name__} ({few}); "
                 "give a complete folder of this architecture: save it again with save_pretrained"
             )
     return model
@@ -51,11 +51,33 @@ def components(pipeline: Any, path: str, dtype: Any) -> dict[str, Any]:
 
 
 def must_be_there(path: str) -> None:
-    """A folder that is mistyped is no name to ask the hub for, five times."""
+    """A folder, or a name that the hub knows: a mistyped folder is not asked for again and again."""
     place = Path(path).expanduser()
     meant = path.startswith((".", "/", "~")) or path.count("/") > 1 or ("/" in path and place.parent.is_dir())
-    if not place.exists() and meant:
-        raise RecipeError(f"model.path: {path!r} does not exist; give a folder that does, or a hub name `owner/model`")
+    if place.exists():
+        return
+    if meant or not _hub_has(path):
+        raise RecipeError(
+            f"model.path: {path!r} does not exist; give a folder that does, or a hub name `owner/model` (hub names are looked "
+            "up over the network; private ones need `hf auth login`)"
+        )
+
+
+def _hub_has(name: str) -> bool:
+    """Asked once, where transformers and diffusers try five times for each file; or what was downloaded before."""
+    import httpx
+    from huggingface_hub import model_info, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        if any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "model_index.json")):
+            return True
+        model_info(name, timeout=10)
+    except (RepositoryNotFoundError, HFValidationError, httpx.TransportError, ConnectionError):
+        return False
+    except HfHubHTTPError:  # a mirror that only has files, or a hub out of order: loading will say
+        return True
+    return True
 
 
 def without_safetensors(path: str) -> str:

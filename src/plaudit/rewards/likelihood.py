@@ -18,6 +18,7 @@ from plaudit.errors import RecipeError, RewardError
 from plaudit.lab.encoder_networks import Captioner
 from plaudit.lab.scenes.grammar import MAX_TOKENS
 from plaudit.lab.scenes.render import SIZE
+from plaudit.models.loading import pretrained
 from plaudit.optional import require
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.encoders.base import check_pictures, resized, warn_if_cut
@@ -174,7 +175,7 @@ def load_causal_lm(name: str, who: str) -> tuple[Any, Any]:
     if name.endswith(".gguf"):
         name, _, extra["gguf_file"] = name.rpartition("/")
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, **extra)
-    model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **extra)
+    model = pretrained(transformers.AutoModelForCausalLM, name, key=who, dtype=torch.float32, **extra)
     return tokenizer, model.eval().requires_grad_(False)
 
 
@@ -211,7 +212,9 @@ class ChatCaptioner:
     def __init__(self, name: str, question: str) -> None:
         transformers = require("transformers", extra="transformers", who="caption_likelihood")
         self.processor = transformers.AutoProcessor.from_pretrained(name)
-        self.model = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32)
+        self.model = pretrained(
+            transformers.AutoModelForImageTextToText, name, key="caption_likelihood", dtype=torch.float32
+        )
         self.model.eval().requires_grad_(False)
         content = [{"type": "image"}, {"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]

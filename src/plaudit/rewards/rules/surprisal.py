@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from plaudit.errors import RecipeError
+from plaudit.models.loading import pretrained
 from plaudit.optional import require
 from plaudit.rewards.base import Card, Score
 from plaudit.rewards.request import Request
@@ -125,7 +126,7 @@ class CausalLM:
         if self._loaded is None:
             transformers = require("transformers", extra="transformers", who=WHO)
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.name)
-            model = transformers.AutoModelForCausalLM.from_pretrained(self.name, dtype=torch.float32)
+            model = pretrained(transformers.AutoModelForCausalLM, self.name, key=WHO, dtype=torch.float32)
             self._loaded = tokenizer, model.to(self.device).eval().requires_grad_(False)
         return self._loaded
 
