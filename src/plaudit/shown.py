@@ -7,9 +7,12 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from plaudit.recipe.text import visible
+
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table as lines: as wide as it needs to be, so that it can be searched and cut."""
+    header, rows = [visible(cell) for cell in header], [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *rows)]
 

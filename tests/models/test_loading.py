@@ -195,7 +195,8 @@ def broken(size: int) -> None:
 def test_a_factory_that_raises() -> None:
     refused(
         DottedModel(type="custom", factory=f"{__name__}:broken", arguments={"size": 3}),
-        r"model.factory: .*:broken, called with the arguments size, raised OSError: no weights of size 3 \(test_loading.py:\d+\)",
+        r"model.factory: .*:broken, called with model.arguments size, raised OSError: no weights of size 3 "
+        r"\(test_loading.py:\d+\)",
     )
     refused(
         DottedModel(type="custom", factory=f"{__name__}:broken"), "called without arguments, raised TypeError: .*'size'"

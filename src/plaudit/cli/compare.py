@@ -96,6 +96,7 @@ def _compare_search(
 ) -> None:
     if suite != "search":
         raise RecipeError(f"--suite is {suite!r}; allowed: search")
+    from plaudit.recipe.text import visible_lines
     from plaudit.search.comparing import compare_search, defaults_of
 
     usual = defaults_of(model, needed=not (rewards and truth and budgets))
@@ -113,7 +114,7 @@ def _compare_search(
         out=out,
         say=typer.echo,
     )
-    typer.echo((out / "comparison.md").read_text(encoding="utf-8"))
+    typer.echo(visible_lines((out / "comparison.md").read_text(encoding="utf-8")))
     typer.echo(f"report: {path}")
 
 

@@ -140,6 +140,10 @@ def visible(text: str) -> str:
     return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
+def visible_lines(text: str) -> str:
+    return "\n".join(map(visible, text.split("\n")))
+
+
 def render(document: Any) -> str:
     """YAML text that `parse` reads back to the same document."""
     try:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from plaudit.recipe.text import visible_lines
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -102,7 +104,7 @@ class PlainDisplay:
         self.say(evaluation_line(step, label, mean, low, high))
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        print(visible_lines(text), flush=True)
 
     def end(self) -> None: ...
 
@@ -152,7 +154,7 @@ class LiveDisplay:
         self.say(evaluation_line(step, label, mean, low, high))
 
     def say(self, text: str) -> None:
-        self.progress.console.print(text, markup=False, highlight=False)
+        self.progress.console.print(visible_lines(text), markup=False, highlight=False)
 
     def end(self) -> None:
         self.progress.stop()

@@ -89,6 +89,15 @@ def test_trust_weight_amplifies_and_never_damps() -> None:
 # --- S009 ------------------------------------------------------------------------------------------------------------
 
 
+def test_classes_that_are_ruled_out_add_nothing_to_the_disagreement() -> None:
+    rest = torch.tensor([[0.3, 0.1, -0.5]], requires_grad=True)
+    ruled_out = torch.cat([rest, torch.tensor([[-torch.inf]])], 1)
+    first = torch.cat([rest.flip(1), torch.tensor([[-torch.inf]])], 1)
+    found = tr.kl_disagreement(first, ruled_out)
+    torch.testing.assert_close(found, tr.kl_disagreement(rest.flip(1), rest))
+    assert torch.autograd.grad(found.sum(), rest)[0].isfinite().all()
+
+
 def test_kl_disagreement_is_of_the_second_from_the_first() -> None:
     first, second = torch.tensor([[0.0, 1.0, -1.0]]), torch.tensor([[2.0, 0.0, 0.5]])
     p, q = torch.distributions.Categorical(logits=second), torch.distributions.Categorical(logits=first)

@@ -77,11 +77,19 @@ def test_the_last_fenced_or_the_first_drawing_is_taken(text: str, expected: str 
     assert extract_svg(text) == expected
 
 
-def test_finding_a_drawing_takes_linear_time() -> None:
-    started = time.perf_counter()
-    for text in ("<svg" * 100_000, "<svg>" * 100_000, "<svg " + "a " * 200_000):
-        assert extract_svg(text) is None
-    assert time.perf_counter() - started < 2
+@pytest.mark.parametrize("piece", ("<svg", "<svg>", "a "))
+def test_finding_a_drawing_takes_linear_time(piece: str) -> None:
+    """Processor time, the least of several: eight times as much text may cost eight times as much, not sixty-four."""
+
+    def cost(count: int) -> float:
+        text, spent = "<svg " + piece * count, []
+        for _ in range(5):
+            started = time.process_time()
+            assert extract_svg(text) is None
+            spent.append(time.process_time() - started)
+        return min(spent)
+
+    assert cost(200_000) < 24 * max(cost(25_000), 1e-3)
 
 
 def test_the_format_is_thought_then_answer() -> None:
@@ -157,9 +165,7 @@ def test_bombs_are_worth_nothing_and_harm_no_neighbour() -> None:
     outputs = [SQUARE]
     for bomb in bombs:
         outputs += [bomb, SQUARE]
-    started = time.perf_counter()
     scores = gates([*outputs, huge])
-    assert time.perf_counter() - started < 8
     assert [score.value for score in scores[:-1]] == [1] + [0, 1] * len(bombs)
     assert all(score.status is Status.OK for score in scores)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -157,12 +156,9 @@ HARMLESS = {
 
 @pytest.fixture(scope="module")
 def attacked() -> dict[str, Drawn]:
-    started = time.perf_counter()
     programs = ATTACKS | HARMLESS
     shop = Workshop(worker="figure_worker", size=64, item_s=0.5, memory_mb=768)
-    drawn = dict(zip(programs, draw_afresh(shop, list(programs.values())), strict=True))
-    assert time.perf_counter() - started < 120, "bounded, also on a machine with other work"
-    return drawn
+    return dict(zip(programs, draw_afresh(shop, list(programs.values())), strict=True))
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -98,7 +98,8 @@ def kl_disagreement(first: Tensor, second: Tensor, *, scale: float = 1.0) -> Ten
     """scale * KL(softmax(second) || softmax(first)) over the classes of logits `[B, classes, ...]`, in float32 or better."""
     dtype = torch.promote_types(first.dtype, torch.float32)
     log_first, log_second = F.log_softmax(first.to(dtype), 1), F.log_softmax(second.to(dtype), 1)
-    return scale * F.kl_div(log_first, log_second, reduction="none", log_target=True).sum(1)
+    probability = log_second.exp()  # a class that second rules out adds nothing, whatever first says of it
+    return scale * (probability * (log_second - log_first).masked_fill(probability == 0, 0.0)).sum(1)
 
 
 def absolute_disagreement(first: Tensor, second: Tensor) -> Tensor:
