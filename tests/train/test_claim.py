@@ -105,7 +105,7 @@ def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
 # --- what is replaced ------------------------------------------------------------------------------------------------
 
 
-def refuse(*_: object) -> list[None]:
+def refuse(prompts: list[str], outputs: object) -> list[None]:
     raise ValueError("no score for anything")
 
 

@@ -140,12 +140,13 @@ def _moved_by_shape(policy: Policy, objective: Objective, batch: Batch) -> float
     """The most that the ratio of a decision differs between replays in several shapes."""
     few = objective.prepare(policy, batch)
     few = few.select(few.valid.nonzero()[: max(SHAPES), 0])
-    replays = [
-        torch.cat([objective.terms(policy, few.select(rows)).log_prob for rows in torch.arange(len(few)).split(size)])
-        for size in SHAPES
-    ]
-    found = torch.stack(replays)
-    return (found.amax(0) - found.amin(0)).expm1()[few.samples.decisions.mask].max().item()
+
+    def replayed(size: int) -> Tensor:
+        parts = [few.select(rows) for rows in torch.arange(len(few)).split(size)]
+        return torch.cat([objective.terms(policy, part).log_prob[part.samples.decisions.mask] for part in parts])
+
+    found = torch.stack([replayed(size) for size in SHAPES])
+    return (found.amax(0) - found.amin(0)).expm1().max().item()
 
 
 def _check_ratio(
