@@ -31,7 +31,7 @@ class Objective:
     sampler: str = "current"
     """Which weights draw the rollouts: `current` or a snapshot."""
     snapshots: Mapping[str, Callable[[int], float] | None] = {}
-    """Named copies the objective reads: None stays as it was at the start, a function gives the decay after step n."""
+    """Named copies the objective reads: None stays as it was at the start, a function gives the decay after update n."""
 
     def mask(self, batch: Batch) -> Tensor:
         """Which elements of the loss there are, known before any network call."""

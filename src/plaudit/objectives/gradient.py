@@ -5,7 +5,8 @@
 What of the path carries a gradient is the objective's `truncation` (`sampling/path.py`); ReFL's `one_step` walks without any to
 one of the last steps and takes the clean prediction there. Rewards are averaged over samples; a missing one has no weight.
 
-Departures: AlignProp's code truncates a batch alike, here each sample has its own draw, so that batches can be split.
+Departures: AlignProp's code truncates a batch alike, here each sample has its own draw, so that batches can be split. ReFL's
+published loss is relu(2 - r) times a scale, at one of the last 10 of 40 steps; here it is -r, and `last` says of how many.
 
 Shape legend: B samples, * latent dimensions.
 """

@@ -175,7 +175,7 @@ class DpoConfig(Strict):
     beta: PositiveFloat = 0.1
     """How strongly the policy is held to the reference: the loss is -log sigma(beta margin)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """The chance that a pair's labels are swapped."""
+    """The chance that a pair's labels are swapped, as in conservative DPO (TRL's loss `robust` divides by 1 - 2s besides)."""
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the chosen answer's likelihood beside it (RPO's eta)."""
     sft_reduction: Literal["sum", "mean"] = "sum"

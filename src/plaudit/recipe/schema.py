@@ -17,6 +17,8 @@ from plaudit.recipe.prompts import Prompts, ScenesPrompts
 from plaudit.recipe.rewards import Missing, RewardConfig
 from plaudit.recipe.sampling import AnyEvaluationSampler, AnySampler, EvaluationSampler, Sampler, TokenSampling
 
+UP_TO_ONE = ("cps", "ddim_eta")  # kernels whose level is a share
+
 
 class Train(Strict):
     """Batch vocabulary: a step draws `prompts_per_step` x `samples_per_prompt` samples, learns from them in
@@ -298,8 +300,8 @@ def _check_scalings(kernel: str, needs: Needs) -> None:
 
 
 def _check_steps(sampler: Sampler) -> None:
-    if sampler.kernel in ("cps", "ddim_eta") and sampler.level > 1:
-        raise ValueError(f"sampler.level: {sampler.level} for {sampler.kernel}, whose levels lie in [0, 1]")
+    if sampler.kernel in UP_TO_ONE and (largest := max(sampler.level, sampler.level_min)) > 1:
+        raise ValueError(f"sampler.level: {largest:g} for {sampler.kernel}, whose levels lie in [0, 1]")
     first, last = sampler.window.start
     size = sampler.window.size or 1
     if first > last or last + size > max(sampler.steps - 1, 1):

@@ -110,7 +110,8 @@ def carried_steps(truncation: Truncation, steps: int, keys: Sequence[SampleKey],
     """Which of the steps `[B, K]` carry a gradient.
 
     `none` all of them; `last` the last few (DRaFT-K); `suffix` for each sample as many of the last as it draws from 0 to K
-    (AlignProp's paper); `per_step` step i with probability (i + 1) / (K + 1) by itself (AlignProp's code).
+    (AlignProp's paper); `per_step` step i with probability (i + 1) / (K + 1) by itself (AlignProp's first code; its later code
+    cuts a batch once).
     """
     place = torch.arange(steps)
     match truncation:

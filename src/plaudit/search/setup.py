@@ -20,7 +20,7 @@ from plaudit.models.flow import FlowModel
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.load import load
 from plaudit.recipe.sampling import EvaluationSampler, Sampler
-from plaudit.recipe.schema import Recipe
+from plaudit.recipe.schema import UP_TO_ONE, Recipe
 from plaudit.recipe.text import parse
 from plaudit.rewards.base import Card
 from plaudit.rewards.scoring import RewardLike, name_of, reward_of
@@ -149,6 +149,9 @@ def make_task(
     assert isinstance(plain, EvaluationSampler) and isinstance(stochastic, Sampler)
     steps, guidance = sampler.steps or plain.steps, plain.guidance if sampler.guidance is None else sampler.guidance
     own_kernel = KERNEL if stochastic.kernel == "ode" else stochastic.kernel
+    kernel, level = sampler.kernel or own_kernel, stochastic.level if sampler.level is None else sampler.level
+    if kernel in UP_TO_ONE and level > 1:
+        raise RecipeError(f"level: {level:g} for the kernel {kernel}, whose levels lie in [0, 1]")
     return FlowTask(
         model,
         prompts,
@@ -156,8 +159,8 @@ def make_task(
         suite,
         budget,
         times=model.schedule(steps, sampler.shift or plain.shift),
-        kernel=sampler.kernel or own_kernel,
-        level=stochastic.level if sampler.level is None else sampler.level,
+        kernel=kernel,
+        level=level,
         solver=sampler.solver or plain.solver,
         tile=sampler.tile or plain.tile,
         seed=seed,

@@ -235,7 +235,8 @@ class TokenSmc:
         self, task: TokenTask, particles: Particles, movers: Tensor, stage: int, turn: int
     ) -> tuple[Particles, tuple[Found, ...]]:
         found: tuple[Found, ...] = ()
-        chosen = movers if self.below is None else movers & (particles.score < self.below)
+        chosen = movers & ~particles.score.isnan()  # no way leads back to what has no score, so none leads away from it
+        chosen = chosen if self.below is None else chosen & (particles.score < self.below)
         position = self._begin_of(task, particles.rows, stage)
         chosen = (chosen & (particles.rows.length > position)).nonzero()[:, 0]
         for move in range(self.moves if len(chosen) else 0):

@@ -180,7 +180,7 @@ def _step(setup: Setup, progress: Progress) -> tuple[dict[str, float | None], di
     learned = learn(recipe, policy, objective, setup.optimizer, batch, step)
     for name, decay in objective.snapshots.items():
         if decay is not None:
-            policy.blend(name, decay(step + 1))
+            policy.blend(name, decay((step + 1) * recipe.train.updates_per_step))
     if recipe.train.ema > 0:
         policy.blend("ema", min(recipe.train.ema, (1 + step) / (10 + step)))
     ended = time.perf_counter()

@@ -33,6 +33,13 @@ def test_win_rate_is_rank_on_the_unit_interval(batch) -> None:
             assert same(rates[group == g], (ranks[group == g] - 1) / (n - 1))
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_a_margin_on_a_grid_is_not_decided_by_rounding(dtype: torch.dtype) -> None:
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=dtype)
+    found = win_rate(scores, group=torch.zeros(4).long(), margin=0.1)
+    torch.testing.assert_close(found, torch.tensor([1 / 6, 1 / 3, 2 / 3, 5 / 6], dtype=dtype))
+
+
 def test_equal_infinities_tie() -> None:
     scores, group = tensor(math.inf, 3.0, math.inf, -math.inf, NAN, -math.inf), groups(0, 0, 0, 0, 0, 0)
     assert same(win_rate(scores, group=group), tensor(0.875, 0.5, 0.875, 0.125, NAN, 0.125))

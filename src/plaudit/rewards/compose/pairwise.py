@@ -10,6 +10,8 @@ from torch import Tensor
 
 from plaudit.rewards.compose.groups import within_groups
 
+ROUNDING = 1e-5  # of differences of a grid's scores, 0.3 - 0.2
+
 
 def win_rate(scores: Tensor, *, group: Tensor, margin: float = 0.0) -> Tensor:
     """Share of the other members of its group that a sample beats; scores no more than `margin` apart tie, for half a win.
@@ -22,8 +24,8 @@ def win_rate(scores: Tensor, *, group: Tensor, margin: float = 0.0) -> Tensor:
 
     def rates(rows: Tensor) -> Tensor:
         ahead = rows[:, None] - rows[None, :]
-        tied = (ahead.abs() <= margin) | (rows[:, None] == rows[None, :])
-        points = (ahead > margin).to(rows.dtype) + 0.5 * tied
+        tied = (ahead.abs() <= margin * (1 + ROUNDING)) | (rows[:, None] == rows[None, :])
+        points = ((ahead > 0) & ~tied).to(rows.dtype) + 0.5 * tied
         opponents = int((~rows.isnan()).sum()) - 1
         won = (points.sum(1) - 0.5) / opponents if opponents > 0 else torch.full_like(rows, torch.nan)
         return torch.where(rows.isnan(), rows, won)  # -0.5: everyone ties with themselves

@@ -115,7 +115,7 @@ def equal(found: str, truth: Any, who: str) -> float | Score:
     """Equivalence by math-verify; equal texts, equal numbers and plain integers are told without it."""
     reference = str(truth).strip()
     shown, expected = (BETWEEN.sub("", text).replace("**", "^") for text in (found, reference))
-    number = number_of(reference)
+    number = None if "=" in shown and "=" in expected else number_of(reference)  # x=5 is not y=5
     if shown == expected or (number is not None and number == number_of(found)):
         return 1.0
     if SEVERAL.search(shown):
@@ -194,9 +194,10 @@ def letter_of(text: str, choices: str) -> str | None:
     bare = unicodedata.normalize("NFKC", text)
     for _ in range(2):  # a box around a text
         bare = CHOICE_MARKS.sub(lambda match: match[1] or "", bare)
-    letter = f"[{re.escape(choices + choices.lower())}]"
+    letter, large = f"[{re.escape(choices + choices.lower())}]", f"[{re.escape(choices.upper())}]"
     match = re.fullmatch(rf"{CHOICE_LEAD}(?:\(({letter})\)|({letter})(?=[.:),]|$))(.*)", bare.strip(), re.DOTALL)
-    another = rf"{letter}\)|(?:\bor\b|\band\b|,)\s*\(?{letter}\b|^[\W_]*{letter.upper()}(?=[\W_]|$)"
+    at_once = rf"^[\W_]*(?:(?:or|and)\b\s*)?\(?{large}\)?(?=[\W_]*$|\s*[.,:;)/&])"  # A, B and A: B, but not B. A cat
+    another = rf"{at_once}|(?<!\w){letter}\)|(?<!\w){large}\.\s+\S"  # a list of choices
     if match is None or re.search(another, match[3]):
         return None
     return (match[1] or match[2]).upper()

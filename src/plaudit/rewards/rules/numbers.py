@@ -36,13 +36,15 @@ NUMBER = re.compile(
     re.VERBOSE,
 )
 # one letter is a unit only where it is nobody's variable or constant
-WORD = r"(?:[mshgtdlLNJWVAKCFTHBΩµ]|[^\W\d_]{2,20})"
+WORD = r"(?:[mshgtdlLNJWVAKCFTHΩµ]|[^\W\d_]{2,20})"
 UNIT = re.compile(
     rf"\s*[%°$€£¥¢]*(?:{WORD}[%°]?(?:[ \-·*]+{WORD}){{0,3}}(?:\s*/\s*{WORD})?(?:\s*\^\s*\{{?-?[23]\}}?)?)?\s*\.?"
 )
 NO_UNIT = re.compile(  # words after which it is another number, or none
     rf"\b(?:and|or|to|not|no|than|is|if|more|less|times|plus|minus|over|by|divided|multiplied|squared|cubed|power|root|factorial|"
-    rf"pi|tau|phi|infinity|inf|half|halves|thirds?|fourths?|fifths?|mod|log|ln|sin|cos|sqrt|(?:{'|'.join(MAGNITUDES)})s?)\b",
+    rf"pi|tau|phi|infinity|inf|half|halves|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|twelfth|twentieth|hundredth|"
+    rf"thousandth|millionth|billionth)s?|st|nd|rd|th|am|pm|at|about|negative|remainder|base|hex|binary|octal|mod|log|ln|sin|cos|sqrt|"
+    rf"bn|mn|mln|mil|mio|quadrillions?|quintillions?|lakhs?|crores?|(?:{'|'.join(MAGNITUDES)})s?)\b",
     re.IGNORECASE,
 )
 LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
