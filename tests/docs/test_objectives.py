@@ -74,6 +74,8 @@ def test_what_cannot_work_is_one_line(workplace: Path, changes: list[str], said:
 
 def test_the_wrong_family_is_refused_with_one_line(workplace: Path) -> None:
     changes = ["--objective.type", "custom", "--objective.class", "my_objective:RewardWeighted"]
-    with pytest.raises(RecipeError, match=r"objective\.type: custom does not train models of family tokens") as refused:
+    with pytest.raises(
+        RecipeError, match=r"objective\.class: my_objective:RewardWeighted does not train models of family tokens"
+    ) as refused:
         prepare(load("sums-grpo", changes))
     assert "\n" not in str(refused.value) and "grpo" in str(refused.value)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.reference.toys import ToyFlowModel
+from tests.reference.toys import ToyFlowModel, keys, prompts
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import DataError, RecipeError
@@ -18,6 +18,8 @@ from plaudit.models.build import build_model
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import Condition, decoded
 from plaudit.recipe.models import DottedModel, LabModel, Sd3Model, TransformersModel
+from plaudit.recipe.sampling import EvaluationSampler, Sampler
+from plaudit.sampling.drawers import make_drawer
 
 
 def lacks(tensors: dict[str, torch.Tensor], name: str) -> None:
@@ -183,7 +185,8 @@ def test_ragged_conditions_of_two_steps() -> None:
 
 def test_a_clip_is_refused() -> None:
     with pytest.raises(
-        RecipeError, match=r"shape \(2, 8, 3, 4, 4\); pictures are \[B, 3, H, W\], and clips are not supported"
+        RecipeError,
+        match=r"shape \(2, 8, 3, 4, 4\) for 2 latents; pictures are \[2, 3, H, W\], and clips are not supported",
     ):
         decoded(Odd("clip"), torch.zeros(2, 3))
 
@@ -213,3 +216,35 @@ def test_a_picture_in_a_chat_is_refused() -> None:
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
     with pytest.raises(DataError, match="prompt 'p': message 1 has a part 'image'"):
         text.encode(Prompt(id="p", text="what?", inputs={"messages": messages}))
+
+
+class Wrong(ToyFlowModel):
+    """A flow model with one member that gives something else."""
+
+    def __init__(self, member: str, given: Any) -> None:
+        super().__init__()
+        setattr(self, member, lambda *_: given)
+
+
+@pytest.mark.parametrize(
+    ("member", "given", "said"),
+    [
+        ("velocity", torch.zeros(2, 3), r"velocity gave \[2, 3\] for latents \[2, 3, 2, 2\]; both must have one shape"),
+        ("velocity", None, "velocity gave NoneType for latents"),
+        ("encode", torch.zeros(2, 3), r"encode gave a Tensor; it must be a Condition"),
+        (
+            "encode",
+            Condition(tensors={"a": [1, 2]}),
+            r"encode gave a Condition; it must be a Condition of named tensors",
+        ),
+        ("decode", torch.zeros(2, 12), r"decode gave outputs of the shape \(2, 12\) for 2 latents"),
+        ("decode", torch.full((2, 3, 4, 4), 1.5), r"decode gave pixels from 1.5 to 1.5; pictures lie in 0..1"),
+        ("schedule", torch.linspace(1, 0, 10), r"schedule\(10, None\) gave .*a tensor of 11 times that fall from 1"),
+        ("schedule", torch.linspace(0, 1, 11), r"schedule\(10, None\) gave .*that fall from 1"),
+    ],
+)
+def test_members_that_give_something_else(member: str, given: Any, said: str) -> None:
+    drawer = make_drawer(Wrong(member, given), Sampler(), EvaluationSampler())
+    with pytest.raises(RecipeError, match=said) as refused:
+        drawer.evaluation(prompts(2), keys(2))
+    assert "\n" not in str(refused.value)

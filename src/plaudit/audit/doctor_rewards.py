@@ -31,7 +31,7 @@ def permutation(patient: Patient) -> Check:
     """Scores follow their prompts."""
     straight, moved = _call(patient, moved=False), _call(patient, moved=True)
     if _no_scores(straight, moved):
-        return not_applicable(PERMUTATION, NO_SCORES)
+        return _always_failing(PERMUTATION, patient, straight) or not_applicable(PERMUTATION, NO_SCORES)
     noise = None
     for name in _counting(patient):
         if failure := _failing(PERMUTATION, patient, name, straight, moved):
@@ -49,7 +49,7 @@ def reward_is_deterministic(patient: Patient) -> Check:
     """The same outputs get the same scores."""
     first, second = patient.scored(), patient.scored()
     if _no_scores(first, second):
-        return not_applicable(REPETITION, NO_SCORES)
+        return _always_failing(REPETITION, patient, first) or not_applicable(REPETITION, NO_SCORES)
     noisy = [name for name in _counting(patient) if _admitted(patient, name)]
     for name in _counting(patient):
         if failure := _failing(REPETITION, patient, name, first, second):
@@ -116,6 +116,19 @@ def _found(check: str, name: str, deviation: float, limit: str, remedy: str, *, 
 
 def _has_failed(batch: ScoredBatch, name: str) -> Tensor:
     return torch.tensor([score.status not in (Status.OK, Status.NOT_APPLICABLE) for score in batch.scores[name]])
+
+
+def _always_failing(check: str, patient: Patient, batch: ScoredBatch) -> Check | None:
+    for name in _counting(patient):
+        if all(score.status is Status.ERRORED for score in batch.scores[name]):
+            return Check(
+                name=check,
+                passed=False,
+                value=f"rewards.{name} failed for every output, the first: {in_words(batch.scores[name][0])}",
+                limit="a score",
+                remedy="mend the reward",
+            )
+    return None
 
 
 def _failing(check: str, patient: Patient, name: str, *batches: ScoredBatch) -> Check | None:

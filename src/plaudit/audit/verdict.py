@@ -48,10 +48,7 @@ def judge(run: RunRecord) -> Verdict:
     level, headline = _decide(any(rise.improved for rise in rises), direction, style)
     details = [_rise_sentence(rise) for rise in rises] + [_truth_sentence(truth, direction, style)]
     if _trained_on_the_truth(run):
-        details.append(
-            "The evaluation reward is itself trained on: a rise shows that it carries over to other prompts, but "
-            "hacking of this reward could not be seen here."
-        )
+        details.append("The evaluation reward is itself trained on, so hacking of this reward could not be seen here.")
     doubts = [doubt for doubt in (_fall_from_peak(run, style), _split_that_fell(run, style)) if doubt]
     if doubts and level == "good":
         level, headline = "warning", f"{headline}, with a reservation"

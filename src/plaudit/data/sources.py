@@ -111,7 +111,10 @@ def read_prompts(path: str, key: str) -> list[Prompt]:
     """Prompts of a text file (one a line) or of a file with rows; an id defaults to a hash of the text."""
     file, said = Path(path), f"{key}: {brief(path)}"
     if not (has_rows(file) and os.path.exists(file)) and not os.path.isfile(file):
-        raise DataError(f"{said} does not exist; give a text file (one prompt a line) or a JSONL file")
+        what = "is a folder without a dataset" if os.path.isdir(path) else "does not exist"
+        raise DataError(
+            f"{said} {what}; give a text file (one prompt a line), JSONL, CSV, TSV, parquet or a folder of `save_to_disk`"
+        )
     if has_rows(file):
         return _numbered([_parse_row(file, *row) for row in read_rows(file, key)])
     if file.suffix.lower() not in PLAIN:

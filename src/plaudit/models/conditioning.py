@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import PlauditError, RecipeError, first_line
@@ -41,6 +42,11 @@ class PromptEncoder:
             raise
         except Exception as error:  # the user's model may raise anything
             raise RecipeError(f"{type(self.model).__name__}.encode raised {first_line(error)}") from error
+        if not isinstance(encoded, Condition) or not all(isinstance(one, Tensor) for one in encoded.tensors.values()):
+            raise RecipeError(
+                f"{type(self.model).__name__}.encode gave a {type(encoded).__name__}; it must be a Condition of named tensors "
+                "with one row for each prompt"
+            )
         for name, tensor in encoded.tensors.items():
             if len(tensor) != len(prompts):
                 raise RecipeError(

@@ -107,14 +107,25 @@ class Conditioning:
         return 1 if self.guidance == 1.0 else 2
 
 
+OUTSIDE = 0.01  # of 0..1, for what decoders round
+
+
 def guided_velocity(model: FlowModel, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     """Classifier-free guidance: v_empty + g (v_prompt - v_empty), both branches in one call; g = 1 needs one branch."""
     if conditioning.guidance == 1.0:
-        return model.velocity(x, t, conditioning.condition)
+        return _like(x, model.velocity(x, t, conditioning.condition))
     assert conditioning.unconditional is not None, "guidance needs the unconditional condition"
     both = Condition.cat([conditioning.condition, conditioning.unconditional.expand(len(x))])
-    with_prompt, without = model.velocity(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+    twice = torch.cat([x, x])
+    with_prompt, without = _like(twice, model.velocity(twice, torch.cat([t, t]), both)).chunk(2)
     return without + conditioning.guidance * (with_prompt - without)
+
+
+def _like(x: Tensor, v: Tensor) -> Tensor:
+    if not isinstance(v, Tensor) or v.shape != x.shape:
+        shown = list(v.shape) if isinstance(v, Tensor) else type(v).__name__
+        raise RecipeError(f"the model's velocity gave {shown} for latents {list(x.shape)}; both must have one shape")
+    return v
 
 
 def shifted_times(steps: int, shift: float) -> Tensor:
@@ -131,12 +142,31 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 def decoded(model: FlowModel, x0: Tensor) -> Tensor:
     """The model's pictures; clips are refused until the parts that look at outputs know them."""
     outputs = model.decode(x0)
-    if isinstance(outputs, Tensor) and outputs.ndim > 4:
-        raise RecipeError(
-            f"the model's decode gave outputs of the shape {tuple(outputs.shape)}; pictures are [B, 3, H, W], and clips are "
-            "not supported yet: decode one frame"
+    if not isinstance(outputs, Tensor) or outputs.ndim != 4 or len(outputs) != len(x0):
+        shown = (
+            f"outputs of the shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
         )
+        raise RecipeError(
+            f"the model's decode gave {shown} for {len(x0)} latents; pictures are [{len(x0)}, 3, H, W], and clips are not "
+            "supported yet: decode one frame"
+        )
+    low, high = (limit.item() for limit in outputs.detach().aminmax())
+    if low < -OUTSIDE or high > 1 + OUTSIDE:
+        raise RecipeError(f"the model's decode gave pixels from {low:.3g} to {high:.3g}; pictures lie in 0..1")
     return outputs
+
+
+def times_of(model: FlowModel, steps: int, shift: float | None) -> Tensor:
+    """The model's schedule, checked to be one."""
+    times = model.schedule(steps, shift)
+    falling = isinstance(times, Tensor) and times.shape == (steps + 1,) and bool((times.diff() < 0).all())
+    if not falling or times[-1] != 0 or times[0] > 1:
+        shown = f"{[round(t, 4) for t in times.flatten().tolist()][:8]}" if isinstance(times, Tensor) else repr(times)
+        raise RecipeError(
+            f"the model's schedule({steps}, {shift}) gave {shown[:120]}; it must be a tensor of {steps + 1} times that fall from "
+            "1 (noise) to 0"
+        )
+    return times
 
 
 def clean_prediction(x: Tensor, v: Tensor, t: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from plaudit.objectives.dpo import Dpo
 from plaudit.objectives.drpo import Drpo
 from plaudit.objectives.gradient import RewardGradient
 from plaudit.objectives.grpo import Grpo
+from plaudit.objectives.guarded import Guarded
 from plaudit.objectives.likelihood import Likelihood
 from plaudit.objectives.nft import Nft
 from plaudit.objectives.sft import Sft
@@ -76,4 +77,4 @@ def _custom(config: CustomObjective, recipe: Recipe) -> Objective:
         check_needs(recipe, objective.needs)
     except ValueError as error:
         raise RecipeError(str(error)) from error
-    return objective
+    return Guarded(objective, config.path)

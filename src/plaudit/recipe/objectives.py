@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -81,6 +81,17 @@ class Needs:
     """The KL to the reference that the objective has of its own."""
     rewards: Mapping[str, str] = field(default_factory=dict)
     """Rewards of the recipe that the objective reads, by its key that names them."""
+
+    def __post_init__(self) -> None:
+        families = self.families if isinstance(self.families, tuple) else (self.families,)
+        if not families or set(families) - set(BOTH):
+            raise ValueError(f"Needs.families is {self.families!r}; it must be a tuple of {', '.join(BOTH)}")
+        if self.feed not in get_args(Feed):
+            raise ValueError(f"Needs.feed is {self.feed!r}; allowed: {', '.join(get_args(Feed))}")
+        if not isinstance(self.rewards, Mapping):
+            raise ValueError(
+                f"Needs.rewards is {self.rewards!r}; it must be a mapping, for example {{'reward': 'match'}}"
+            )
 
 
 class GrpoConfig(Strict):

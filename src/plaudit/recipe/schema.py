@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from plaudit.recipe.base import Fraction, Positive, PositiveFloat, Strict
 from plaudit.recipe.models import LabModel, Model
-from plaudit.recipe.objectives import DENSITIES, KLS, Needs, NftConfig, Objective, Shaping
+from plaudit.recipe.objectives import DENSITIES, KLS, CustomObjective, Needs, NftConfig, Objective, Shaping
 from plaudit.recipe.prompts import Prompts, ScenesPrompts
 from plaudit.recipe.rewards import Missing, RewardConfig
 from plaudit.recipe.sampling import AnyEvaluationSampler, AnySampler, EvaluationSampler, Sampler, TokenSampling
@@ -201,10 +201,9 @@ def check_needs(recipe: Recipe, needs: Needs) -> None:
     """Refuse what the objective cannot work with, and what would have no effect on it."""
     family = recipe.model.family
     if family not in needs.families:
-        raise ValueError(
-            f"objective.type: {recipe.objective.type} does not train models of family {family}; "
-            f"allowed: {', '.join(_fitting(family))}"
-        )
+        own = recipe.objective
+        named = f"objective.class: {own.path}" if isinstance(own, CustomObjective) else f"objective.type: {own.type}"
+        raise ValueError(f"{named} does not train models of family {family}; allowed: {', '.join(_fitting(family))}")
     if needs.feed == "rollouts":
         _check_rollouts(recipe, needs)
     else:

@@ -9,7 +9,7 @@ import torch
 
 from plaudit.data.prompt import Prompt
 from plaudit.models.conditioning import PromptEncoder
-from plaudit.models.flow import FlowModel, decoded
+from plaudit.models.flow import FlowModel, decoded, times_of
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.sampling import EvaluationSampler, Sampler, TokenSampling
 from plaudit.sampling.base import Drawer, Piece
@@ -51,7 +51,7 @@ class FlowDrawer:
     ) -> Starts:
         """What a training batch is drawn from."""
         sampler = self.sampler
-        times = self.model.schedule(sampler.steps, sampler.shift)
+        times = times_of(self.model, sampler.steps, sampler.shift)
         return Starts(
             conditioning=self.encoder(prompts, sampler.guidance),
             plan=stochastic_plan(sampler, times, keys, first_of_group),
@@ -61,7 +61,7 @@ class FlowDrawer:
 
     def evaluation(self, prompts: Sequence[Prompt], keys: Sequence[SampleKey]) -> Piece:
         sampler = self.evaluation_sampler
-        plan = deterministic_plan(self.model.schedule(sampler.steps, sampler.shift), len(prompts), sampler.solver)
+        plan = deterministic_plan(times_of(self.model, sampler.steps, sampler.shift), len(prompts), sampler.solver)
         return self._piece(draw(self.model, self.encoder(prompts, sampler.guidance), plan, keys, tile=sampler.tile))
 
     def join(self, pieces: Sequence[Piece]) -> Piece:

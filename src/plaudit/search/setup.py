@@ -16,7 +16,7 @@ from plaudit.data.sources import identify, load_prompts, read_prompts
 from plaudit.errors import RecipeError
 from plaudit.models.build import build_model
 from plaudit.models.conditioning import PromptEncoder
-from plaudit.models.flow import FlowModel
+from plaudit.models.flow import FlowModel, times_of
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.load import load
 from plaudit.recipe.sampling import EvaluationSampler, Sampler
@@ -158,7 +158,7 @@ def make_task(
         PromptEncoder(model, capacity=max(len(prompts), 1))(prompts, guidance),
         suite,
         budget,
-        times=model.schedule(steps, sampler.shift or plain.shift),
+        times=times_of(model, steps, sampler.shift or plain.shift),
         kernel=kernel,
         level=level,
         solver=sampler.solver or plain.solver,

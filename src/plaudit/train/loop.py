@@ -22,6 +22,7 @@ from plaudit.audit.runs import read_run
 from plaudit.audit.statistics import Items, paired_gain
 from plaudit.errors import Interrupted, RewardError, RunError
 from plaudit.recipe.load import Source, as_recipe
+from plaudit.recipe.rewards import HANDED
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.suite import Suite
 from plaudit.sampling.base import Outputs
@@ -96,21 +97,30 @@ def _align(setup: Setup, claim: Claim, display: Display, resume: bool) -> RunRes
         if stopped is None:
             save_checkpoint(folder, setup, progress)
     except KeyboardInterrupt as signal:
-        raise Interrupted(_how_to_go_on(folder, "stopped at once; the last checkpoint is sound")) from signal
+        raise Interrupted(_how_to_go_on(setup, folder, "stopped at once; the last checkpoint is sound")) from signal
     except RewardError as error:
-        raise RewardError(f"{error}\n{_how_to_go_on(folder, f'stopped after step {progress.step}')}") from error
+        raise RewardError(f"{error}\n{_how_to_go_on(setup, folder, f'stopped after step {progress.step}')}") from error
     finally:
         display.end()
     if stopped is None:
-        raise Interrupted(_how_to_go_on(folder, f"stopped after step {progress.step}; everything is saved"))
+        raise Interrupted(_how_to_go_on(setup, folder, f"stopped after step {progress.step}; everything is saved"))
     save_checkpoint(folder, setup, progress)
     try:
         return _finish(setup, folder, progress, display, stopped)
     except KeyboardInterrupt as signal:
-        raise Interrupted(_how_to_go_on(folder, "trained, but not measured; the last checkpoint is sound")) from signal
+        raise Interrupted(
+            _how_to_go_on(setup, folder, "trained, but not measured; the last checkpoint is sound")
+        ) from signal
 
 
-def _how_to_go_on(folder: RunFolder, what: str) -> str:
+def _how_to_go_on(setup: Setup, folder: RunFolder, what: str) -> str:
+    handed = [name for name, config in setup.recipe.rewards.items() if config.type.startswith(HANDED)]
+    if handed:
+        again = ", ".join(f"{name!r}: ..." for name in handed)
+        return (
+            f"{what} in {folder.root}; go on from Python, where the rewards are handed over again: "
+            f"plaudit.align(plaudit.load([{str(folder.root)!r}, {{'rewards': {{{again}}}}}]), resume=True)"
+        )
     return f"{what} in {folder.root}; go on with `plaudit align {folder.root / 'recipe.yaml'} --resume`"
 
 
@@ -267,7 +277,13 @@ def _finish(setup: Setup, folder: RunFolder, progress: Progress, display: Displa
     progress.total_seconds += time.monotonic() - started
     save_checkpoint(folder, setup, progress)
     with setup.policy.using(setup.result), storage.explain_write_errors(folder.root / "final"):
+        (folder.root / "final").mkdir(exist_ok=True)
         setup.policy.model.save(folder.root / "final")
+    if not any((folder.root / "final").iterdir()):
+        raise RunError(
+            f"{folder.root}: {type(setup.policy.model).__name__}.save wrote nothing into the folder that it was given; the "
+            "weights are in the last checkpoint: mend it, then go on with --resume"
+        )
     summary = _summarise(setup, folder, progress, after, stopped)
     folder.write_json("summary.json", summary)
     with storage.explain_write_errors(folder.root / "report.html"):
