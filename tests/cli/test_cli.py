@@ -199,11 +199,6 @@ def test_a_traceback_can_be_asked_for(fake, monkeypatch):
     assert isinstance(invoke("align", "slots-nft").exception, RunError)
 
 
-def test_our_own_mistakes_are_not_hidden(fake):
-    fake("plaudit.train.loop", "align", ZeroDivisionError("a bug"))
-    assert isinstance(invoke("align", "slots-nft").exception, ZeroDivisionError)
-
-
 def test_resume_and_overwrite_exclude_each_other(fake):
     align = fake("plaudit.train.loop", "align", None)
     result = invoke("align", "--resume", "--overwrite")
@@ -423,3 +418,21 @@ def test_align_and_doctor_take_a_run_folder(fake, run):
 def test_a_misspelt_recipe_is_met_with_the_nearest_before_the_list():
     result = invoke("align", "sums-gpro")
     assert result.exit_code == 2 and "; did you mean sums-grpo? shipped: default, " in result.stderr
+
+
+def test_what_the_users_code_raises_is_one_line_and_ours_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.reference import toys
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("of my\nown")
+
+    asked = ("doctor", "slots-nft", "--model.type", "custom", "--model.factory", "tests.reference.toys:build")
+    with monkeypatch.context() as patch:
+        patch.setattr(toys.ToyFlowModel, "velocity", broken)
+        done = invoke(*asked)
+        assert done.exit_code == 2 and "\n" not in done.stderr.strip()
+        assert "test_cli.py:" in done.stderr and "ZeroDivisionError: of my\\nown; PLAUDIT_TRACEBACK=1" in done.stderr
+        patch.setenv("PLAUDIT_TRACEBACK", "1")
+        assert isinstance(invoke(*asked).exception, ZeroDivisionError)
+    monkeypatch.setattr("plaudit.train.setup.prepare", eval("lambda recipe: {}['ours']", {}))
+    assert isinstance(invoke("doctor", "slots-nft").exception, KeyError)

@@ -47,6 +47,21 @@ class PlauditCommand(TyperCommand):
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if os.environ.get("PLAUDIT_TRACEBACK") == "1" or not (place := _in_users_code(error)):
+                raise
+            from plaudit.recipe.text import visible
+
+            said = visible(f"{type(error).__name__}: {error}"[:500])
+            typer.echo(f"error: {place}: {said}; PLAUDIT_TRACEBACK=1 shows how it came there", err=True)
+            raise typer.Exit(self.error_code) from None
+
+
+def _in_users_code(error: Exception) -> str:
+    """The line of the user's own code that an exception went through last, as `file.py:12`; nothing where it is ours alone."""
+    from plaudit.rewards.call import place_of
+
+    return place_of(error)
 
 
 class RecipeCommand(PlauditCommand):

@@ -254,10 +254,14 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _place(error: BaseException) -> str:
-    """The innermost line of code that is neither ours nor a library's, as ` (file.py:12)`."""
+def place_of(error: BaseException) -> str:
+    """The innermost line of code that is neither ours nor a library's, as `file.py:12`."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
-    return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
+
+
+def _place(error: BaseException) -> str:
+    return f" ({place})" if (place := place_of(error)) else ""
 
 
 def _is_users(file: str) -> bool:
