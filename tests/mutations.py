@@ -1108,6 +1108,20 @@ MUTATIONS = [
     # --- the sandbox
     Mutation("programs in their judge's domain", "sandbox/judge.py", "        linux.stand_apart()\n", "", VERDICTS),
     Mutation(
+        "any module that a program names",
+        "sandbox/judge.py",
+        'if what["module"] in MODULES:',
+        'if what["module"].partition(".")[0] in sys.stdlib_module_names:',
+        f"{VERDICTS}::test_modules_that_tests_have_from_programs",
+    ),
+    Mutation(
+        "tests stand in their program's folder",
+        "sandbox/judge.py",
+        "    step_outside()\n    found",
+        "    found",
+        f"{VERDICTS}::test_a_test_stands_where_its_program_cannot_write",
+    ),
+    Mutation(
         "verdicts without secrets",
         "rewards/rules/code.py",
         "if [ticket for ticket, _, _ in lines] == list(tickets):",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import secrets
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 from tests.sandbox.harness import levels
@@ -106,6 +111,129 @@ def test_a_program_cannot_hand_in_its_verdict(at: Level, attack: str) -> None:
     tests = [f"assert f() == '{secrets.token_hex(16)}'\n" + "# long enough to leave traces\n" * 60] * 3
     results = UnitTests(test_s=5.0).run(program, tests, at=at)
     assert len(results) == 3 and all(result.verdict in ("fail", "error") for result in results), results
+
+
+# --- what a program has the test's process do ------------------------------------------------------------------------
+
+# Says that it has imported these, so that the test's process imports them too, beside code of the program's own.
+NAMING = """
+import sys
+for place in ("test_own.py", "own.py"):
+    with open(place, "w") as file: file.write({code!r})
+for number, name in enumerate({names!r}):
+    globals()[f"named_{{number}}"] = type(sys)(name)
+def f(): return 0
+"""
+TAKING_A_PASS = """
+import json, os, sys
+frame = sys._getframe()
+while frame:
+    known = frame.f_locals
+    if "secret" in known and "verdict_in" in known:
+        os.write(known["verdict_in"], json.dumps([known["secret"], "pass", ""]).encode())
+        os._exit(0)
+    frame = frame.f_back
+"""
+RUN_WHEN_IMPORTED = ["unittest.__main__", "idlelib.idle", "lib2to3.__main__", "venv.__main__", "antigravity", "this"]
+IN_LIST = 'if what["module"] in MODULES:'
+
+
+@at_each_level
+@pytest.mark.parametrize("listed", [True, False], ids=["listed modules", "any module"])
+def test_a_program_cannot_name_a_module_that_runs_its_code(
+    at: Level, listed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each wall holds without the other: the list of modules, and a folder in which nothing is the program's."""
+    if not listed:
+        assert IN_LIST in code.JUDGE
+        monkeypatch.setattr(code, "JUDGE", code.JUDGE.replace(IN_LIST, "if True:"))
+    for names in (["unittest.__main__"], RUN_WHEN_IMPORTED[1:] if listed else ["own"]):
+        program = NAMING.format(code=TAKING_A_PASS, names=names)
+        results = UnitTests(test_s=5.0).run(program, ["assert f() == 1", "assert f() == 2"], at=at)
+        assert [result.verdict for result in results] == ["fail" if listed else "error"] * 2, results
+
+
+OUTSIDE = """
+import os, sys
+def mine(folder):
+    try: open(os.path.join(folder, "mine"), "w").close()
+    except OSError: return False
+    return True
+places = [os.getcwd(), "", *sys.path, *map(os.environ.get, ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"))]
+assert mine(os.environ["TMPDIR"]) and f() == 0
+assert not list(filter(mine, places)), places
+assert {name for name in os.environ if name.startswith("PYTHON")} <= {"PYTHONHASHSEED"}
+assert all(os.path.isabs(place) for place in sys.path)
+"""
+
+
+@at_each_level
+def test_a_test_stands_where_its_program_cannot_write(at: Level) -> None:
+    results = UnitTests(test_s=5.0).run("def f(): return 0", [OUTSIDE], at=at)
+    assert [result.verdict for result in results] == ["pass"], results
+
+
+def test_modules_that_tests_have_from_programs(tmp_path: Path) -> None:
+    """These and no others, and importing them runs nothing and leaves nothing."""
+    (names,) = [
+        ast.literal_eval(part.value.args[0].func.value)
+        for part in ast.parse(code.JUDGE).body
+        if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "MODULES"
+    ]
+    names = names.split()
+    all_names = sorted({*sys.stdlib_module_names, *sys.modules, *names, *RUN_WHEN_IMPORTED})
+    found = "{value.__name__ for name, value in list(globals().items()) if name.startswith('named_')}"
+    results = UnitTests(test_s=5.0).run(NAMING.format(code="", names=all_names), [f"assert {found} == {set(names)}"])
+    assert [result.verdict for result in results] == ["pass"] and {"math", "collections.abc"} <= set(names), results
+    (tmp_path / "test_own.py").write_text("print('run')")
+    (tmp_path / "own.py").write_text("print('run')")
+    imports = f"import sys; sys.path = [p for p in sys.path if p]; import {', '.join(names)}"
+    done = subprocess.run(
+        [sys.executable, "-S", "-P", "-B", "-c", imports], cwd=tmp_path, capture_output=True, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"", b"") and sorted(os.listdir(tmp_path)) == ["own.py", "test_own.py"]
+
+
+# Not what it was asked, in place of an answer.
+ODD_ANSWERS = {
+    "nested too deep": "b'[' * 60_000",
+    "a value nested too deep": "b'{\"arguments\": [], \"value\": ' + b'[\"list\",' * 980 + b'1' + b']' * 980 + b'}'",
+    "no mapping": "b'null'",
+    "no arguments": 'b\'{"value": 1, "arguments": 7}\'',
+    "a kind of its own": 'b\'{"value": ["eval", "1"], "arguments": ["list"]}\'',
+    "no exception": 'b\'{"raised": "exit", "message": "0"}\'',
+    "an exit": 'b\'{"raised": "SystemExit", "message": "0"}\'',
+}
+SAYING = """
+import os, sys
+def f():
+    frame = sys._getframe()
+    while frame:
+        for value in list(frame.f_locals.values()):
+            if type(value).__name__ == "Line":
+                os.write(value.outgoing, {answer} + b"\\n")
+                os._exit(0)
+        frame = frame.f_back
+"""
+
+
+@pytest.mark.parametrize("answer", ODD_ANSWERS)
+def test_odd_answers_are_errors(answer: str) -> None:
+    results = UnitTests(test_s=5.0).run(SAYING.format(answer=ODD_ANSWERS[answer]), ["assert f() == 1"])
+    assert [result.verdict for result in results] == ["error"], results
+
+
+def test_what_a_program_says_can_be_written_down() -> None:
+    (result,) = UnitTests(test_s=5.0).run("def f(): raise ValueError('\\ud800!')", ["f()"])
+    assert (result.verdict, result.note) == ("error", "ValueError: ?!")
+
+
+def test_a_verdict_nested_too_deep_is_one_tests_error() -> None:
+    program = (
+        "import os\nfor n in range(3, 20):\n  try: os.write(n, b'[' * 60_000)\n  except OSError: pass\nos._exit(0)"
+    )
+    found = UnitTests(judge="together", test_s=5.0).run(program, ["assert f() == 1"] * 2)
+    assert [result.note for result in found] == ["the interpreter was ended"] * 2, found
 
 
 # --- drawings ---------------------------------------------------------------------------------------------------------

@@ -41,6 +41,13 @@ MOST_ITEMS = 100_000
 LONGEST = 1 << 16
 PASS, FAIL, ERROR, TIMEOUT = "pass", "fail", "error", "timeout"
 SOLUTION = "solution.py"
+# What a test may find imported by the program: importing them does nothing else.
+MODULES = frozenset(
+    "abc array base64 binascii bisect calendar cmath collections collections.abc contextlib copy csv dataclasses datetime "
+    "decimal difflib enum fractions functools hashlib heapq io itertools json math numbers operator os random re statistics "
+    "string struct sys textwrap time types typing unicodedata".split()
+)
+ELSEWHERE = "/"  # nothing in it is the program's to write
 
 
 class SolutionError(Exception):
@@ -172,6 +179,7 @@ def answer(function: Callable[..., Any], arguments: list[Any], named: dict[str, 
 
 
 def judge_apart(line: Line, test: str, settings: dict[str, Any]) -> Verdict:
+    step_outside()
     found = line.receive()
     if "raised" in found:
         return ERROR, f"{found['raised']}: {found['message']}"
@@ -182,11 +190,17 @@ def judge_apart(line: Line, test: str, settings: dict[str, Any]) -> Verdict:
     return execute(test, space, settings["entry_point"])
 
 
+def step_outside() -> None:
+    """Out of the program's folder, which is its home too: no code, settings or caches are to be found there."""
+    os.chdir(ELSEWHERE)
+    os.environ.update(dict.fromkeys(("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"), ELSEWHERE))
+
+
 def add_name(space: dict[str, Any], line: Line, name: str, what: dict[str, Any]) -> None:
     if "value" in what:
         space[name] = decode(what["value"])
     elif "module" in what:
-        if str(what["module"]).partition(".")[0] in sys.stdlib_module_names:
+        if what["module"] in MODULES:
             space[name] = importlib.import_module(what["module"])
     else:
         space[name] = stand_in(line, name)
@@ -320,9 +334,11 @@ def hear(verdict_out: int, within_s: float, secret: str) -> Verdict:
 def read_verdict(heard: bytes, secret: str) -> Verdict:
     try:
         known, verdict, note = loads(heard)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return ERROR, "the interpreter was ended"
-    return (verdict, str(note)) if known == secret and verdict in (PASS, FAIL, ERROR) else (ERROR, "no verdict")
+    if known != secret or verdict not in (PASS, FAIL, ERROR):
+        return ERROR, "no verdict"
+    return verdict, str(note).encode(errors="replace").decode()  # the program's words, and halves of characters in them
 
 
 def end(pid: int) -> None:

@@ -291,9 +291,10 @@ def test_names_of_pythons_own_neither_fail_nor_help() -> None:
     assert verdicts(HIDING + "def f(x): return x * x if len == 3 else 0", tests) == ["pass"]
     assert verdicts(HIDING + "def f(x): return str(x * x)", tests) == ["fail"]
     assert verdicts(HIDING + "def f(x): return True", ["assert sum([f(1)]) == 'mine' or type(f(1)) is int"]) == ["fail"]
-    file = "def len(x): return 3\nopen('left', 'w').write('wrong')"
-    assert verdicts(file, ["assert len(open('left').read()) == 3"]) == ["fail"], "not clear which: Python's"
-    assert verdicts(file, ["assert len(open('left').read()) == 5"]) == ["pass"]
+    file = "import os\ndef len(x): return 3\nopen(os.environ['TMPDIR'] + '/left', 'w').write('wrong')"
+    text = "open(__import__('os').environ['TMPDIR'] + '/left').read()"
+    assert verdicts(file, [f"assert len({text}) == 3"]) == ["fail"], "not clear which: Python's"
+    assert verdicts(file, [f"assert len({text}) == 5"]) == ["pass"]
 
 
 @pytest.mark.parametrize(
