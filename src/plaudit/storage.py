@@ -46,6 +46,14 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def remove(path: Path) -> None:
+    """A folder with all that is in it; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a small file atomically."""
     partial = path.with_name(path.name + ".partial")
@@ -61,7 +69,7 @@ def write_snapshot(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[st
     """Write a complete snapshot, replacing an older one of the same name."""
     partial = folder.with_name("." + folder.name + ".partial")
     with explain_write_errors(folder):
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         partial.mkdir(parents=True)
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
@@ -70,7 +78,7 @@ def write_snapshot(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[st
             (partial / MARKER).write_text(json.dumps(sums), encoding="utf-8")
             for name in (TENSORS, META, MARKER):
                 flush(partial / name)
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             os.replace(partial, folder)
             flush(folder.parent)
         except REFUSALS:
@@ -86,10 +94,18 @@ def _checksum(path: Path) -> str:
 def is_complete(folder: Path) -> bool:
     """Whether every file of a snapshot is there and is what its marker says."""
     try:
+        if not all((folder / name).is_file() for name in (TENSORS, META, MARKER)):
+            return False  # absent, or a folder, a pipe, links in a ring
         sums = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         return sums == {name: _checksum(folder / name) for name in (TENSORS, META)}
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # absent, or a marker that is not JSON or not text
+    except (
+        FileNotFoundError,
+        ValueError,
+        RecursionError,
+    ):  # removed just now, or a marker that is not JSON or not text
         return False
+    except OSError as error:  # it may well be complete, so no older one is taken for it, and it is not pruned
+        raise RunError(f"cannot read {folder}: {error.strerror}; make it readable, or remove it") from error
 
 
 def read_snapshot(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -100,7 +116,10 @@ def read_snapshot(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """What a complete snapshot says besides its tensors."""
-    meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{folder / META} is no JSON ({error}); remove {folder} or start again") from error
     if not isinstance(meta, dict):
         raise RunError(f"{folder / META} holds a {type(meta).__name__}, not an object; remove {folder} or start again")
     return meta
@@ -123,16 +142,18 @@ def prune_snapshots(parent: Path, keep: int) -> None:
     kept = [path for path in steps if is_complete(path)][-keep:]
     for path in steps:
         if path not in kept:
-            shutil.rmtree(path)
+            with explain_write_errors(path):
+                remove(path)
 
 
 def finish_renames(parent: Path) -> None:
     """A process killed between removing a snapshot and renaming its replacement left the replacement beside it."""
     for partial in parent.glob(".step_*.partial"):
         folder = parent / partial.name.removeprefix(".").removesuffix(".partial")
-        if is_complete(partial) and not is_complete(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
+        if not partial.is_symlink() and is_complete(partial) and not is_complete(folder):
+            with explain_write_errors(folder):
+                remove(folder)
+                os.replace(partial, folder)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
