@@ -46,14 +46,6 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove(path: Path) -> None:
-    """A folder with all that is in it; of a link, the link alone."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace a small file atomically."""
     partial = path.with_name(path.name + ".partial")
@@ -69,7 +61,7 @@ def write_snapshot(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[st
     """Write a complete snapshot, replacing an older one of the same name."""
     partial = folder.with_name("." + folder.name + ".partial")
     with explain_write_errors(folder):
-        remove(partial)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
@@ -78,7 +70,7 @@ def write_snapshot(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[st
             (partial / MARKER).write_text(json.dumps(sums), encoding="utf-8")
             for name in (TENSORS, META, MARKER):
                 flush(partial / name)
-            remove(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
             flush(folder.parent)
         except REFUSALS:
@@ -141,9 +133,9 @@ def prune_snapshots(parent: Path, keep: int) -> None:
     steps = _snapshots(parent)
     kept = [path for path in steps if is_complete(path)][-keep:]
     for path in steps:
-        if path not in kept:
+        if path not in kept and path.is_dir() and not path.is_symlink():  # files and links are somebody's
             with explain_write_errors(path):
-                remove(path)
+                shutil.rmtree(path)
 
 
 def finish_renames(parent: Path) -> None:
@@ -152,7 +144,7 @@ def finish_renames(parent: Path) -> None:
         folder = parent / partial.name.removeprefix(".").removesuffix(".partial")
         if not partial.is_symlink() and is_complete(partial) and not is_complete(folder):
             with explain_write_errors(folder):
-                remove(folder)
+                shutil.rmtree(folder, ignore_errors=True)
                 os.replace(partial, folder)
 
 

@@ -181,7 +181,9 @@ class ScoreCache:
                 marks = ",".join("?" * len(some))
                 rows = self._database().execute(f"SELECT key, score, used FROM scores WHERE key IN ({marks})", some)
                 for key, text, used in rows:
-                    with suppress(AttributeError, KeyError, TypeError, ValueError):  # a damaged row is no score, and written anew
+                    with suppress(
+                        AttributeError, KeyError, TypeError, ValueError
+                    ):  # a damaged row is no score, and written anew
                         found[key] = _from_row(key, text)
                         if not isinstance(used, float) or not 0 <= now - used <= FRESH_S:
                             stale.append((now, key))
