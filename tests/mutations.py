@@ -938,6 +938,10 @@ MUTATIONS = [
         "a full cache ends the run", "rewards/cache.py", "except UNUSABLE as error:", "except KeyError as error:", CACHE
     ),
     Mutation("a failed write stands in the way", "rewards/cache.py", "if database.in_transaction:", "if False:", CACHE),
+    Mutation(
+        "flipped bits are scores", "rewards/cache.py", "if row[:DIGEST] != _digest(key, text):", "if False:", CACHE
+    ),
+    Mutation("digests of any key", "rewards/cache.py", "blake2b(key + text", "blake2b(text", CACHE),
     Mutation("palettes do not count", "rewards/cache.py", "{value.size} {shown};", "{value.size};", CACHE),
     Mutation("facts do not count", "rewards/cache.py", "prompt.text, prompt.facts,", "prompt.text,", CACHE),
     Mutation("shapes do not count", "rewards/cache.py", "{value.dtype} {tuple(value.shape)};", "{value.dtype};", CACHE),
@@ -1064,9 +1068,7 @@ MUTATIONS = [
         "partial = folder",
         f"{RESUME} {FOLDER}",
     ),
-    Mutation(
-        "half of a rename", "storage.py", "if is_complete(partial) and not is_complete(folder):", "if False:", RESUME
-    ),
+    Mutation("half of a rename", "storage.py", "is_complete(partial) and not is_complete(folder):", "False:", RESUME),
     Mutation(
         "broken checkpoints are kept",
         "storage.py",
@@ -1077,8 +1079,8 @@ MUTATIONS = [
     Mutation(
         "binary rubbish in a marker",
         "storage.py",
-        "NotADirectoryError, ValueError)",
-        "NotADirectoryError, json.JSONDecodeError)",
+        "FileNotFoundError, ValueError, RecursionError)",
+        "FileNotFoundError, json.JSONDecodeError, RecursionError)",
         RESUME,
     ),
     Mutation(
@@ -1281,6 +1283,20 @@ MUTATIONS = [
         "train/claim.py",
         "fcntl.LOCK_EX | fcntl.LOCK_NB",
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        CLAIM,
+    ),
+    Mutation(
+        "two locks on one folder",
+        "train/claim.py",
+        "            if _is_still(file, lock):",
+        "            if True:",
+        CLAIM,
+    ),
+    Mutation(
+        "only the lock inside is held",
+        "train/claim.py",
+        "    real = root.resolve()",
+        "    real = root.with_name(hex(id(object())))",
         CLAIM,
     ),
     Mutation(

@@ -86,10 +86,18 @@ def _checksum(path: Path) -> str:
 def is_complete(folder: Path) -> bool:
     """Whether every file of a snapshot is there and is what its marker says."""
     try:
+        if not all((folder / name).is_file() for name in (TENSORS, META, MARKER)):
+            return False  # absent, or a folder, a pipe, links in a ring
         sums = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         return sums == {name: _checksum(folder / name) for name in (TENSORS, META)}
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # absent, or a marker that is not JSON or not text
+    except (
+        FileNotFoundError,
+        ValueError,
+        RecursionError,
+    ):  # removed just now, or a marker that is not JSON or not text
         return False
+    except OSError as error:  # it may well be complete, so no older one is taken for it, and it is not pruned
+        raise RunError(f"cannot read {folder}: {error.strerror}; make it readable, or remove it") from error
 
 
 def read_snapshot(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -100,7 +108,10 @@ def read_snapshot(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """What a complete snapshot says besides its tensors."""
-    meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{folder / META} is no JSON ({error}); remove {folder} or start again") from error
     if not isinstance(meta, dict):
         raise RunError(f"{folder / META} holds a {type(meta).__name__}, not an object; remove {folder} or start again")
     return meta
@@ -122,17 +133,19 @@ def prune_snapshots(parent: Path, keep: int) -> None:
     steps = _snapshots(parent)
     kept = [path for path in steps if is_complete(path)][-keep:]
     for path in steps:
-        if path not in kept:
-            shutil.rmtree(path)
+        if path not in kept and path.is_dir() and not path.is_symlink():  # files and links are somebody's
+            with explain_write_errors(path):
+                shutil.rmtree(path)
 
 
 def finish_renames(parent: Path) -> None:
     """A process killed between removing a snapshot and renaming its replacement left the replacement beside it."""
     for partial in parent.glob(".step_*.partial"):
         folder = parent / partial.name.removeprefix(".").removesuffix(".partial")
-        if is_complete(partial) and not is_complete(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
+        if not partial.is_symlink() and is_complete(partial) and not is_complete(folder):
+            with explain_write_errors(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(partial, folder)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

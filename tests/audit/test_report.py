@@ -5,6 +5,7 @@ import html
 import io
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from plaudit.audit.gallery import cut
 from plaudit.audit.measures import category_changes, change, style_of
 from plaudit.audit.page import VOID_TAGS
 from plaudit.audit.report import render, write_report
-from plaudit.audit.runs import RunRecord, read_jsonl, read_run
+from plaudit.audit.runs import RunRecord, read_jsonl, read_run, series
 from plaudit.audit.statistics import mean_interval
 from plaudit.audit.verdict import judge
 from plaudit.errors import DataError, RunError
@@ -426,6 +427,34 @@ def test_half_written_files_are_skipped_and_mentioned(fabricate: Fabricate) -> N
     assert "train: {stepz: 3}" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    (
+        ("checks.json", b"[" * 100_000, "checks.json is not complete JSON"),
+        ("summary.json", b'{"steps": ' + b"9" * 5000 + b"}", "summary.json is not complete JSON"),
+        ("timing.jsonl", None, "timing.jsonl is absent"),
+        ("evaluations.jsonl", None, "evaluations.jsonl is absent"),
+        (f"samples/{'n' * 300}.json", b"", "cannot be read (File name too long)"),
+    ),
+    ids=lambda value: str(value)[:20],
+)
+def test_what_cannot_be_read_in_a_run_is_a_note(
+    name: str, content: bytes | None, said: str, fabricate: Fabricate
+) -> None:
+    folder = fabricate()
+    if len(name) > 255:
+        rows = [json.loads(line) | {"items": name} for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+        name, content = "evaluations.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (folder / name).unlink()
+    os.mkfifo(folder / name) if content is None else (folder / name).write_bytes(content)
+    assert any(said in note for note in read_run(folder).notes)
+
+
+def test_numbers_that_no_curve_can_hold_are_left_out() -> None:
+    rows = [{"step": 1, "x": 1.0}, {"step": [2], "x": 2.0}, {"step": 3, "x": 10**400}, {"step": "4", "x": 4.0}]
+    assert list(series(rows, "x").values) == [1.0]
+
+
 def test_a_corrupt_line_in_the_middle_is_an_error_with_its_place(fabricate: Fabricate) -> None:
     folder = fabricate()
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -444,6 +473,7 @@ def test_a_corrupt_line_in_the_middle_is_an_error_with_its_place(fabricate: Fabr
         (b'{"a": 1}\n{"a": ', 1, 2),
         ('{"a": 1}\n{"a": "é'.encode()[:-1], 1, 2),
         (b'{"a": 1}\n\x00\x00\x00', 1, 2),
+        (b'{"a": 1}\n' + b"[" * 100_000, 1, 2),
     ],
 )
 def test_read_jsonl(tmp_path: Path, content: bytes, rows: int, truncated: int | None) -> None:

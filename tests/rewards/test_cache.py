@@ -280,6 +280,31 @@ def test_a_failed_write_does_not_stand_in_the_way_of_the_next(store: ScoreCache)
     assert not store.failures and store.find([b"k"])[b"k"].value == 0.5
 
 
+@pytest.mark.parametrize(
+    ("harm", "rescored"),
+    (
+        ("score = replace(score, '19.0', '19.8')", True),  # one bit
+        ("score = substr(score, 17)", True),  # of before there were digests
+        ("score = (SELECT score FROM scores ORDER BY length(score) DESC LIMIT 1)", True),
+        ("score = CAST(score AS BLOB)", True),
+        ("score = 19.0", True),
+        ("used = 'yesterday'", False),
+        ("used = 9e999", False),
+        ("used = x'00'", False),
+    ),
+)
+def test_a_row_that_is_not_what_was_kept_is_no_score(harm: str, rescored: bool, store: ScoreCache, recwarn) -> None:
+    asked = make_request(prompts("a", "b"), ["x" * 19, "y" * 200])
+    counting = Counting()
+    cached(counting, store)(asked)
+    store._database().execute(f"UPDATE scores SET {harm} WHERE score LIKE '%19.0%'")
+    for times in (2, 2) if not rescored else (3, 3):
+        assert [score.value for score in cached(counting, store)(asked)] == [19, 200]
+        assert len(counting.asked) == times, "a damaged row is written anew"
+    kinds = store._database().execute("SELECT DISTINCT typeof(score), typeof(used), used < 1e12 FROM scores").fetchall()
+    assert kinds == [("text", "real", 1)] and not store.failures
+
+
 def lock(folder: Path) -> sqlite3.Connection:
     ScoreCache(folder).find([b"k"])
     other = sqlite3.connect(folder / "scores.sqlite", isolation_level=None)

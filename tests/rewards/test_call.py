@@ -11,7 +11,9 @@ import importlib
 import itertools
 import math
 import random
+import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +24,8 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.rewards import call as call_module
 from plaudit.rewards.base import Card, Score, Status, card, missing
-from plaudit.rewards.call import Caller, Handling, _is_users, call_reward
+from plaudit.rewards.cache import ScoreCache
+from plaudit.rewards.call import Cached, Caller, Handling, _is_users, call_reward
 from plaudit.rewards.request import make_request
 
 PROMPTS = [Prompt(id=f"p{i}", text=f"text {i}", facts={"objects": [i]}, inputs={"image": i}) for i in range(3)]
@@ -250,6 +253,54 @@ def test_a_score_passes_through_with_all_it_carries() -> None:
         Score(value=math.nan, status=Status.REFUSED),
     ]
     assert all(a is b for a, b in zip(scores(lambda prompts, outputs: given), given, strict=True))
+
+
+@pytest.mark.parametrize("kept", (False, True))
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    (
+        ({"components": {"a": "x"}}, r"components={'a': 'x'}; it is None or numbers by name"),
+        ({"components": {"a": "1"}}, "components="),
+        ({"components": {3: 1.0}}, "components="),
+        ({"components": [1.0]}, "components="),
+        ({"dense": "x"}, "dense='x'; it is None or a tensor"),
+        ({"dense": torch.zeros(2, device="meta")}, "dense="),
+        ({"dense": torch.zeros(2, dtype=torch.complex64)}, "dense="),
+        ({"dense": torch.ones(2).to_sparse()}, "dense="),
+        ({"sigma": "x"}, "sigma='x'; it is None or a number"),
+        ({"sigma": 10**400}, "sigma=1000"),
+        ({"note": 5}, "note=5; it is a text"),
+        ({"value": math.nan, "status": "late"}, "status='late'; it is one of ok, "),
+        ({"value": torch.tensor(1.0)}, Score(value=1.0)),
+        ({"value": True}, Score(value=1.0)),
+        ({"value": np.float32(0.5), "sigma": torch.tensor(2)}, Score(value=0.5, sigma=2.0)),
+        ({"components": {"a": np.float32(0.25), "b": 1}}, Score(value=1.0, components={"a": 0.25, "b": 1.0})),
+    ),
+    ids=str,
+)
+def test_what_a_score_carries_is_plain_or_an_error(
+    given: dict, expected: Score | str, kept: bool, tmp_path: Path
+) -> None:
+    """Of that output alone, with a cache or without."""
+    made = Score(**{"value": 1.0} | given)
+    cache = Cached(store=ScoreCache(tmp_path), identity="it") if kept else None
+    for _ in range(2):
+        caller = Caller("mine", lambda prompts, outputs: [made if o == "odd" else 2.0 for o in outputs], cache=cache)
+        found, other = caller(make_request([Prompt(id="a", text="a")] * 2, ["odd", "even"]))
+        assert other == Score(value=2.0)
+        if isinstance(expected, Score):
+            assert found == expected
+            numbers = [found.value, found.sigma or 0.0, *(found.components or {}).values()]
+            assert {type(number) for number in numbers} == {float}
+        else:
+            assert found.status is Status.ERRORED and re.search(f"returned a Score with .*{expected}", found.note)
+
+
+def test_a_component_that_is_none_is_missing() -> None:
+    (found,) = call_reward(
+        "mine", lambda prompts, outputs: [Score(value=1.0, components={"a": None})], [Prompt(id="a", text="a")], ["x"]
+    )
+    assert math.isnan(found.components["a"])
 
 
 @pytest.mark.parametrize("status", [s for s in Status if s is not Status.OK])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from tests.reference import toys
 from tests.reference.toys import toy_recipe
 from typer.testing import CliRunner
 
+from plaudit import storage
 from plaudit.audit.doctor import examine
 from plaudit.cli import app
 from plaudit.errors import PlauditError, RewardError, RunError
 from plaudit.recipe.load import dump, load
+from plaudit.train import claim as claim_module
 from plaudit.train import loop, setup
-from plaudit.train.claim import open_run
+from plaudit.train.claim import find_run, open_run
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +105,196 @@ def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
     loop.align(toy_recipe(tmp_path), resume=True)
 
 
+@pytest.mark.parametrize("moment", ("is set aside", "has no folder yet", "is being replaced"))
+@pytest.mark.parametrize("how", ({"overwrite": True}, {"resume": True}, {}), ids=str)
+def test_a_second_process_at_any_moment_of_the_first_takes_nothing(
+    moment: str, how: dict, tmp_path, monkeypatch
+) -> None:
+    """Locks are of open files, so two claims in one process stand for two processes."""
+    loop.align(toy_recipe(tmp_path))
+    root, before = folder_of(tmp_path), files(folder_of(tmp_path))
+    how, refused = {"resume": False, "overwrite": False} | how, []
+    entered: list[bool] = []
+
+    def second() -> None:
+        entered.append(True)
+        for take in (open_run, find_run):
+            try:
+                take(toy_recipe(tmp_path), **how)
+            except RunError as error:
+                refused.append(str(error))
+
+    real_rename, real_mkdir = Path.rename, Path.mkdir
+
+    def rename(path: Path, target: Path) -> Path:
+        moved = real_rename(path, target)
+        if path == root and not entered and moment == "is set aside":
+            second()
+        return moved
+
+    def mkdir(path: Path, *args, **rest) -> None:
+        if path == root / "samples" and not entered and moment == "has no folder yet":
+            second()
+        real_mkdir(path, *args, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        patch.setattr(Path, "mkdir", mkdir)
+        first = open_run(toy_recipe(tmp_path), resume=False, overwrite=True)
+    if moment == "is being replaced":
+        second()
+    assert refused and "being written by another process" in refused[0]
+    assert first.replaced is not None and files(first.replaced) == before and (root / "recipe.yaml").is_file()
+    first.release()
+    assert files(root) == before and [f.name for f in root.parent.iterdir()] == [root.name]
+
+
+@pytest.mark.parametrize("lock", ("runs/toy/.lock", "runs/.toy.lock"))
+def test_a_lock_that_is_removed_while_it_is_held_lets_nobody_in(lock: str, tmp_path: Path) -> None:
+    first = open_run(toy_recipe(tmp_path), resume=False, overwrite=False)
+    assert folder_of(tmp_path) == tmp_path / "runs" / "toy"
+    (tmp_path / lock).unlink()
+    for take in (find_run, open_run):
+        with pytest.raises(RunError, match="being written by another process"):
+            take(toy_recipe(tmp_path), resume=True, overwrite=False)
+    first.release()
+    open_run(toy_recipe(tmp_path), resume=True, overwrite=False).release()
+
+
+def test_a_lock_that_its_holder_removes_as_it_is_opened_is_opened_anew(tmp_path: Path, monkeypatch) -> None:
+    """Or two processes would hold a lock each: one that is no longer there, and one that is."""
+    first = open_run(toy_recipe(tmp_path), resume=False, overwrite=False)
+    real, ended = claim_module.fcntl.flock, []
+
+    def flock(file: int, how: int) -> None:
+        if not ended:
+            ended.append(True)
+            first.release()
+        real(file, how)
+
+    monkeypatch.setattr(claim_module.fcntl, "flock", flock)
+    second = open_run(toy_recipe(tmp_path), resume=True, overwrite=False)
+    with pytest.raises(RunError, match="being written by another process"):
+        open_run(toy_recipe(tmp_path), resume=True, overwrite=False)
+    second.release()
+
+
+def test_a_run_is_locked_by_whichever_link_it_is_reached(tmp_path: Path) -> None:
+    loop.align(toy_recipe(tmp_path))
+    linked = toy_recipe(tmp_path, {"run": {"name": "linked"}})
+    (tmp_path / "runs" / "linked").symlink_to("toy")
+    first = open_run(linked, resume=True, overwrite=False)
+    (folder_of(tmp_path) / ".lock").unlink()
+    with pytest.raises(RunError, match="being written by another process"):
+        open_run(toy_recipe(tmp_path), resume=True, overwrite=False)
+    first.release()
+
+
+# --- what lies in the way --------------------------------------------------------------------------------------------
+
+
+def deep(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def ring(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def away(path: Path) -> None:
+    path.symlink_to(next(folder.parent for folder in path.parents if folder.name == "runs") / "elsewhere")
+
+
+def a_file(path: Path) -> None:
+    path.write_text("mine")
+
+
+IN_THE_WAY = (
+    ("toy/checkpoints/step_3/COMPLETE.json", (deep, ring, Path.mkdir, os.mkfifo), None, None),
+    ("toy/checkpoints/step_3/state.json", (ring, Path.mkdir, os.mkfifo), None, None),
+    ("toy/checkpoints/step_9", (ring, away, a_file, Path.mkdir, os.mkfifo), None, None),
+    ("toy/checkpoints/.step_9.partial", (ring, away, a_file, Path.mkdir, os.mkfifo), None, None),
+    ("toy/timing.jsonl", (Path.mkdir, os.mkfifo), "timing.jsonl is no file", None),
+    ("toy/metrics.jsonl", (deep, Path.mkdir, os.mkfifo), "metrics.jsonl", None),
+    (".toy.replaced", (ring, away), "replaced is a link", "replaced is a link"),
+    (".toy.replaced", (a_file, os.mkfifo), "replaced is no folder", "replaced is no folder"),
+    (".toy.lock", (ring, away), "lock is a link", "lock is a link"),
+    (".toy.lock", (Path.mkdir,), "lock: Is a directory", "lock: Is a directory"),
+    ("toy/.lock", (ring, away), "lock is a link", "lock is a link"),
+)
+
+
+KEEPING = {"run": {"save_every": 1, "keep_checkpoints": 3}}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "write_report", lambda root: root / "report.html")
+        loop.align(toy_recipe(folder, KEEPING))
+    (folder / "runs").rename(folder / "kept")
+    return folder
+
+
+@pytest.fixture
+def trained(made: Path) -> Path:
+    """A folder with a run of three steps and as many checkpoints, new for every test."""
+    for name in ("runs", "elsewhere", "real"):
+        shutil.rmtree(made / name, ignore_errors=True)
+    shutil.copytree(made / "kept", made / "runs")
+    return made
+
+
+@pytest.mark.parametrize("how", ("resume", "overwrite"))
+@pytest.mark.parametrize(
+    ("name", "make", "resumed", "overwritten"),
+    [(name, make, *said) for name, makes, *said in IN_THE_WAY for make in makes],
+)
+def test_whatever_lies_in_a_runs_folder_it_goes_on_or_one_line_says_why_not(
+    name, make, resumed, overwritten, how, trained: Path
+) -> None:
+    elsewhere = trained / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("mine")
+    path = trained / "runs" / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    make(path)
+    recipe = toy_recipe(trained, KEEPING, {"train": {"steps": 4}})
+    said = resumed if how == "resume" else overwritten
+    if said is None:
+        loop.align(recipe, resume=how == "resume", overwrite=how == "overwrite")
+        assert storage.latest_snapshot(folder_of(trained) / "checkpoints").name == "step_4"
+    else:
+        with pytest.raises(RunError, match=said) as refused:
+            loop.align(recipe, resume=how == "resume", overwrite=how == "overwrite")
+        assert "\n" not in str(refused.value)
+        assert (folder_of(trained) / "checkpoints" / "step_3").is_dir()
+    assert (elsewhere / "precious").read_text() == "mine" and os.listdir(elsewhere) == ["precious"]
+
+
+@pytest.mark.parametrize("what", ("never started", "empty", "finished", "nothing", "ring"))
+def test_a_run_replaces_no_link(what: str, trained: Path) -> None:
+    real, link = trained / "real", folder_of(trained)
+    if what == "finished":
+        link.rename(real)
+    else:
+        shutil.rmtree(link)
+    if what == "never started":
+        open_run(toy_recipe(trained), resume=False, overwrite=False).release()
+        link.rename(real)
+    elif what == "empty":
+        real.mkdir()
+    link.symlink_to(link if what == "ring" else real)
+    before = files(real)
+    for how in ({"overwrite": True}, {"overwrite": False}):
+        if what == "finished" and not how["overwrite"]:
+            continue
+        with pytest.raises(RunError, match="is a link"):
+            loop.align(toy_recipe(trained), **how)
+    assert link.is_symlink() and files(real) == before
+
+
 # --- what is replaced ------------------------------------------------------------------------------------------------
 
 
@@ -134,7 +327,7 @@ def test_a_run_comes_back_when_there_is_no_room_for_the_recipe_of_the_new_one(tm
 
     with monkeypatch.context() as patch:
         patch.setattr("plaudit.train.claim.storage.write_text", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(RunError, match="No space left"):
             open_run(toy_recipe(tmp_path), resume=False, overwrite=True)
     assert files(folder_of(tmp_path)) == before
     open_run(toy_recipe(tmp_path), resume=True, overwrite=False).release()
@@ -151,7 +344,8 @@ def test_the_replaced_run_is_gone_once_the_new_one_has_a_checkpoint(tmp_path: Pa
 
     monkeypatch.setattr(loop, "_train", train)
     loop.align(toy_recipe(tmp_path, {"train": {"lr": 0.5}}), overwrite=True)
-    assert seen == [folder_of(tmp_path).name] and load([folder_of(tmp_path) / "recipe.yaml"]).train.lr == 0.5
+    assert set(seen) == {folder_of(tmp_path).name, f".{folder_of(tmp_path).name}.lock"}
+    assert load([folder_of(tmp_path) / "recipe.yaml"]).train.lr == 0.5
 
 
 @pytest.mark.parametrize("early", (False, True))

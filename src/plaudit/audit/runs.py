@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,13 +214,13 @@ class RunRecord:
 
 def series(rows: Sequence[Row], key: str) -> Series:
     """One key over steps, sorted; of rows with the same step the last counts. What is missing or not finite is left out."""
-    found = {row["step"]: row[key] for row in rows if "step" in row and _is_known(row.get(key))}
+    found = {row["step"]: row[key] for row in rows if _is_known(row.get("step")) and _is_known(row.get(key))}
     steps = sorted(found)
     return Series(steps=np.array(steps), values=np.array([found[step] for step in steps], dtype=np.float64))
 
 
 def _is_known(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def read_jsonl(path: Path) -> JsonLines:
@@ -230,7 +231,7 @@ def read_jsonl(path: Path) -> JsonLines:
     for position, (number, line) in enumerate(numbered, start=1):
         try:
             row = json.loads(line.decode("utf-8"))
-        except ValueError as error:  # bad JSON or bad UTF-8
+        except (ValueError, RecursionError) as error:  # bad JSON, JSON of any depth, or bad UTF-8
             if position == len(numbered):
                 return JsonLines(rows=tuple(rows), truncated=number)
             raise DataError(
@@ -278,14 +279,21 @@ class _Reader:
         self.notes: list[str] = []
 
     def text(self, name: str) -> str | None:
+        content = self.content(name)
+        return None if content is None else content.decode("utf-8", errors="replace")
+
+    def content(self, name: str) -> bytes | None:
         path = self.folder / name
-        if not path.is_file():
+        try:
+            if path.is_file():
+                return path.read_bytes()
             self.notes.append(f"{name} is absent")
-            return None
-        return path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:  # no right to read it, a name that is too long
+            self.notes.append(f"{name} cannot be read ({error.strerror}) and was skipped")
+        return None
 
     def rows(self, name: str) -> tuple[Row, ...]:
-        if self.text(name) is None:
+        if self.content(name) is None:
             return ()
         lines = read_jsonl(self.folder / name)
         if lines.truncated is not None:
@@ -300,7 +308,7 @@ class _Reader:
             return None
         try:
             return json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             self.notes.append(f"{name} is not complete JSON ({error}) and was skipped")
             return None
 
@@ -350,13 +358,11 @@ class _Reader:
         return {name: png for name, png in found.items() if png is not None}
 
     def _picture(self, path: Path) -> bytes | None:
-        name = path.relative_to(self.folder)
-        if not path.is_file():
-            self.notes.append(f"{name} is absent")
+        name = str(path.relative_to(self.folder))
+        if (png := self.content(name)) is None:
             return None
-        png = path.read_bytes()
         try:
-            with open_picture(io.BytesIO(png), str(name), formats=("PNG",)) as picture:
+            with open_picture(io.BytesIO(png), name, formats=("PNG",)) as picture:
                 picture.load()
         except DataError as error:
             self.notes.append(f"{name} cannot be decoded ({error}) and was skipped")

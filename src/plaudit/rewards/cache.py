@@ -36,6 +36,7 @@ QUERY = 500  # keys in one statement
 ORIENTATION = 0x0112  # in EXIF
 LOCKED_S = 10.0  # how long others are waited for
 UNUSABLE = (sqlite3.Error, OSError)
+DIGEST = 16  # characters before a score
 FRESH_S = 3600.0  # how stale the time of last use may be: hits seldom write
 
 
@@ -180,10 +181,12 @@ class ScoreCache:
                 marks = ",".join("?" * len(some))
                 rows = self._database().execute(f"SELECT key, score, used FROM scores WHERE key IN ({marks})", some)
                 for key, text, used in rows:
-                    with suppress(ValueError, KeyError, TypeError):  # a damaged row is no score, and written anew
-                        found[key] = _from_text(text)
-                    if now - used > FRESH_S:
-                        stale.append((now, key))
+                    with suppress(
+                        AttributeError, KeyError, TypeError, ValueError
+                    ):  # a damaged row is no score, and written anew
+                        found[key] = _from_row(key, text)
+                        if not isinstance(used, float) or not 0 <= now - used <= FRESH_S:
+                            stale.append((now, key))
         if stale:
             with self._spared():
                 self._write("UPDATE scores SET used = ? WHERE key = ?", stale)
@@ -191,7 +194,7 @@ class ScoreCache:
 
     def keep(self, scores: Mapping[bytes, Score]) -> None:
         now = time.time()
-        rows = [(key, _to_text(score), now) for key, score in scores.items() if score.status in KEPT]
+        rows = [(key, _row(key, score), now) for key, score in scores.items() if score.status in KEPT]
         if rows:
             with self._spared():
                 self._write("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", rows)
@@ -224,6 +227,23 @@ class ScoreCache:
                 return
             oldest = "SELECT key FROM scores ORDER BY used LIMIT ?"
             self._write(f"DELETE FROM scores WHERE key IN ({oldest})", [(max(count // 5, 1),)])
+
+
+def _digest(key: bytes, text: str) -> str:
+    return hashlib.blake2b(key + text.encode("utf-8", "surrogatepass"), digest_size=DIGEST // 2).hexdigest()
+
+
+def _row(key: bytes, score: Score) -> str:
+    """A score as text behind a digest of it and its key: disks flip bits."""
+    text = _to_text(score)
+    return _digest(key, text) + text
+
+
+def _from_row(key: bytes, row: str) -> Score:
+    text = row[DIGEST:]
+    if row[:DIGEST] != _digest(key, text):
+        raise ValueError("not what was kept under this key")
+    return _from_text(text)
 
 
 def _to_text(score: Score) -> str:

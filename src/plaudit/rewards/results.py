@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Card, Score, Status, missing
@@ -35,13 +38,11 @@ def _shown(value: Any) -> str:
 
 def _as_score(name: str, value: Any) -> Score:
     if isinstance(value, Score):
-        return value
+        return _checked(value)
     if value is None:
         return missing(Status.NOT_APPLICABLE)
     try:
-        if isinstance(value, TEXTS):
-            raise TypeError("a text")
-        number = float(value)
+        number = _number(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise RewardError(
             f"rewards.{name} returned {_shown(value)}; a score is a number, None or a plaudit.Score"
@@ -49,6 +50,61 @@ def _as_score(name: str, value: Any) -> Score:
     if not math.isfinite(number):
         return missing(Status.ERRORED, f"the reward returned {number}")
     return Score(value=number)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, TEXTS):
+        raise TypeError("a text")
+    return float(value)
+
+
+def _checked(score: Score) -> Score:
+    """The score with plain numbers and text in it, as files and answers hold them; one that has other things is an error."""
+    changed = {}
+    for part, (convert, allowed) in PARTS.items():
+        given = getattr(score, part)
+        try:
+            found = convert(given)
+        except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError):
+            return missing(Status.ERRORED, f"the reward returned a Score with {part}={_shown(given)}; it is {allowed}")
+        if found is not given:
+            changed[part] = found
+    return replace(score, **changed) if changed else score
+
+
+def _components(given: Any) -> Any:
+    """What is None is missing."""
+    if given is None:
+        return None
+    found = {name: math.nan if value is None else _number(value) for name, value in given.items()}
+    if not all(isinstance(name, str) for name in found):
+        raise TypeError("a name that is no text")
+    return given if all(found[name] is given[name] for name in found) else found
+
+
+def _dense(given: Any) -> Tensor | None:
+    if given is None:
+        return None
+    if not isinstance(given, Tensor) or given.is_complex():
+        raise TypeError("no tensor of real numbers")
+    given.detach().double().cpu().numpy()  # raises for what has no values, or not one a place
+    return given
+
+
+def _note(given: Any) -> str:
+    if not isinstance(given, str):
+        raise TypeError("no text")
+    return given
+
+
+PARTS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "value": (_number, "a number"),
+    "status": (Status, f"one of {', '.join(Status)}"),
+    "components": (_components, "None or numbers by name"),
+    "sigma": (lambda given: None if given is None else _number(given), "None or a number"),
+    "dense": (_dense, "None or a tensor of real numbers"),
+    "note": (_note, "a text"),
+}
 
 
 def in_range(score: Score, card: Card) -> Score:

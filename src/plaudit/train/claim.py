@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import plaudit
 from plaudit import storage
@@ -30,24 +31,24 @@ EARLY = (
     "evaluations.jsonl",
     LOCK,
 )  # written before the first checkpoint
+ATTEMPTS = 10  # at a lock that others remove while it is opened
 SHOWN = 4  # differences between two recipes that a message names
 ABSENT = object()
 
 
 class Claim:
-    """A folder that this process writes. `going_on` when a run in it is taken up from a checkpoint; `replaced` is where the
-    run lies that this one takes the place of, until `settle`."""
+    """A folder that this process writes, as long as it holds `locks`. `going_on` when a run in it is taken up from a checkpoint;
+    `replaced` is where the run lies that this one takes the place of, until `settle`."""
 
-    def __init__(
-        self, folder: RunFolder, lock: IO[str] | None, *, going_on: bool, replaced: Path | None = None
-    ) -> None:
+    def __init__(self, folder: RunFolder, locks: ExitStack, *, going_on: bool, replaced: Path | None = None) -> None:
         self.folder, self.going_on, self.replaced = folder, going_on, replaced
-        self._lock = lock
+        self._locks = locks
 
     def settle(self) -> None:
         """The new run stands: what it replaced is gone."""
         if self.replaced is not None:
-            shutil.rmtree(self.replaced)
+            with storage.explain_write_errors(self.replaced):
+                shutil.rmtree(self.replaced)
             self.replaced = None
 
     def release(self) -> None:
@@ -55,9 +56,7 @@ class Claim:
         if self.replaced is not None:
             _give_back(self.replaced, self.folder.root)
             self.replaced = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._locks.close()
 
 
 def root_of(recipe: Recipe) -> Path:
@@ -65,17 +64,70 @@ def root_of(recipe: Recipe) -> Path:
 
 
 def find_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Why a run cannot have its folder, if it cannot; nothing of what is there is lost. A name is never reused by accident."""
+    """Why a run cannot have its folder, if it cannot, said before a model is loaded; nothing of what is there is lost."""
     root = root_of(recipe)
+    with storage.explain_write_errors(root), ExitStack() as locks:
+        _check_place(root)
+        if _is_taken_up(root, resume or overwrite):
+            locks.enter_context(_held(_gate(root), root, remove=True))
+            locks.enter_context(_held(root / LOCK, root))
+        _check_run(recipe, root, resume=resume, overwrite=overwrite)
+
+
+def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> Claim:
+    """Take the run's folder: make it, take up the run in it, or set the run in it aside. The lock beside the folder is held from
+    before anything is looked at until the run is over: what lies there or is set aside is nobody else's."""
+    root = root_of(recipe)
+    folder = RunFolder(root)
+    with storage.explain_write_errors(root), ExitStack() as locks:
+        _check_place(root)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        locks.enter_context(_held(_gate(root), root, remove=True))
+        if _is_taken_up(root, resume or overwrite):
+            locks.enter_context(_held(root / LOCK, root))
+        _check_run(recipe, root, resume=resume, overwrite=overwrite)
+        if resume and _has_checkpoint(root):
+            storage.write_text(root / "recipe.yaml", dump(recipe))
+            if _beside(root).is_dir():
+                shutil.rmtree(_beside(root))  # of a run that was killed between its first checkpoint and this
+            return Claim(folder, locks.pop_all(), going_on=True)
+        replaced = _set_aside(root)
+        try:
+            folder.samples.mkdir(parents=True)
+            locks.enter_context(_held(root / LOCK, root))
+            storage.write_text(root / "recipe.yaml", dump(recipe))
+        except BaseException:  # a full disk, Ctrl-C: what was to be replaced is put back, and the error goes on
+            if replaced is not None:
+                _give_back(replaced, root)
+            raise
+        return Claim(folder, locks.pop_all(), going_on=False, replaced=replaced)
+
+
+def _check_place(root: Path) -> None:
+    """Whether a run's folder can lie here, and what it replaces beside it."""
     if root.is_file():
         raise RunError(f"{root} is a file; move it away or choose another --run.name")
+    if root.is_symlink() and not root.is_dir():
+        raise RunError(f"{root} is a link to no folder; remove it or choose another --run.name")
     there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         what = "read-only" if there.is_dir() else "not a folder"
         raise RunError(f"run.folder: cannot write {root}: {there} is {what}; choose another --run.folder")
-    begun = RunFolder(root).samples.is_dir() and is_run(root)
-    if begun and (resume or overwrite or _never_started(root)) and (lock := _locked(root)) is not None:
-        lock.close()  # said before a model is loaded; and nobody is in the middle of writing a checkpoint
+    beside = _beside(root)
+    if beside.is_symlink() or (beside.exists() and not beside.is_dir()):
+        what = "a link" if beside.is_symlink() else "no folder"
+        raise RunError(
+            f"{beside} is {what}, where a replaced run is set aside; move it away or choose another --run.name"
+        )
+
+
+def _is_taken_up(root: Path, asked: bool) -> bool:
+    """Whether there is a run that may go on or be replaced, if nobody is writing it."""
+    return is_run(root) and (asked or _never_started(root))
+
+
+def _check_run(recipe: Recipe, root: Path, *, resume: bool, overwrite: bool) -> None:
+    """Whether what lies here may be taken up or replaced. A name is never reused by accident."""
     if resume:
         if _has_checkpoint(root):
             if not (root / "recipe.yaml").is_file():
@@ -100,33 +152,10 @@ def find_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
             raise RunError(
                 f"{root} holds no run, so --overwrite leaves it alone; choose another --run.name or --run.folder"
             )
-
-
-def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> Claim:
-    """Take the run's folder: make it, take up the run in it, or set the run in it aside."""
-    find_run(recipe, resume=resume, overwrite=overwrite)
-    root = root_of(recipe)
-    folder = RunFolder(root)
-    before = _locked(root) if root.is_dir() else None
-    if resume and _has_checkpoint(root):
-        storage.write_text(root / "recipe.yaml", dump(recipe))
-        claim = Claim(folder, before, going_on=True, replaced=_beside(root) if _beside(root).is_dir() else None)
-        claim.settle()  # of a run that was killed between its first checkpoint and this
-        return claim
-    replaced = _set_aside(root)
-    try:
-        with storage.explain_write_errors(root):
-            folder.samples.mkdir(parents=True)
-        lock = _locked(root)
-        storage.write_text(root / "recipe.yaml", dump(recipe))
-    except BaseException:  # a full disk, Ctrl-C: what was to be replaced is put back, and the error goes on
-        if replaced is not None:
-            _give_back(replaced, root)
-        raise
-    finally:
-        if before is not None:
-            before.close()
-    return Claim(folder, lock, going_on=False, replaced=replaced)
+    if root.is_symlink() and not (resume and _has_checkpoint(root)):
+        raise RunError(
+            f"{root} is a link, and a run replaces only a folder of its own; give the folder that it points to, or remove it"
+        )
 
 
 def _give_back(replaced: Path, root: Path) -> None:
@@ -135,23 +164,55 @@ def _give_back(replaced: Path, root: Path) -> None:
     replaced.rename(root)
 
 
-def _locked(root: Path) -> IO[str] | None:
-    """The lock of a folder, which ends with the process that holds it, however that ends."""
+@contextmanager
+def _held(lock: Path, root: Path, *, remove: bool = False) -> Iterator[None]:
+    """Hold the lock of a run, which ends with the process that holds it, however that ends."""
     if fcntl is None:
-        return None
-    if (root / LOCK).is_symlink():  # opening it would write wherever it points
-        raise RunError(f"{root / LOCK} is a link and must be a file of the run's own; remove it")
-    with storage.explain_write_errors(root / LOCK):
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        file = os.fdopen(os.open(root / LOCK, flags, 0o644), "r+", encoding="utf-8")
+        yield
+        return
+    file = _locked(lock, root)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise RunError(
-            f"{root} is being written by another process; wait for it, or choose another --run.name"
-        ) from None
-    return file
+        yield
+    finally:
+        if remove and _is_still(file, lock):
+            with suppress(OSError):  # one that is left behind is in nobody's way
+                lock.unlink()
+        os.close(file)
+
+
+def _locked(lock: Path, root: Path) -> int:
+    """A lock file, opened and locked. One that its holder removed as it was opened here locks nothing, and is opened anew."""
+    for _ in range(ATTEMPTS):
+        if lock.is_symlink():  # opening it would write wherever it points
+            raise RunError(f"{lock} is a link and must be a file of the run's own; remove it")
+        with storage.explain_write_errors(lock):
+            file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(file, lock):
+                return file
+        except BlockingIOError:
+            os.close(file)
+            break
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+    raise RunError(f"{root} is being written by another process; wait for it, or choose another --run.name")
+
+
+def _is_still(file: int, path: Path) -> bool:
+    """Whether an open file is the one that lies at a path."""
+    try:
+        return os.path.samestat(os.fstat(file), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _gate(root: Path) -> Path:
+    """The lock beside the folder, whichever link it was reached by; the one inside moves and goes with it."""
+    real = root.resolve()
+    return real.with_name(f".{real.name}.lock")
 
 
 def _set_aside(root: Path) -> Path | None:

@@ -41,13 +41,15 @@ class RunFolder:
         storage.write_text(path, json.dumps(_without_nan(value), indent=1))
 
     def append(self, log: str, entry: Mapping[str, Any]) -> None:
-        with storage.explain_write_errors(self.root / log), (self.root / log).open("a", encoding="utf-8") as file:
+        path = self.root / log
+        _is_there(path)
+        with storage.explain_write_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_without_nan(entry)) + "\n")
 
     def checksums(self, step: int) -> dict[str, str]:
         """Of what each log says up to a checkpoint, on disk before the checkpoint is."""
         for log in LOGS:
-            if (self.root / log).exists():
+            if _is_there(self.root / log):
                 storage.flush(self.root / log)
         return {log: _checksum(_up_to(self.root / log, step)) for log in LOGS}
 
@@ -62,7 +64,7 @@ class RunFolder:
                     "Restore it, or start a new --run.name"
                 )
         for log, text in kept.items():
-            if (self.root / log).exists():
+            if _is_there(self.root / log):
                 storage.write_text(self.root / log, text)
 
 
@@ -70,16 +72,22 @@ def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _is_there(log: Path) -> bool:
+    if log.exists() and not log.is_file():  # reading a pipe would wait for ever
+        raise RunError(f"{log} is no file; a run's log must be one: move it away, or start a new --run.name")
+    return log.exists()
+
+
 def _up_to(path: Path, step: int) -> str:
     """The lines of a log up to a step, without the measurement after training."""
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    lines = path.read_bytes().split(b"\n") if _is_there(path) else []
     kept = ""
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line.decode()) if line else None
             if entry is not None and entry["step"] <= step and entry.get("label") != "after":
                 kept += line.decode() + "\n"
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if number < len(lines):  # the last one was being written when the process was killed
                 raise RunError(
                     f"{path}, line {number}: {line[:60]!r} is no entry of a log; the file is damaged or was edited. Restore it, "
