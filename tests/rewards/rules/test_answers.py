@@ -119,6 +119,9 @@ def test_naming_every_candidate_is_never_right() -> None:
         ("5", "5 or 6", 0),
         ("5", "5, 6", 0),
         ("12", "1 2", 0),
+        ("12", "1  2", 0),
+        ("12", "1\t\t2", 0),
+        ("x^{12}", "x^{1  2}", 0),
         ("1 2", "1 2", 1),
         ("23", "2 3", 0),
         ("0.5", "50%", 1),
@@ -235,6 +238,12 @@ def test_no_reference_is_missing_and_an_unreadable_one_an_error() -> None:
         ("3 mil", None), ("5 lakh", None), ("101 base two", None), ("5 negative", None), ("3rd", None), ("5 pm", None),
         ("5 at most", None), ("5 months", 5), ("5 clothes", 5), ("5 sqrt", None), ("100 200", 100200),
         ("7 million to 8 million", None),
+        ("5xy", None), ("5sinx", None), ("5 sinx", None), ("5 below zero", None), ("5 point five", None), ("5 doubled", None),
+        ("5 halved", None), ("5 per mille", None), ("5 out of ten", None), ("5 vs seven", None), ("5 thousand five", None),
+        ("2 gross", None), ("2ab", None), ("2 ab", None), ("3 theta", None), ("3 θ", None), ("3 πr", None), ("5百万", None),
+        (r"\frac{1}{2}3", None), ("½3", None), ("7 Million", 7000000), ("2 DOZEN", 24), ("5km", 5), ("5kΩ", 5), ("5 μm", 5),
+        ("5公里", 5), ("12cm²", 12), ("½ cup", Fraction(1, 2)), ("5 cups of tea", 5), ("5 per cent", 5), ("5 tanks", 5),
+        ("1\n234", None), ("1  234", None), ("5    cups", 5), ("101₂", None), ("2ⁿ", None), ("5" * 201, None),
         ("about 5", None), ("5 is wrong", None), ("5 if x", None),
     ],
 )  # fmt: skip
@@ -267,11 +276,22 @@ def test_tolerances_are_relative_or_absolute_whichever_is_wider() -> None:
         ("B, not C", "B"), ("B. Vitamin C", "B"), ("B) or C)", None), ("(A)(B)", None), ("B.\nbecause of A.", "B"),
         ("A and D", None), ("A; B", None), ("A, or B", None), ("B because A is wrong", None), ("Choice (D)", "D"),
         ("$B$", "B"), ("B.", "B"), ("B)", "B"), ("B:", "B"), ("Neither A nor B", None), ("D) all of the above", "D"),
+        ("A: yes\nB: yes\nC: yes\nD: yes", None), ("A. maybe. B. maybe. C. maybe", None), ("A: 5; B: 3; C: 4", None),
+        ("A. plus B", None), ("A. No wait, it is B.", None), ("A. The answer is B", None), ("a.b.c.d", None),
+        ("C.E.O.", None), ("A, a dog", "A"), ("A. No wait, a dog", "A"), ("The  answer\tis  B", "B"),
         ("I choose B", None), ("a", "A"), ("a dog", None), ("A. a dog", "A"),
     ],
 )  # fmt: skip
 def test_letters(text: str, letter: str | None) -> None:
     assert letter_of(text, "ABCD") == letter
+
+
+@pytest.mark.parametrize(
+    "text, digit",
+    [("1.9", None), ("1,000", None), ("1:30", None), ("1", "1"), ("1.", "1"), ("1. Nine", "1"), ("2) 5", "2")],
+)
+def test_letters_that_are_digits(text: str, digit: str | None) -> None:
+    assert letter_of(text, "1234") == digit
 
 
 @pytest.mark.parametrize(
@@ -289,7 +309,12 @@ def test_letters(text: str, letter: str | None) -> None:
         ("5/", "5", False), ("\u200bParis", "Paris", True), ("¿qué?", "qué", True), ("f(x)", "f(x", False),
         ("A (or B)", "A or B", False), ("'tis", "tis", False), ("C♯", "C", False), ("1,000", "1000", False),
         ("...", "x", False), ("‘a’", "a", True), ("(a)(b)", "a)(b", False), ("a_b", "ab", False), ("5¹", "51", False),
-        ("x^-1", "x⁻¹", True), ("__init__", "init", False), ("5", "5 ", True), ("", "?!", False),
+        ("x^-1", "x⁻¹", True), ("__init__", "init", False), ("n!", "n", False), ("(n+1)!", "n+1", False),
+        ("5!!", "5!", False), ("5!.", "5!", True), ("2ⁿ", "2n", False), ("2ⁿ", "2^n", True), ("e⁻ˣ", "e-x", False),
+        ("e⁻ˣ", "e^-x", True), ("101₂", "1012", False), ("101₂", "101_2", True), ("log₂8", "log28", False),
+        (",5", "5", False), (":5", "5", False), (": 5", "5", True), ("Ca(OH)₂", "Ca(OH)2", True),
+        ("Fe₂(SO₄)₃", "fe2(so4)3", True), ("(yes)!", "yes", True), ("No!", "no", True), ('"Paris"!', "paris", True),
+        ("是！", "是", True), ("Yes?!", "yes", True), ("5", "5 ", True), ("", "?!", False),
     ],
 )  # fmt: skip
 def test_words(text: str, reference: str, same: bool) -> None:

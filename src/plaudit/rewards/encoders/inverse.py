@@ -18,9 +18,11 @@ from plaudit.rewards.base import Card, Score, Status, missing
 WEIGHTS = {"topic": 0.40, "audience": 0.25, "slides": 0.15, "themes": 0.20}
 WORD = re.compile(r"[^\W_]+")
 STOP_WORDS = frozenset("a an and as at by for from in into its of on or the their to with".split())
-HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
-AUDIENCE = re.compile(r"^\W*(?:audience|prepared for|for)\W*[:\s]\s*(.+?)\W*$", re.MULTILINE | re.IGNORECASE)
-SLIDE_BREAK = re.compile(r"^\s*(?:---+|\*\*\*+)\s*$", re.MULTILINE)
+HEADING = re.compile(r"^#{1,6}[^\S\n]++(.+)$", re.MULTILINE)
+AUDIENCE = re.compile(
+    r"^[^\w\n]*+(?:audience|prepared for|for)(?=[^\w\n]*[: ])[^\w\n]*+(\w(?:.*\w)?)", re.MULTILINE | re.IGNORECASE
+)
+SLIDE_BREAK = re.compile(r"^[^\S\n]*+(?:-{3,}+|\*{3,}+)[^\S\n]*+$", re.MULTILINE)
 
 Guesser = Callable[[Sequence[str]], Sequence[Any]]
 
@@ -55,7 +57,8 @@ def read_outline(decks: Sequence[str]) -> list[dict[str, Any] | None]:
 
 
 def _read_one(deck: str) -> dict[str, Any]:
-    headings, audience = HEADING.findall(deck), AUDIENCE.search(deck)
+    headings = [line.rstrip().rstrip("#").rstrip() or line for line in HEADING.findall(deck)]
+    audience = AUDIENCE.search(deck)
     slides = [part for part in SLIDE_BREAK.split(deck) if part.strip()]
     return {
         "topic": headings[0] if headings else "",

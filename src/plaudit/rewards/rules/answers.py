@@ -17,7 +17,7 @@ from plaudit.errors import RewardError
 from plaudit.optional import require
 from plaudit.rewards.base import Score, Status, card, missing
 from plaudit.rewards.rules.bounded import HelperError, helper
-from plaudit.rewards.rules.numbers import number_of, superscripts_written_out
+from plaudit.rewards.rules.numbers import number_of, scripts_written_out
 
 MAX_EXPRESSION = 500  # characters; a longer expression is right only when it is the reference
 
@@ -107,22 +107,23 @@ def math_equal(
 
 
 INTEGER = re.compile(r"[+-]?\d{1,30}")
-BETWEEN = re.compile(r"(?<!\w)\s+|\s+(?!\w)")  # spaces that part nothing
-SEVERAL = re.compile(r"\d\s+\d")  # math-verify would read one number
+BETWEEN = re.compile(r"(?<!\w) | (?!\w)")  # spaces that part nothing
+SEVERAL = re.compile(r"\d \d")  # math-verify would read one number
 
 
 def equal(found: str, truth: Any, who: str) -> float | Score:
     """Equivalence by math-verify; equal texts, equal numbers and plain integers are told without it."""
     reference = str(truth).strip()
-    shown, expected = (BETWEEN.sub("", text).replace("**", "^") for text in (found, reference))
+    spaced = " ".join(found.split())
+    shown, expected = (BETWEEN.sub("", text).replace("**", "^") for text in (spaced, " ".join(reference.split())))
     number = None if "=" in shown and "=" in expected else number_of(reference)  # x=5 is not y=5
     if shown == expected or (number is not None and number == number_of(found)):
         return 1.0
-    if SEVERAL.search(shown):
+    if SEVERAL.search(spaced):
         return 0.0
     if INTEGER.fullmatch(shown) and INTEGER.fullmatch(expected):
         return float(int(shown) == int(expected))
-    if len(found) > MAX_EXPRESSION:
+    if len(spaced) > MAX_EXPRESSION:
         return 0.0
     same = ask_algebra(who, "equal", expected, shown)
     if same is None:
@@ -185,20 +186,28 @@ def choice_answer(
     return judged(outputs, answer, place, same)
 
 
-CHOICE_LEAD = r"(?i:(?:the\s+)?(?:correct\s+|final\s+|best\s+)*(?:option|choice|answer)(?:\s+is)?\s*:?\s*)?"
-CHOICE_MARKS = re.compile(r"\\(?:text|textbf|mathrm|boxed)\s*\{([^{}]*)\}|[*$]")
+CHOICE_LEAD = r"(?i:(?:the )?(?:correct |final |best )*(?:option|choice|answer)(?: is)? ?:? ?)?"
+CHOICE_MARKS = re.compile(r"\\(?:text|textbf|mathrm|boxed) ?\{([^{}]*)\}|[*$]")
+JOINED = r"(?i:or|and|plus|nor|with|then|vs|versus)"
+TAKEN_BACK = (
+    r"(?i:\b(?:it|that|answer|choice|option)(?: is|'s) (?:really |actually |rather )?|"
+    r"\b(?:rather|instead|wait|actually|meant?)\b\W{0,3})(?i:option |choice )?"
+)
 
 
 def letter_of(text: str, choices: str) -> str | None:
     """The letter that a text chooses; None where it chooses none or more than one."""
-    bare = unicodedata.normalize("NFKC", text)
+    bare = " ".join(unicodedata.normalize("NFKC", text).split())
     for _ in range(2):  # a box around a text
         bare = CHOICE_MARKS.sub(lambda match: match[1] or "", bare)
     letter, large = f"[{re.escape(choices + choices.lower())}]", f"[{re.escape(choices.upper())}]"
-    match = re.fullmatch(rf"{CHOICE_LEAD}(?:\(({letter})\)|({letter})(?=[.:),]|$))(.*)", bare.strip(), re.DOTALL)
-    at_once = rf"^[\W_]*(?:(?:or|and)\b\s*)?\(?{large}\)?(?=[\W_]*$|\s*[.,:;)/&])"  # A, B and A: B, but not B. A cat
-    another = rf"{at_once}|(?<!\w){letter}\)|(?<!\w){large}\.\s+\S"  # a list of choices
-    if match is None or re.search(another, match[3]):
+    set_off = r"(?=$|\)|(?<!\d)[.:,](?![^\W_]\b)|(?<=\d)[.:,](?!\w))"  # neither C.E.O. nor 1.9
+    match = re.fullmatch(rf"{CHOICE_LEAD}(?:\(({letter})\)|({letter}){set_off})(.*)", bare.strip(), re.DOTALL)
+    if match is None:
+        return None
+    alone = rf"\(?{large}\)?(?=[\W_]*$| ?[.,:;)/&])"  # A, B and A: B, but not B. A cat
+    listed = rf"(?<!\w){letter}[):]|(?<!\w){large}\. \S"
+    if re.search(rf"^[\W_]*+(?:{JOINED}\b )?{alone}|{TAKEN_BACK}{alone}|{listed}", match[3]):
         return None
     return (match[1] or match[2]).upper()
 
@@ -234,18 +243,33 @@ ENCLOSING = (
 
 def normalised(text: str) -> str:
     """Compatibility form, case folded, single spaces, one kind of dash, without what merely surrounds a word."""
-    plain = unicodedata.normalize("NFKC", superscripts_written_out(text)).casefold()
+    plain = unicodedata.normalize("NFKC", scripts_written_out(text)).casefold()
     words = " ".join("".join(map(_plain_letter, plain)).split())
     before = None
     while words != before:
         before = words
-        words = words.lstrip("¿¡,;: ").rstrip(",;:? ")
-        words = re.sub(r"(?<!\d)!+$|\.+$", "", words)  # 5! is a factorial
+        words = _without_stops(words)
         for opening, closing in ENCLOSING:
             inside = words[len(opening) : -len(closing)]
-            if words.startswith(opening) and words.endswith(closing) and not {opening, closing} & set(inside):
+            if (
+                words.startswith(opening)
+                and words.endswith(closing)
+                and opening not in inside
+                and closing not in inside
+            ):
                 words = inside
     return words
+
+
+FACTORIAL = re.compile(r"(?:\d|(?<![^\W\d_]{3})[)\]}|]|(?<![^\W_])(?!no$|ok$)[a-zα-ω]{1,2})$")  # 5!, (n+1)!, n!
+
+
+def _without_stops(words: str) -> str:
+    bare = words.lstrip("¿¡,;: ")
+    if bare[:1].isdigit() and words[: len(words) - len(bare)].endswith((",", ":")):
+        bare = words[-len(bare) - 1 :]  # ,5 and :5 may be other numbers
+    stem = bare.rstrip(",;:?.! ")
+    return bare.rstrip(",;:?. ") if "!" in bare[len(stem) :] and FACTORIAL.search(stem[-4:]) else stem
 
 
 def _plain_letter(letter: str) -> str:

@@ -68,7 +68,7 @@ class _Block:
 def _blocks(text: str) -> list[_Block] | None:
     """Text by its headings; None where a heading is none of the schema's."""
     spoken = text.rpartition("</think>")[2]
-    parts = re.split(r"^\s*\[([A-Z_]+(?:\s+\d+)?)\][ \t]*$", spoken, flags=re.MULTILINE)
+    parts = re.split(r"^[^\S\n]*+\[([A-Z_]++(?:\s++\d++)?)\][ \t]*+$", spoken, flags=re.MULTILINE)
     blocks = [
         _Block(title=title, lines=tuple(line for line in body.splitlines() if line.strip()))
         for title, body in zip(parts[1::2], parts[2::2], strict=True)
@@ -152,7 +152,7 @@ FORMS: Mapping[str, Callable[[Comparison, Mapping[int, float]], float]] = {
     "relative": relative_reward,
     "judgment": judgment_reward,
 }
-HEDGE = re.compile(r"\b(?:and/or|or|possibly|appears to|might be|could be|likely)\b|\w+/\w+", re.IGNORECASE)
+HEDGE = re.compile(r"\b(?:and/or|or|possibly|appears to|might be|could be|likely)\b|\w/\w+", re.IGNORECASE)
 
 
 def hedge_factor(text: str) -> float:

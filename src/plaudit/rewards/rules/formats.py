@@ -87,7 +87,6 @@ JSON_TYPES: Mapping[str, tuple[type, ...]] = {
     "array": (list,),
     "object": (dict,),
 }
-FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?\s*```", re.DOTALL)
 
 
 class JsonFormat:
@@ -114,15 +113,20 @@ class JsonFormat:
         return [self._one(output) for output in outputs]
 
     def _one(self, output: str) -> float:
-        fenced = FENCE.fullmatch(output.strip())
         try:
-            found = json.loads(fenced[1] if fenced else output, parse_constant=_refused)
+            found = json.loads(_unfenced(output.strip()), parse_constant=_refused)
         except (ValueError, RecursionError):
             return 0.0
         if not isinstance(found, dict):
             return 0.0
         met = [key in found and _is(found[key], kind) for key, kind in self.required.items()]
         return sum(met) / len(met) if met else 1.0
+
+
+def _unfenced(text: str) -> str:
+    """What stands between the lines of a code fence around everything."""
+    opening, _, inside = text.partition("\n")
+    return inside.removesuffix("```") if opening.strip() in ("```", "```json") and inside.endswith("```") else text
 
 
 def _is(value: Any, kind: str) -> bool:

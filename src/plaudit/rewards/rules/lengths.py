@@ -4,7 +4,6 @@ length_history.py, what prices tokens in surprisal.py, what finds superfluous on
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -23,7 +22,6 @@ from plaudit.rewards.rules.outcomes import (
 
 Curve = Literal["parabola", "polyline"]
 READABLE = {"type": "boxed_format"}
-THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 # --- formulas --------------------------------------------------------------------------------------------------------
@@ -208,11 +206,11 @@ class BriefThought:
         self.limit, self.fade, self.unit = limit, fade, unit
 
     def __call__(self, prompts: Sequence[str], outputs: Sequence[str]) -> list[float]:
-        return [self._score(THOUGHT.search(text)) for text in outputs]
+        return [self._score(text.partition("<think>")[2].partition("</think>")) for text in outputs]
 
-    def _score(self, thought: re.Match[str] | None) -> float:
-        if thought is None:
+    def _score(self, thought: tuple[str, str, str]) -> float:
+        if not thought[1]:  # never closed, or never begun
             return 0.0
-        length = count([thought[1]], self.unit, "brief_thought")[0]
+        length = count([thought[0]], self.unit, "brief_thought")[0]
         assert isinstance(length, int)
         return edge(length, self.limit, self.fade)

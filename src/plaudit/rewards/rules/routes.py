@@ -20,6 +20,7 @@ MAP_WEIGHT: Mapping[str, float] = {"easy": 1.0, "middle": 1.2, "hard": 1.5}
 TRANSFER_WEIGHT = 0.5
 CORRECT, DETAIL = 10.0, 0.5
 MAX_DETAIL = 10.0
+LONGEST_NAME = 200  # characters; a longer one is no stop's
 
 Lines = Mapping[str, Sequence[str]]
 
@@ -79,12 +80,14 @@ def parse_legs(text: str) -> list[Leg]:
 
 def _leg(section: str) -> Leg | None:
     names = {"line": "Route Name", "departure": "Departure Stop", "arrival": "Arrival Stop"}
-    found = {key: re.search(rf"^\W*{name}\W*:(.*)$", section, re.MULTILINE) for key, name in names.items()}
+    found = {key: re.search(rf"^[^\w\n]*+{name}[^\w\n]*:(.*)$", section, re.MULTILINE) for key, name in names.items()}
     return Leg(**{key: match[1].strip(" *\t\r") for key, match in found.items()}) if all(found.values()) else None
 
 
 def same_stop(name: str) -> str:
     """A stop's name for comparison: without case, spaces, hyphens, brackets and the word station."""
+    if len(name) > LONGEST_NAME:
+        return name
     bare = re.sub(r"[(（][^)）]*[)）]|\bstation\b", "", name.casefold())
     return re.sub(r"[\s\-*,']+", "", bare)
 
