@@ -104,7 +104,7 @@ def test_times_that_python_does_not_have(kind: str, tmp_path: Path) -> None:
     value = 5 if kind == "timestamp" else 86_400_000 * 10**10
     column = arrow.array([value], arrow.int64()).cast(type_, safe=False)
     parquet.write_table(arrow.table({"prompt": ["a"], "when": column}), tmp_path / "x.parquet")
-    with pytest.raises(DataError, match="is no parquet file that loads: .*; write it again, or JSON lines$"):
+    with pytest.raises(DataError, match=r"is no parquet file that loads: .*; write it again, or JSON lines$"):
         read(tmp_path / "x.parquet")
 
 
