@@ -1319,7 +1319,16 @@ MUTATIONS = [
     Mutation("any folder is a run", "recipe/load.py", ' and (folder / "samples").is_dir()', "", CLAIM),
     # --- recipes
     Mutation("a word may stand for a gigabyte", "recipe/text.py", "if event.anchor is not None or", "if", HOSTILE),
-    Mutation("recipes of any depth", "recipe/text.py", "if self.depth > DEEPEST:", "if False:", HOSTILE),
+    Mutation("recipes of any depth", "recipe/text.py", "if self.depth > DEEPEST or", "if", HOSTILE),
+    Mutation(
+        "who is given up gets no answer",
+        "serve/server.py",
+        "if not self.service.draining:",
+        "if True:",
+        "tests/serve/test_config.py",
+    ),
+    Mutation("recipes of any size", "recipe/text.py", "or self.nodes > MOST:", "and True:", HOSTILE),
+    Mutation("every mistake is compared with every name", "recipe/walk.py", "MOST_NAMES if", "None if", HOSTILE),
     Mutation(
         "mappings pass by the boundary", "recipe/load.py", "dict(text.possible(source, label))", "dict(source)", HOSTILE
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -77,6 +78,34 @@ def test_paths_that_lead_nowhere(path: str) -> None:
     assert str(found.value).startswith("prompts.train: ") and len(str(found.value)) < 400
     with pytest.raises(DataError):
         gather(Path(path if path != "." else "absent"))
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.parquet", "metadata.jsonl", "a.png"])
+def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    if name == "metadata.jsonl":
+        (tmp_path / "b.png").write_bytes(b"")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=f"{name}.* is no file"):
+        found = gather(tmp_path if name in ("metadata.jsonl", "a.png") else tmp_path / name)
+        found.outputs([0])
+    if name != "a.png":
+        with pytest.raises(DataError, match=f"{name}.* is no file"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["date64", "duration", "timestamp"])
+def test_times_that_python_does_not_have(kind: str, tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    type_ = {
+        "date64": arrow.date64(),
+        "duration": arrow.duration("s"),
+        "timestamp": arrow.timestamp("s", tz="Nowhere/X"),
+    }[kind]
+    value = 5 if kind == "timestamp" else 86_400_000 * 10**10
+    column = arrow.array([value], arrow.int64()).cast(type_, safe=False)
+    parquet.write_table(arrow.table({"prompt": ["a"], "when": column}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"is no parquet file that loads: .*; write it again, or JSON lines$"):
+        read(tmp_path / "x.parquet")
 
 
 def test_a_mark_before_the_first_prompt_is_no_part_of_it(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from typer.testing import CliRunner
 
 from plaudit.cli import app
 from plaudit.errors import RecipeError
-from plaudit.recipe.load import dump, load, shipped
+from plaudit.recipe.load import as_recipe, dump, load, recipe_of, shipped
 from plaudit.recipe.text import DEEPEST, LARGEST, parse, render
-from plaudit.serve.config import ServeFile, read_file
+from plaudit.serve.config import ServeFile, read_file, read_mapping
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -37,16 +38,18 @@ HOSTILE = {
     "NUL in a path": ('run: {folder: "a\\0b"}\n', r"the text 'a\\x00b' has the character \\x00; leave it out"),
     "NUL itself": ("name: a\0b\n", "not YAML text: special characters are not allowed"),
     "deep keys": ("".join("{a: " for _ in range(1200)) + "1", f"more than {DEEPEST} keys and lists inside each other"),
-    "deep lines": ("\n".join(" " * i + "a:" for i in range(600)), f"more than {DEEPEST} keys and lists inside each"),
-    "deep lists": ("[" * 100_000, f"more than {DEEPEST} keys and lists inside each other"),
-    "too long": (f"name: a\n# {'x' * LARGEST}\n", "more than 256 KiB"),
+    "deep lines": ("\n".join(" " * i + "a:" for i in range(300)), f"more than {DEEPEST} keys and lists inside each"),
+    "deep lists": ("[" * 60_000, f"more than {DEEPEST} keys and lists inside each other"),
+    "a long list": (f"a: [{'1,' * 30_000}]", "line 1, column .*: more than 5,000 keys and values; a recipe names data"),
+    "25,000 keys": ("".join(f"{i:x}:\n" for i in range(10_000)), "more than 5,000 keys and values"),
+    "too long": (f"name: a\n# {'x' * LARGEST}\n", "more than 64 KiB"),
     "terminal": ('"\\e[2J": 1\n', r"\\x1b\[2J"),
     "two lines in a key": ('rewards: {"a\\nb": {typ: x}}\ntrain: {steps: 1}\n', r"`rewards.a\\nb.typ`"),
 }
 RECIPE_ONLY = {
     "nobody's home": ("base: ~nosuchuser/a.yaml\n", "recipe '~nosuchuser/a.yaml': no path of a recipe: "),
     "a long path": (f"base: {'a' * 5000}\n", "no path of a recipe: .*File name too long"),
-    "many keys": ("".join(f"k{i}: 1\n" for i in range(20_000)), "and 19980 more keys$"),
+    "many keys": ("".join(f"k{i}: 1\n" for i in range(2_400)), "and 2380 more keys$"),
     "steps beyond counting": (
         "train: {steps: 1, prompts_per_step: 1000000007, updates_per_step: 1000000006}\n",
         "nearest that can: ",
@@ -97,7 +100,7 @@ def test_files_that_cannot_be_read(tmp_path):
     circle.symlink_to(circle)
     assert refusal(load, circle)
     assert "it must be a UTF-8 text file" in refusal(read_file, tmp_path)
-    assert "more than 256 KiB" in refusal(read_file, Path("/dev/zero"))
+    assert "more than 64 KiB" in refusal(read_file, Path("/dev/zero"))
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,7 @@ def test_files_that_cannot_be_read(tmp_path):
         ["--run.folder", '"a\\0"'],
         ["--name", "\udcff"],
         ["--a\x1b[2J.b", "1"],
+        ["--a\x1b[2J.b"],
         ["--drop", "1"],
         ["--drop", "a" * 5000],
     ],
@@ -121,6 +125,77 @@ def test_mappings_from_python_pass_the_same_boundary():
     inside["arguments"] = inside
     assert "more than 64 keys and lists" in refusal(load, {"model": inside})
     assert "an integer of 16610 bits" in refusal(load, {"train": {"steps": 10**5000}})
+
+
+class Mute:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class MuteFunction(Mute):
+    def __call__(self) -> None: ...
+
+
+class MuteText(str):
+    __repr__ = __str__ = Mute.__repr__
+
+
+def doubled(times: int) -> list:
+    value: list = [1]
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+NO_VALUES = {
+    "a small value that is a large text": (doubled(40), "more than 5,000 keys and values"),
+    "a value that has no words": (Mute(), "a value of type Mute cannot be written in a recipe; use text, numbers"),
+    "a function that has no words": (MuteFunction(), "MuteFunction"),
+    "a key that has no words": ({MuteText("a"): 1}, "a key is of type MuteText; keys are text"),
+    "a key that is no text": ({(1, 2): 1}, "a key is of type tuple; keys are text"),
+    "a set of a number of thousands of digits": ({10**5000}, "a value of type set cannot be written"),
+}
+
+
+@pytest.mark.parametrize("case", NO_VALUES)
+@pytest.mark.parametrize("call", [load, lambda source: as_recipe(source, "align"), lambda s: read_mapping(s, "file")])
+def test_values_from_python_that_no_recipe_holds(case, call):
+    value, expected = NO_VALUES[case]
+    for place in ({"train": {"steps": value}, "serve": {"port": value}}, {"base": value}, {"x": value}):
+        message = refusal(call, {"rewards": {"a": {"type": "x:y"}}, **place})
+        assert expected in message or case.startswith("a function")
+    assert refusal(as_recipe, value if not isinstance(value, dict) else [value], "align")
+
+
+CALIBRATED = {"type": "x:y", "calibrate": {"type": "zscore", "weight": 1}}
+
+
+@pytest.mark.parametrize("entry", [{"type": "x:y", "wieght": 1}, CALIBRATED, {"weight": "x"}])
+def test_many_mistakes_are_told_in_bounded_work(entry):
+    """Calls, not seconds: four times the mistakes may not take much more than four times the work."""
+    work = []
+    for count in (120, 480):
+        calls = 0
+
+        def counted(frame, event, argument):
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        source = {"rewards": {f"r{i}": entry for i in range(count)}}
+        sys.setprofile(counted)
+        try:
+            with pytest.raises(RecipeError, match=f"and {count * (1 + ('type' not in entry)) - 20} more keys$"):
+                load(source)
+        finally:
+            sys.setprofile(None)
+        work.append(calls)
+    assert work[1] < 6 * work[0] and work[1] < 1_000_000, work
+
+
+@pytest.mark.parametrize("checkpoint", ["/", "a\0b", "a" * 5000])
+def test_checkpoints_that_lie_in_no_run(checkpoint):
+    with pytest.raises(RecipeError):
+        load(recipe_of(None, checkpoint))
 
 
 def test_what_a_terminal_obeys_is_shown_by_every_command():

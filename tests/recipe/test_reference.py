@@ -36,6 +36,7 @@ def test_the_page_is_current():
         ("model.path", ["model.sd3.path: ", "  takes    text", "  default  required"]),
         ("objective", ["  takes    mapping with `type` grpo, nft,", "  objective.grpo: Clipped likelihood ratio"]),
         ("objective.grpo", ["objective.grpo: Clipped likelihood ratio", "  objective.grpo.clip_low: "]),
+        ("objective.class", ["objective.custom.class: Its dotted path `package.module:Class`."]),
         ("objective.grpo.kl.weight", ["objective.grpo.kl.weight: ", "  takes    number at least 0"]),
         ("rewards.match.weight", ["rewards.NAME.weight: Its factor", "  default  1.0"]),
         ("rewards.match.calibrate.std", ["rewards.NAME.calibrate.zscore.std: ", "number above 0 or null"]),
@@ -59,7 +60,10 @@ def test_a_recipe_goes_before_a_key_and_both_are_guessed(tmp_path, monkeypatch):
     wrong = invoke("objectve.grpo")
     assert wrong.exit_code == 1
     assert "no such file" in wrong.output
-    assert wrong.output.endswith("if a key is meant, did you mean `objective.grpo`?\n")
+    assert wrong.output.startswith(
+        "error: 'objectve.grpo' is no key; did you mean `objective.grpo`? Nor is it a recipe: "
+    )
+    assert invoke("objective.grpo").output.count("KL to the reference policy.") == 1
     assert "did you mean slots-grpo?" in invoke("slots-grp").output
     assert describe("nothing.here") is None
 

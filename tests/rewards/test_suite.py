@@ -17,7 +17,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.dotted import import_dotted
 from plaudit.errors import RecipeError, RewardError
 from plaudit.recipe.load import dump, load
-from plaudit.recipe.rewards import Missing, RewardConfig
+from plaudit.recipe.rewards import EVALUATION, Missing, RewardConfig
 from plaudit.recipe.schema import Recipe
 from plaudit.recipe.text import parse as parse_yaml
 from plaudit.rewards.base import Card, Score, Status
@@ -70,6 +70,7 @@ def my_rewards(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
     module.Carded, module.Nested = Carded, Nested  # type: ignore[attr-defined]
     module.raises, module.leaves, module.makes, module.makes_a_number = raises, lambda: sys.exit(1), makes, lambda: 1.0  # type: ignore[attr-defined]
+    module.single, module.noargs = lambda prompt, output: 1.0, lambda: 1  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_rewards", module)
     return module
 
@@ -90,6 +91,13 @@ def test_dotted_paths_resolve_to_functions_and_classes(my_rewards) -> None:
     assert load_reward("mine", RewardConfig(type="my_rewards:with_extra", weight=-2)).weight == -2
 
 
+def test_the_reward_of_evaluations_is_called_by_its_key(my_rewards) -> None:
+    with pytest.raises(RecipeError, match=r"^evaluate.reward.arguments: .*ofset"):
+        load_reward(EVALUATION, RewardConfig(type="my_rewards:Callable", arguments={"ofset": 1}))
+    with pytest.raises(RewardError, match=r"^evaluate.reward needs the column 'answer'"):
+        load_reward(EVALUATION, RewardConfig(type="boxed_answer"))(PROMPTS, ["1"] * len(PROMPTS))
+
+
 @pytest.mark.parametrize(
     ("path", "arguments", "message"),
     [
@@ -97,10 +105,28 @@ def test_dotted_paths_resolve_to_functions_and_classes(my_rewards) -> None:
         ("xyzzy", {}, r"rewards.mine.type: 'xyzzy' is not a dotted path .*`plaudit rewards list`"),
         ("my_rewards:absent", {}, r"rewards.mine.type: cannot import 'my_rewards:absent'.*check the path"),
         ("no_such_package:thing", {}, r"rewards.mine.type: cannot import 'no_such_package:thing'"),
-        ("my_rewards:number", {}, r"rewards.mine.type: 'my_rewards:number' is a float, which cannot be called"),
+        (
+            "my_rewards:number",
+            {},
+            r"rewards.mine.type: 'my_rewards:number' is an object of type float, which cannot be called",
+        ),
         ("my_rewards:Callable", {"ofset": 1}, r"rewards.mine.arguments: .*ofset"),
         ("my_rewards:raises", {}, r"^rewards.mine: making 'my_rewards:raises' raised ValueError: no weights$"),
-        ("my_rewards:makes_a_number", {}, r"rewards.mine.type: 'my_rewards:makes_a_number' is a float, which cannot"),
+        (
+            "my_rewards:makes_a_number",
+            {},
+            r"rewards.mine.type: 'my_rewards:makes_a_number' gives an object of type float",
+        ),
+        (
+            "my_rewards:single",
+            {},
+            r"mine.type: 'my_rewards:single' has the arguments prompt, output; a reward takes `prompts`",
+        ),
+        (
+            "my_rewards:noargs",
+            {},
+            r"mine.type: .* gives an object of type int.*; it has no arguments; a reward takes `prom",
+        ),
         ("my_rewards:leaves", {}, r"^rewards.mine: making 'my_rewards:leaves' raised SystemExit: 1$"),
         ("math:hypot", {}, r"rewards.mine.type: .*a reward has named arguments"),
         ("my_rewards_that_leave:thing", {}, r"^rewards.mine.type: reading my_rewards_that_leave raised SystemExit: 3"),

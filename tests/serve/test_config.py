@@ -98,10 +98,11 @@ def test_files(tmp_path) -> None:
         read_file(path)
 
 
-def test_a_reward_that_hangs_does_not_keep_the_service(tmp_path) -> None:
-    """The end says that something was not finished; a second signal is not needed."""
+@pytest.mark.parametrize("drain_s, signals", [(0.2, 1), (LONG, 2)])
+def test_a_reward_that_hangs_does_not_keep_the_service(tmp_path, drain_s: float, signals: int) -> None:
+    """The end says that something was not finished; a second signal is not needed, and does not wait."""
     path = tmp_path / "rewards.yaml"
-    path.write_text("rewards: {odd: 'tests.serve.odd_rewards:odd'}\nserve: {drain_s: 0.2}\n")
+    path.write_text(f"rewards: {{odd: 'tests.serve.odd_rewards:odd'}}\nserve: {{drain_s: {drain_s}}}\n")
     process = subprocess.Popen(
         [sys.executable, "-m", "plaudit", "serve", str(path), "--port", "0"], stdout=subprocess.PIPE, text=True,
         stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}, cwd=ROOT,
@@ -112,12 +113,21 @@ def test_a_reward_that_hangs_does_not_keep_the_service(tmp_path) -> None:
         client = connected(line.split(" on ")[1].split()[0])
         head = f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         client.sendall(head.encode() + body)
+        half = connected(line.split(" on ")[1].split()[0])
+        half.sendall(head.encode() + body[:-5])
         wait_for(lambda: "plaudit_requests_held 1" in get(line.split(" on ")[1].split()[0], "/metrics").body.decode())
         process.send_signal(signal.SIGTERM)
+        if signals == 2:
+            wait_for(lambda: get(line.split(" on ")[1].split()[0], "/healthz").status == 503)
+            process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=LONG)
         assert process.returncode == UNFINISHED, errors
-        assert "not finished within serve.drain_s" in errors
-        client.close()
+        assert "not finished within serve.drain_s" in errors and "Traceback" not in errors
+        for waiting in (client, half):
+            head, _, answer = waiting.makefile("rb").read().partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503") and b"retry-after" in head.lower()
+            assert json.loads(answer) == {"error": "the service is shutting down"}
+            waiting.close()
     finally:
         process.kill()
         process.wait()

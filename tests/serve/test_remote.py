@@ -109,6 +109,9 @@ BAD_RESULTS = {
     "sigma is text": '{"value": 1.0, "status": "ok", "sigma": "b"}',
     "note is a number": '{"value": 1.0, "status": "ok", "note": 3}',
     "dense is short": '{"value": 1.0, "status": "ok", "dense": {"dtype": "float32", "shape": [9], "data": "AAAA"}}',
+    "dense is nothing of a huge shape": (
+        f'{{"value": 1.0, "status": "ok", "dense": {{"dtype": "float32", "shape": [0, {2**63 - 1}, {2**63 - 1}], "data": ""}}}}'
+    ),
     "dense is odd": '{"value": 1.0, "status": "ok", "dense": {"dtype": "object", "shape": [1], "data": "AAAA"}}',
 }
 

@@ -184,6 +184,8 @@ TENSOR = tensor_part(torch.zeros(2, 2))
 BAD_ITEMS = {
     "output": {"kind": "text", "txt": "x"},
     "output.tensor.shape": {**TENSOR, "shape": [-1, 2]},
+    "output.data: the sizes": {**TENSOR, "shape": [0, 10**23], "data": ""},
+    "output.data: the sizes of": {**TENSOR, "shape": [0, 2**63 - 1, 2**63 - 1], "data": ""},
     "output.dtype": {**TENSOR, "dtype": "complex64"},
     "output.data": {**TENSOR, "shape": [2, 3]},
     "output.name": {"kind": "part", "name": "x", "row": 0},
@@ -198,7 +200,7 @@ BAD_ITEMS = {
 def test_a_malformed_item_is_named(field: str) -> None:
     with pytest.raises(WireError) as caught:
         decode(items({"kind": "text", "text": "fine"}, BAD_ITEMS[field]))
-    assert caught.value.status == 422 and caught.value.where.startswith(f"items.1.{field}")
+    assert caught.value.status == 422 and str(caught.value).startswith(f"items.1.{field}")
 
 
 @pytest.mark.parametrize(
@@ -253,6 +255,10 @@ BAD_FILES = {
     "empty": b"",
     "no header": struct.pack("<Q", 2**60) + b"{}",
     "no JSON": safetensors_file(b"nonsense"),
+    "metadata of null": safetensors_file({"x": ENTRY, "__metadata__": None}, bytes(8)),
+    "nothing of a huge shape": safetensors_file(
+        {"x": {**ENTRY, "shape": [0, 2**62], "data_offsets": [0, 0]}, "__metadata__": META}
+    ),
     "no request": safetensors_file({"x": ENTRY}, bytes(8)),
     "request is no text": safetensors_file({"x": ENTRY, "__metadata__": {"request": 5}}, bytes(8)),
     "too short": safetensors_file({"x": ENTRY, "__metadata__": META}, bytes(4)),

@@ -47,6 +47,7 @@ def _explained(name: str) -> str | None:
     from plaudit.errors import RecipeError
     from plaudit.recipe.load import find
     from plaudit.recipe.reference import describe, similar
+    from plaudit.recipe.text import visible
 
     try:
         find(name, Path())
@@ -54,6 +55,8 @@ def _explained(name: str) -> str | None:
         text, near = describe(name), similar(name)
         if text is None and near:
             keys = " or ".join(f"`{key}`" for key in near)
-            raise RecipeError(f"{error}; if a key is meant, did you mean {keys}?") from None
+            raise RecipeError(
+                f"{visible(repr(name))} is no key; did you mean {keys}? Nor is it a recipe: {error}"
+            ) from None
         return text
     return None

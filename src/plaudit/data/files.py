@@ -30,11 +30,18 @@ def is_dataset(path: Path) -> bool:
     return os.path.isfile(path / DATASET) or os.path.isfile(path / "dataset_dict.json")
 
 
+def is_no_file(path: Path) -> bool:
+    """Whether something else lies there: a folder, or a named pipe, which would be waited for without end."""
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
 def read_rows(path: Path, key: str = "") -> list[Row]:
     """Objects of a JSON-lines file, a CSV, a parquet file or a folder of `datasets`; each has only what JSON has."""
     said = f"{key}: {brief(path)}" if key else brief(path)
     if is_dataset(path):
         rows = _dataset_rows(path, said)
+    elif is_no_file(path):
+        raise DataError(f"{said} is no file; give a file with rows, or a folder of datasets")
     elif path.suffix.lower() == ".parquet":
         rows = _parquet_rows(path, said)
     elif path.suffix.lower() in TABLES:
@@ -100,14 +107,15 @@ def _csv_rows(path: Path, said: str) -> Iterator[Row]:
 
 def _parquet_rows(path: Path, said: str) -> Iterator[Row]:
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import parquet
     except ImportError as error:
         raise DataError(f"{said} is read with pyarrow; run `pip install pyarrow`, or write JSON lines") from error
-    with reading(said):
-        try:
-            rows = parquet.read_table(path).to_pylist()
-        except ArrowException as error:
-            raise DataError(f"{said} is no parquet file: {brief(error)}; write it again, or JSON lines") from error
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except Exception as error:  # whatever arrow raises, and Python for dates and time zones that it does not have
+        raise DataError(
+            f"{said} is no parquet file that loads: {brief(error)}; write it again, or JSON lines"
+        ) from error
     return ((f"{said} row {number}", row) for number, row in enumerate(rows, start=1))
 
 

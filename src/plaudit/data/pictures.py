@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from plaudit.data.files import brief
+from plaudit.data.files import brief, is_no_file
 from plaudit.errors import DataError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -23,6 +23,8 @@ MOST_PIXELS = 2**25  # 400 MB as float32 of three colours
 def open_picture(source: Path | BinaryIO, said: str, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
     """A picture whose size is known to be bearable before a pixel is unpacked."""
     try:
+        if isinstance(source, Path) and is_no_file(source):
+            raise DataError("it is no file")
         with Image.open(source, formats=formats) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise DataError(

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from plaudit.recipe.schema import Recipe
 from plaudit.recipe.text import visible
-from plaudit.recipe.walk import annotation_at, inside, known_keys, type_of, variants
+from plaudit.recipe.walk import annotation_at, fields_of, inside, known_keys, type_of, variants
 
 MOST = 20  # keys explained at once
 
@@ -52,7 +52,8 @@ def explain(error: ValidationError, document: Mapping[str, Any], layers: Sequenc
             place = Place(keys=(*place.keys, "type"), index="", annotation=None)
         own_words = str(details["ctx"]["error"]) if details["type"] == "value_error" else ""
         grouped.setdefault((place.dotted, own_words), []).append((place, details))
-    lines = [visible(_line(problems, document, layers)) for problems in list(grouped.values())[:MOST]]
+    known = list(known_keys(document))
+    lines = [visible(_line(problems, document, layers, known)) for problems in list(grouped.values())[:MOST]]
     return "\n".join([*lines, *([f"and {len(grouped) - MOST} more keys"] if len(grouped) > MOST else [])])
 
 
@@ -84,19 +85,21 @@ def locate(location: Sequence[str | int], document: Mapping[str, Any]) -> Place:
     return Place(keys=tuple(keys), index=index, annotation=annotation)
 
 
-def _line(problems: Sequence[Problem], document: Mapping[str, Any], layers: Sequence[Layer]) -> str:
+def _line(
+    problems: Sequence[Problem], document: Mapping[str, Any], layers: Sequence[Layer], known: Sequence[str]
+) -> str:
     place, details = problems[0]
     kind = details["type"]
     if kind == "value_error":
         return str(details["ctx"]["error"])
     if kind in ("extra_forbidden", "invalid_key"):
-        return _unknown(place, details["input"], document, layers)
+        return _unknown(place, details["input"], document, layers, known)
     if kind in ("missing", "union_tag_not_found"):
         return f"`{place.dotted}` is missing; {_allowed(place, details)}"
     seen = details["ctx"]["tag"] if kind == "union_tag_invalid" else details["input"]
     allowed = " or ".join(dict.fromkeys(_allowed(each_place, each) for each_place, each in problems))
     text = f"`{place.dotted}` is {shown(seen)}{_origin(place.keys, layers)}; {allowed.replace(' or allowed: ', ' or ')}"
-    near = get_close_matches(str(seen), _choices(details), n=1)
+    near = get_close_matches(shown(seen).strip('"'), _choices(details), n=1)
     return f"{text}; did you mean {near[0]}?" if near else text
 
 
@@ -110,7 +113,7 @@ def _allowed(place: Place, details: Mapping[str, Any]) -> str:
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"it must be a mapping{_keys_inside(place)}{or_null}"
     if kind == "string_type" and isinstance(details["input"], int | float):
-        return f"it must be text: write it in quotes, '\"{details['input']}\"' on the command line"
+        return f"it must be text: write it in quotes, '\"{shown(details['input'])}\"' on the command line"
     if not message.startswith(("Input should ", "Tuple should ")):
         return str(message)
     demand = message.split(" should ", 1)[1].partition(", ")[0]
@@ -122,7 +125,7 @@ def _keys_inside(place: Place) -> str:
     possible = variants(place.annotation)
     if len(possible) > 1:
         return f" with `type` {', '.join(filter(None, map(type_of, possible)))}"
-    return f" with keys {', '.join(possible[0].model_fields)}" if possible else ""
+    return f" with keys {', '.join(fields_of(possible[0]))}" if possible else ""
 
 
 def _choices(details: Mapping[str, Any]) -> list[str]:
@@ -131,27 +134,37 @@ def _choices(details: Mapping[str, Any]) -> list[str]:
     return [part.strip(" '") for part in listed.replace(" or ", ", ").split(", ")] if listed else []
 
 
-def _unknown(place: Place, value: Any, document: Mapping[str, Any], layers: Sequence[Layer]) -> str:
+def _unknown(
+    place: Place, value: Any, document: Mapping[str, Any], layers: Sequence[Layer], known: Sequence[str]
+) -> str:
     """The unknown key with its nearest relative; `--trian.steps 5` makes a chain that is followed down."""
     keys = place.keys
     while isinstance(value, Mapping) and len(value) == 1:
         key, value = next(iter(value.items()))
         keys = (*keys, str(key))
     dotted, parent = ".".join(keys), ".".join(place.keys[:-1])
-    near = nearest(dotted, list(known_keys(document)))
-    siblings = [key.rpartition(".")[2] for key in known_keys(document) if key.rpartition(".")[0] == parent]
+    siblings = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == parent]
     text = f"unknown key `{dotted}`"
-    if owner := _other_variant(place.keys, document):
+    if name := _written(place.keys, document):
+        text += f"; did you mean `{parent}.{name}`?"
+    elif owner := _other_variant(place.keys, document):
         text += f"; it belongs to `{parent}.type` {owner}"
-    elif near:
+    elif near := nearest(dotted, known):
         text += f"; did you mean {' or '.join(f'`{key}`' for key in near)}?"
     where = f"keys of `{parent}`" if parent else "top-level keys"
     return f"{text} (value {shown(value)}{_origin(keys, layers, ' from {}')}; {where}: {', '.join(siblings)})"
 
 
+def _written(keys: Sequence[str], document: Mapping[str, Any]) -> str | None:
+    """The key that a recipe writes for what Python calls by the last of `keys`."""
+    components = variants(annotation_at(keys[:-1], document))
+    fields = [variant.model_fields[keys[-1]] for variant in components if keys[-1] in variant.model_fields]
+    return fields[0].alias if fields else None
+
+
 def _other_variant(keys: Sequence[str], document: Mapping[str, Any]) -> str | None:
     """The `type` of a sibling variant that has this key."""
-    owners = [variant for variant in variants(annotation_at(keys[:-1], document)) if keys[-1] in variant.model_fields]
+    owners = [variant for variant in variants(annotation_at(keys[:-1], document)) if keys[-1] in fields_of(variant)]
     return type_of(owners[0]) if owners else None
 
 
@@ -170,7 +183,9 @@ def nearest(dotted: str, known: Sequence[str]) -> list[str]:
 
 def shown(value: Any) -> str:
     """A value as YAML's users write it, cut to a readable length."""
-    text = visible(json.dumps(value, default=str, ensure_ascii=False, skipkeys=True))
+    text = visible(
+        json.dumps(value, default=lambda other: f"<{type(other).__name__}>", ensure_ascii=False, skipkeys=True)
+    )
     return text if len(text) <= 60 else text[:57] + "..."
 
 

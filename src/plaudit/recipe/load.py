@@ -62,8 +62,8 @@ def as_recipe(given: Any, caller: str) -> Recipe:
     if isinstance(given, str | Path | Mapping):
         return load(given)
     raise RecipeError(
-        f"{caller}: the recipe is {given!r}; give a Recipe (plaudit.load makes one), a shipped name such as 'sums-grpo', the "
-        "path of a recipe or of a run folder, or a mapping"
+        f"{caller}: the recipe is a {type(given).__name__}; give a Recipe (plaudit.load makes one), a shipped name such as "
+        "'sums-grpo', the path of a recipe or of a run folder, or a mapping"
     )
 
 
@@ -83,7 +83,7 @@ def recipe_of(run: str | Path | None, checkpoint: str | Path | None) -> Source:
     """The recipe that a run was made with lies in its folder, two above its checkpoints; of neither it is the default."""
     if run is not None and checkpoint is not None:
         raise RecipeError("run takes the last checkpoint of a run and checkpoint a given one; give one of the two")
-    folder = Path(checkpoint).resolve().parents[1] if checkpoint is not None else run
+    folder = _resolved(Path(checkpoint)).parent.parent if checkpoint is not None else run
     return "default" if folder is None else Path(folder) / OF_A_RUN
 
 
@@ -121,7 +121,9 @@ def read_layers(source: Source, parents: tuple[Path, ...] = ()) -> list[Layer]:
     if base is None:
         return [own]
     if not isinstance(base, str):
-        raise RecipeError(f"`base` is {base!r} (from {label}); it must be one file or the name of a shipped recipe")
+        raise RecipeError(
+            f"`base` is {shown(base)} (from {label}); it must be one file or the name of a shipped recipe"
+        )
     return [*read_layers(base, (*parents, path) if path else parents), own]
 
 
@@ -130,19 +132,28 @@ def find(source: str | Path, folder: Path) -> Path:
     names = shipped()
     if isinstance(source, str) and source in names:
         return names[source].resolve()
-    try:
-        path = (folder / Path(source).expanduser()).resolve()
-        if path.is_file():
-            return path
-        if (path / OF_A_RUN).is_file():
-            return path / OF_A_RUN
-    except (OSError, RuntimeError, ValueError) as error:  # too long, not allowed, a circle of links, ~nobody, NUL
-        raise RecipeError(text.visible(f"recipe {str(source)[:200]!r}: no path of a recipe: {error}")) from error
+    path = _resolved(source, folder)
+    for file in (path, path / OF_A_RUN):
+        if file.is_file():
+            return file
+    if "=" in str(source):
+        override = f"--{str(source).lstrip('-')}"
+        raise RecipeError(
+            text.visible(f"recipe {str(source)!r}: no such file ({path}); to override a key write {override}")
+        )
     near = get_close_matches(str(source), names, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
-    override = f"; to override a key write --{str(source).lstrip('-')}" if "=" in str(source) else ""
     absent = f"the folder holds no {OF_A_RUN}" if path.is_dir() else f"no such file ({path}) or shipped recipe"
-    raise RecipeError(text.visible(f"recipe {str(source)!r}: {absent}; {meant}shipped: {', '.join(names)}{override}"))
+    raise RecipeError(text.visible(f"recipe {str(source)!r}: {absent}; {meant}shipped: {', '.join(names)}"))
+
+
+def _resolved(source: str | Path, folder: Path = Path()) -> Path:
+    try:
+        path = (folder / Path(source).expanduser()).resolve()
+        path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, not allowed, a circle of links, ~nobody, NUL
+        raise RecipeError(text.visible(f"recipe {str(source)[:200]!r}: no path of a recipe: {error}")) from error
+    return path
 
 
 def is_run(folder: Path) -> bool:
@@ -189,7 +200,8 @@ def parse_overrides(tokens: Sequence[str]) -> Document:
             raise RecipeError(f"override {token!r}: write --section.key VALUE, for example --train.steps 50")
         given = given if equals else next(remaining, "")
         if not given or (given.startswith("--") and not equals):
-            raise RecipeError(f"--{key}: the value is missing; write --{key} VALUE or --{key}=VALUE")
+            shown_key = text.visible(key)
+            raise RecipeError(f"--{shown_key}: the value is missing; write --{shown_key} VALUE or --{shown_key}=VALUE")
         label = f"--{key} {given!r}"
         value = text.parse(given, label)
         if key == "drop":
@@ -222,7 +234,7 @@ def expanded(content: Mapping[str, Any]) -> Document:
         family, slash, name = model.partition("/")
         if family != "lab" or not slash:
             raise RecipeError(
-                f"`model` is {model!r}; as one word it can be lab/slots or lab/pixels, any other model is a mapping "
+                f"`model` is {shown(model)}; as one word it can be lab/slots or lab/pixels, any other model is a mapping "
                 "such as `model: {type: sd3, path: FOLDER}`"
             )
         document["model"] = {"type": family, "name": name}

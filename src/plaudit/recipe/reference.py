@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from plaudit.recipe.explain import nearest, shown
 from plaudit.recipe.load import load, shipped
 from plaudit.recipe.schema import Recipe
-from plaudit.recipe.walk import Component, type_of, variants
+from plaudit.recipe.walk import Component, fields_of, type_of, variants
 
 NAME = "NAME"  # stands for a key that the user chooses
 HEAD = """# Recipes
@@ -31,8 +31,8 @@ changed `factory`, the `options` of a `method`, the `config` of a `task` and the
 null}` takes out a reward, and `drop: [model.arguments.scale, train.minutes]` (or `--drop train.minutes`) any key of the
 sources below: it goes back to its default.
 
-Of YAML, recipes have what JSON has: no anchors, aliases or tags; and no key twice, at most 256 KiB. `1e-4` is a number; `on`,
-`no` and `12:30` are text.
+Of YAML, recipes have what JSON has: no anchors, aliases or tags; and no key twice, at most 64 KiB and 5,000 keys and
+values. `1e-4` is a number; `on`, `no` and `12:30` are text.
 
 """
 PLAIN = {int: "integer", float: "number", str: "text", bool: "true or false", NoneType: "null"}
@@ -53,12 +53,12 @@ class Entry:
 
 def entries(component: Component = Recipe, key: str = "", path: str = "") -> Iterator[Entry]:
     """All keys, each followed by what lies below it."""
-    for name, field in component.model_fields.items():
+    for name, field in fields_of(component).items():
         key_here, path_here = f"{key}{name}", f"{path}{name}"
         table = get_origin(field.annotation) is dict and variants(get_args(field.annotation)[1])
         possible = table or variants(field.annotation)
         single = possible[0] if len(possible) == 1 and not table else None
-        meaning = f"{field.description or ''} {_doc(single)}".strip()
+        meaning = " ".join(dict.fromkeys(filter(None, (field.description, _doc(single)))))
         takes = _words(field.annotation, field.metadata)
         yield Entry(key=key_here, path=path_here, takes=takes, default=_default(field), meaning=meaning, below=single)
         if table:
@@ -174,7 +174,12 @@ def _table(rows: Sequence[Entry], written: dict[Component, Entry]) -> list[str]:
         first = written.get(entry.below) if entry.below else None
         takes = f"{entry.takes}, as `{first.key}`" if first else entry.takes
         default = entry.default if entry.default == "required" else f"`{entry.default}`"
-        cells = (f"`{entry.key}`", takes, default, entry.meaning.removesuffix(_doc(entry.below)).strip())
+        cells = (
+            f"`{entry.key}`",
+            takes,
+            default,
+            entry.meaning.removesuffix(_doc(entry.below)).strip() or entry.meaning,
+        )
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return lines
 

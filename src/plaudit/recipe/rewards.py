@@ -51,6 +51,14 @@ class ReferenceScale(Strict):
 Calibrate = Annotated[Zscore | MinMax | Quantile | ReferenceScale, Field(discriminator="type")]
 
 
+EVALUATION = "evaluate.reward"  # what the reward of evaluations is called, which stands at this key
+
+
+def key_of(name: str) -> str:
+    """Where a recipe says what a reward is."""
+    return name if name == EVALUATION else f"rewards.{name}"
+
+
 HANDED = "handed over from Python"
 
 

@@ -12,12 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from plaudit.errors import RecipeError
 
-LARGEST = 2**18  # bytes of a file
+LARGEST = 2**16  # bytes of a file
+MOST = 5_000  # keys and values of a document
 DEEPEST = 64  # keys and lists inside each other
+TOO_DEEP = f"more than {DEEPEST} keys and lists inside each other"
+TOO_MANY = f"more than {MOST:,} keys and values; a recipe names data, it does not contain any"
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # cannot be a path, or cannot be written
+KEYS = (str, int, float, bool, type(None))
+HELD = (str, int, float, Mapping, list, tuple, BaseModel)  # and from Python what can be called
 FLOAT = re.compile(
     r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?[0-9]+[eE][-+]?[0-9]+$"
     r"|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
@@ -34,7 +40,7 @@ class Loader(yaml.SafeLoader):
     """SafeLoader that takes plain scalars by YAML 1.2 and refuses what only YAML has, and a key written twice."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
-    depth = 0
+    depth = nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
@@ -42,8 +48,10 @@ class Loader(yaml.SafeLoader):
             problem = "recipes have no anchors, aliases or tags (&name, *name, !name): quote text, repeat values"
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         self.depth += 1
-        if self.depth > DEEPEST:
-            raise yaml.composer.ComposerError(None, None, _too_deep(), event.start_mark)
+        self.nodes += 1
+        if self.depth > DEEPEST or self.nodes > MOST:
+            problem = TOO_DEEP if self.depth > DEEPEST else TOO_MANY
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -116,22 +124,38 @@ def parse(text: str, label: str) -> Any:
         raise RecipeError(f"{label}: it has a number or an escape that is out of range ({error})") from error
 
 
-def possible(value: Any, label: str, depth: int = 0) -> Any:
+def possible(value: Any, label: str) -> Any:
     """`value`, unless a recipe cannot hold it."""
-    if depth > DEEPEST:
-        raise RecipeError(f"{label}: {_too_deep()}")
+    level, count = [value], 0
+    for _ in range(DEEPEST + 1):
+        inner: list[Any] = []
+        for entry in level:
+            _possible_alone(entry, label)
+            if isinstance(entry, Mapping | list | tuple):
+                count += 2 * len(entry) if isinstance(entry, Mapping) else len(entry)
+                if count > MOST:
+                    raise RecipeError(f"{label}: {TOO_MANY}")
+                inner += [*entry, *entry.values()] if isinstance(entry, Mapping) else entry
+        if not inner:
+            return value
+        level = inner
+    raise RecipeError(f"{label}: {TOO_DEEP}")
+
+
+def _possible_alone(value: Any, label: str) -> None:
     if isinstance(value, str) and (found := NO_TEXT.search(value)):
         raise RecipeError(f"{label}: the text {value[:40]!r} has the character {visible(found[0])}; leave it out")
     if isinstance(value, int) and abs(value) >= 2**64:
         raise RecipeError(f"{label}: an integer of {value.bit_length()} bits; the largest have 64")
-    inner = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
-    for entry in inner if isinstance(inner, list | tuple) else ():
-        possible(entry, label, depth + 1)
-    return value
+    for key in value if isinstance(value, Mapping) else ():
+        if type(key) not in KEYS:
+            raise RecipeError(f"{label}: a key is of type {type(key).__name__}; keys are text")
+    if not (value is None or isinstance(value, HELD) or callable(value)):
+        raise RecipeError(f"{label}: {_no_yaml(value)}")
 
 
-def _too_deep() -> str:
-    return f"more than {DEEPEST} keys and lists inside each other"
+def _no_yaml(value: Any) -> str:
+    return f"a value of type {type(value).__name__} cannot be written in a recipe; use text, numbers, lists or keys"
 
 
 def visible(text: str) -> str:
@@ -150,7 +174,5 @@ def render(document: Any) -> str:
         possible(document, "the recipe")
         text: str = yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
     except yaml.representer.RepresenterError as error:
-        raise RecipeError(
-            f"{error.args[1]!r} cannot be written in a recipe; use text, numbers, lists or keys"
-        ) from error
+        raise RecipeError(_no_yaml(error.args[1])) from error
     return text

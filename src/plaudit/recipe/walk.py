@@ -7,6 +7,7 @@ An annotation is what pydantic keeps of a field's type: a component, a union of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -16,6 +17,7 @@ from pydantic.fields import FieldInfo
 from plaudit.recipe.schema import Recipe
 
 Component = type[BaseModel]
+MOST_NAMES = 50  # of a table, when a key is looked for that may have been meant
 
 
 def variants(annotation: Any) -> list[Component]:
@@ -49,7 +51,7 @@ def component_of(annotation: Any, value: Any) -> Component | None:
 def inside(annotation: Any, value: Any) -> dict[str, Any] | None:
     """Annotations of the keys at a place; None for a leaf."""
     if get_origin(annotation) is dict and variants(get_args(annotation)[1]):
-        return {key: get_args(annotation)[1] for key in value} if isinstance(value, Mapping) else {}
+        return dict.fromkeys(value, get_args(annotation)[1]) if isinstance(value, Mapping) else {}
     component = component_of(annotation, value)
     return {key: field.annotation for key, field in fields_of(component).items()} if component else None
 
@@ -64,8 +66,9 @@ def annotation_at(keys: Sequence[str], document: Any) -> Any:
 
 
 def known_keys(document: Any, annotation: Any = Recipe, prefix: str = "") -> Iterator[str]:
-    """Every dotted key that this document could have, given the variants it has chosen."""
-    for key, below in (inside(annotation, document) or {}).items():
+    """Every dotted key that this document could have, given the variants it has chosen; of a table, those of its first names."""
+    keys = (inside(annotation, document) or {}).items()
+    for key, below in islice(keys, MOST_NAMES if get_origin(annotation) is dict else None):
         yield prefix + key
         yield from known_keys(document.get(key) if isinstance(document, Mapping) else None, below, f"{prefix}{key}.")
 

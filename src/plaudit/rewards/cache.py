@@ -28,6 +28,7 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
+from plaudit.recipe.rewards import key_of
 from plaudit.rewards.base import RewardFunction, Score, Status
 
 KEPT = (Status.OK, Status.NOT_APPLICABLE, Status.PARSE_FAILED)
@@ -100,7 +101,7 @@ def identity(name: str, type_: str, arguments: Mapping[str, Any], function: Rewa
     elif card is not None:
         revision = card.revision
     else:
-        revision = source_of(function, f"rewards.{name}.cache: {type_!r}")
+        revision = source_of(function, f"{key_of(name)}.cache: {type_!r}")
     return json.dumps([type_, arguments, revision], sort_keys=True, default=repr)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import PlauditError, RewardError
+from plaudit.recipe.rewards import key_of
 from plaudit.rewards.base import TRANSIENT, Card, RewardFunction, Score, Status, missing
 from plaudit.rewards.cache import ScoreCache
 from plaudit.rewards.generators import GENERATORS
@@ -239,7 +240,7 @@ class Caller:
             return result
         result = _awaited(result, None if deadline is None else deadline - (time.monotonic() - started))
         if isinstance(result, Iterator):  # nothing would bound the time that it takes
-            raise RewardError(f"rewards.{self.name} returned {result!r}; an async reward returns a list, no iterator")
+            raise RewardError(f"{key_of(self.name)} returned {result!r}; an async reward returns a list, no iterator")
         return as_scores(self.name, result, len(request))
 
 

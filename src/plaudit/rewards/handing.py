@@ -15,6 +15,7 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt, is_conversation, text_of
 from plaudit.errors import RewardError
+from plaudit.recipe.rewards import key_of
 from plaudit.rewards.base import Card, RewardFunction
 from plaudit.rewards.meter import Meter
 from plaudit.rewards.request import Outputs, Request, column
@@ -74,12 +75,12 @@ class Arguments:
         ]
         if "completion_ids" in absent:
             raise RewardError(
-                f"rewards.{self.name} needs `completion_ids`, which exist only where a token model has drawn the outputs; give "
+                f"{key_of(self.name)} needs `completion_ids`, which exist only where a token model has drawn the outputs; give "
                 "them as a fact, or read the texts"
             )
         if absent:
             raise RewardError(
-                f"rewards.{self.name} needs the column {absent[0]!r}, which no prompt carries; prompts carry "
+                f"{key_of(self.name)} needs the column {absent[0]!r}, which no prompt carries; prompts carry "
                 f"{', '.join(sorted(carried)) or 'no facts or inputs'}; add {absent[0]!r} to the prompts' `facts`"
             )
         return given
@@ -107,19 +108,19 @@ class Arguments:
             self._check_pixels(outputs)
         if given and self.kind and given != self.kind and {given, self.kind} != {"image", "video"}:
             raise RewardError(
-                f"rewards.{self.name} looks at {PLURAL[self.kind]}, and these outputs are {PLURAL[given]}; `plaudit rewards "
+                f"{key_of(self.name)} looks at {PLURAL[self.kind]}, and these outputs are {PLURAL[given]}; `plaudit rewards "
                 f"list --kind {given}` names those for {PLURAL[given]}"
             )
 
     def _check_pixels(self, outputs: Outputs) -> None:
         first = outputs[0]
         if first.ndim != 3 or first.shape[0] != 3:
-            raise RewardError(f"rewards.{self.name}: a picture is [3, height, width], not {list(first.shape)}")
+            raise RewardError(f"{key_of(self.name)}: a picture is [3, height, width], not {list(first.shape)}")
         most = outputs.max() if isinstance(outputs, Tensor) else max(output.max() for output in outputs)
         if not first.is_floating_point() or most > 2:
             kind = str(first.dtype).removeprefix("torch.")
             raise RewardError(
-                f"rewards.{self.name}: pixels are {kind} up to {float(most):g}; they must be floats in 0..1, so divide by 255"
+                f"{key_of(self.name)}: pixels are {kind} up to {float(most):g}; they must be floats in 0..1, so divide by 255"
             )
 
     def _output_copies(self, request: Request) -> Outputs:

@@ -12,7 +12,7 @@ from typing import Any
 from plaudit.data.prompt import Prompt
 from plaudit.dotted import import_dotted
 from plaudit.errors import PlauditError, RecipeError
-from plaudit.recipe.rewards import HANDED, Handed, RewardConfig
+from plaudit.recipe.rewards import HANDED, Handed, RewardConfig, key_of
 from plaudit.rewards.base import Card, RewardFunction, Score
 from plaudit.rewards.cache import ScoreCache, identity
 from plaudit.rewards.call import Cached, Caller, Handling, told
@@ -65,21 +65,24 @@ class Reward:
 
 def find_reward(name: str, type_: str, arguments: Mapping[str, Any]) -> RewardFunction:
     """Built-in name, dotted path or handed object; classes and makers are called with `arguments`, functions get them bound."""
-    key = f"rewards.{name}.type"
-    thing = type_.thing if isinstance(type_, Handed) else _imported(key, type_)
+    key = key_of(name)
+    thing = type_.thing if isinstance(type_, Handed) else _imported(f"{key}.type", type_)
     if not callable(thing):
-        raise _uncallable(key, type_, thing)
-    maker = inspect.isclass(thing) or _makes_reward(thing, key)
+        raise RecipeError(f"{key}.type: {type_!r} {_uncallable('is', thing)}; name a function or a class")
+    maker = inspect.isclass(thing) or _makes_reward(thing, f"{key}.type")
     try:
         made = thing(**arguments) if maker else _bound(thing, arguments) if arguments else thing
     except TypeError as error:
-        raise RecipeError(f"rewards.{name}.arguments: {error}") from error
+        if maker and not arguments and not inspect.isclass(thing):
+            raise RecipeError(f"{key}.type: {type_!r} {_signature(thing)}") from error
+        raise RecipeError(f"{key}.arguments: {error}") from error
     except PlauditError:
         raise
     except (Exception, SystemExit) as error:  # a stranger's class may raise anything while it is made
-        raise RecipeError(f"rewards.{name}: making {type_!r} raised {told(error)}") from error
+        raise RecipeError(f"{key}: making {type_!r} raised {told(error)}") from error
     if not callable(made):
-        raise _uncallable(key, type_, made)
+        what = f"; it {_signature(thing)}" if maker and not inspect.isclass(thing) else ""
+        raise RecipeError(f"{key}.type: {type_!r} {_uncallable('gives', made)}{what}")
     card = getattr(made, "card", None)
     if arguments and card is not None and card.reference is not None:
         made.card = replace(card, reference=None)  # it was measured with the default options
@@ -95,9 +98,16 @@ def _imported(key: str, type_: str) -> Any:
     return import_dotted(BUILT_IN.get(type_, type_), key, built_in=BUILT_IN)
 
 
-def _uncallable(key: str, type_: str, thing: Any) -> RecipeError:
-    return RecipeError(
-        f"{key}: {type_!r} is a {type(thing).__name__}, which cannot be called; name a function or a class"
+def _uncallable(verb: str, thing: Any) -> str:
+    return f"{verb} an object of type {type(thing).__name__}, which cannot be called"
+
+
+def _signature(function: Any) -> str:
+    """What a function takes, beside what a reward takes."""
+    names = ", ".join(inspect.signature(function).parameters)
+    return (
+        f"has {f'the arguments {names}' if names else 'no arguments'}; a reward takes `prompts` and `outputs` (or "
+        "`completions`, `images`), a function that makes one what `arguments` gives it"
     )
 
 
@@ -122,12 +132,12 @@ def _bound(function: RewardFunction, arguments: Mapping[str, Any]) -> RewardFunc
 def load_reward(name: str, config: RewardConfig, cache: ScoreCache | None = None) -> Reward:
     """The reward of a recipe's entry. `cache` is where those that ask for one keep their scores."""
     if config.python is not None:
-        function: RewardFunction = import_dotted(ISOLATED, f"rewards.{name}.python")(name, config)
+        function: RewardFunction = import_dotted(ISOLATED, f"{key_of(name)}.python")(name, config)
     else:
         function = find_reward(name, config.type, config.arguments)
     if hasattr(function, "bind") and (config.concurrency > 1 or config.deadline_s is not None):
         raise RecipeError(
-            f"rewards.{name}: {config.type!r} runs the model in training, so its calls come one after another and are waited "
+            f"{key_of(name)}: {config.type!r} runs the model in training, so its calls come one after another and are waited "
             f"for; leave concurrency (now {config.concurrency}) and deadline_s (now {config.deadline_s}) out"
         )
     handling = Handling(
@@ -146,16 +156,16 @@ def _cached(name: str, config: RewardConfig, function: RewardFunction, store: Sc
     card = getattr(function, "card", None)
     if isinstance(config.type, Handed):
         raise RecipeError(
-            f"rewards.{name}.cache: {config.type} cannot be told apart from another of that name in a later run; leave "
+            f"{key_of(name)}.cache: {config.type} cannot be told apart from another of that name in a later run; leave "
             "`cache` out, or put it into a module"
         )
     if card is not None and not card.batch_invariant:
         raise RecipeError(
-            f"rewards.{name}.cache: the scores of {config.type!r} depend on the rest of the batch or on earlier calls, so "
+            f"{key_of(name)}.cache: the scores of {config.type!r} depend on the rest of the batch or on earlier calls, so "
             "they cannot be kept; leave `cache` out"
         )
     if hasattr(function, "bind"):
         raise RecipeError(
-            f"rewards.{name}.cache: the scores of {config.type!r} change with the model in training; leave `cache` out"
+            f"{key_of(name)}.cache: the scores of {config.type!r} change with the model in training; leave `cache` out"
         )
     return Cached(store=store, identity=identity(name, config.type, config.arguments, function))

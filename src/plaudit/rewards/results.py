@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from plaudit.errors import RewardError
+from plaudit.recipe.rewards import key_of
 from plaudit.rewards.base import Card, Score, Status, missing
 
 TEXTS = (str, bytes, bytearray, memoryview)
@@ -20,12 +21,12 @@ def as_scores(name: str, result: Any, expected: int) -> list[Score]:
     """Scores in the order of the outputs. An iterator is asked for one more than there are outputs and no further."""
     values = result.tolist() if hasattr(result, "tolist") else result
     if isinstance(result, TEXTS) or not isinstance(values, Sequence | Iterator):  # sets and views have no order
-        raise RewardError(f"rewards.{name} returned {_shown(result)}; return a list with one score per output")
+        raise RewardError(f"{key_of(name)} returned {_shown(result)}; return a list with one score per output")
     found = list(itertools.islice(values, expected + 1))
     if len(found) != expected:
         count = len(values) if isinstance(values, Sequence) else f"more than {expected}"
         raise RewardError(
-            f"rewards.{name} returned {count if len(found) > expected else len(found)} scores for {expected} outputs; return "
+            f"{key_of(name)} returned {count if len(found) > expected else len(found)} scores for {expected} outputs; return "
             "one per output, None where there is none"
         )
     return [_as_score(name, value) for value in found]
@@ -45,7 +46,7 @@ def _as_score(name: str, value: Any) -> Score:
         number = _number(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise RewardError(
-            f"rewards.{name} returned {_shown(value)}; a score is a number, None or a plaudit.Score"
+            f"{key_of(name)} returned {_shown(value)}; a score is a number, None or a plaudit.Score"
         ) from error
     if not math.isfinite(number):
         return missing(Status.ERRORED, f"the reward returned {number}")

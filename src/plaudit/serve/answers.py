@@ -10,7 +10,8 @@ from typing import Any, TypeGuard
 from torch import Tensor
 
 from plaudit.rewards.base import Card, Reference, Score, Status, missing
-from plaudit.serve.wire import DTYPES, MAX_RANK, WireError, from_base64, make_tensor, tensor_part
+from plaudit.serve.schema import MAX_RANK
+from plaudit.serve.wire import DTYPES, WireError, from_base64, make_tensor, tensor_part
 
 UNDECIDED = (Status.TIMED_OUT, Status.ERRORED)  # another attempt may find a score
 TOLERANCE = 1e-6  # of a float32 score at the edge of its card's range

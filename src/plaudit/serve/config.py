@@ -14,9 +14,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from plaudit.errors import RecipeError
 from plaudit.optional import require
 from plaudit.recipe.base import Positive, PositiveFloat, Strict
-from plaudit.recipe.explain import MOST
+from plaudit.recipe.explain import MOST, shown
 from plaudit.recipe.rewards import RewardConfig
-from plaudit.recipe.text import read, visible
+from plaudit.recipe.text import possible, read, visible
 
 NOT_SERVED = ("weight", "calibrate")  # what a score counts is the recipe's to say
 NotNegative = Annotated[float, Field(ge=0)]
@@ -103,7 +103,7 @@ def read_mapping(content: Any, label: str) -> ServeFile:
     """`rewards: {quality: scene_match}` is short for `rewards: {quality: {type: scene_match}}`."""
     if not isinstance(content, Mapping):
         raise RecipeError(f"{label}: the top level must be keys, for example `rewards: {{quality: scene_match}}`")
-    document = dict(content)
+    document = dict(possible(content, label))
     if isinstance(document.get("rewards"), Mapping):
         document["rewards"] = {
             name: {"type": value} if isinstance(value, str) else value for name, value in document["rewards"].items()
@@ -127,7 +127,7 @@ def _line(details: Mapping[str, Any]) -> str:
     if details["type"] == "missing":
         return f"`{'.'.join(place)}` is missing"
     message = details["msg"].replace("Input should ", "it must ", 1)
-    return f"`{'.'.join(place)}` is {details['input']!r}; {message}"
+    return f"`{'.'.join(place)}` is {shown(details['input'])}; {message}"
 
 
 def _keys(place: list[str]) -> list[str]:

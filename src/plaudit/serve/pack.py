@@ -10,7 +10,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from plaudit.rewards.request import Request
-from plaudit.serve.wire import DTYPES, JSON, MAX_RANK, SAFETENSORS, tensor_hash
+from plaudit.serve.schema import MAX_RANK
+from plaudit.serve.wire import DTYPES, JSON, SAFETENSORS, tensor_hash
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from plaudit.errors import RewardError
-from plaudit.recipe.rewards import RewardConfig
+from plaudit.recipe.rewards import RewardConfig, key_of
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.request import Outputs, Request
 from plaudit.serve.client import Client, Failed, Reply
@@ -172,11 +172,11 @@ class Isolated(Remote):
         assert config.python is not None
         content = {"rewards": {name: config.model_dump(include=set(OWN_KEYS))}}
         self.worker = WorkerProcess(
-            python=config.python, config=content, name=f"rewards.{name}", start_s=start_s, max_restarts=max_restarts
+            python=config.python, config=content, name=key_of(name), start_s=start_s, max_restarts=max_restarts
         )
         timeout_s = config.deadline_s or SCORING_S
         super().__init__(f"http://{name}.invalid", reward=name, timeout_s=timeout_s, retries=1, by_hash="none")
-        self.url = f"the process of rewards.{name}"
+        self.url = f"the process of {key_of(name)}"
         self.content = {"python": str(config.python), **content}
 
     @property

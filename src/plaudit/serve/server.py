@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from plaudit.errors import RunError
 from plaudit.serve import compat
 from plaudit.serve.config import ServeConfig, token_of
-from plaudit.serve.service import Refused, Service, digest_of
+from plaudit.serve.service import Refused, Service, closing, digest_of
 from plaudit.serve.stores import Answer
 
 logger = logging.getLogger("plaudit.serve")
@@ -33,6 +33,7 @@ MAX_HEAD_BYTES = 64 * 1024
 KEEP_ALIVE_S = 75
 READ_AHEAD_BYTES = 2**20
 MAX_CONNECTIONS = 1000
+LAST_ANSWERS_S = 1.0  # for requests that are given up to be answered
 
 Work = Callable[[bytes, float], Awaitable[Answer]]
 
@@ -116,6 +117,10 @@ class _Entry:
             answer = await self.service.hold(lambda: self._held(request, body, arrived, work))
         except Refused as refused:
             answer = refused.answer
+        except asyncio.CancelledError:
+            if not self.service.draining:
+                raise
+            answer = closing().answer  # it could not be finished, and is the last thing that this task does
         self._count(request, answer.status)
         return _response(answer)
 
@@ -292,14 +297,24 @@ class DrainingServer(uvicorn.Server):
     def begin_to_stop(self) -> None:
         if self.drainer is None:
             self.drainer = self.loop.create_task(self._drain())
-        else:
-            self.should_exit = self.force_exit = self.unfinished = True
+        elif not self.unfinished:
+            self.drainer.cancel()
+            self.drainer = self.loop.create_task(self._give_up())
 
     async def _drain(self) -> None:
-        self.unfinished = not await self.service.drain()
-        if self.unfinished:  # who has waited so long is not waited for once more
-            self.force_exit = True
-            self.service.stop()
+        if not await self.service.drain():
+            await self._give_up()
+        self.should_exit = True
+
+    async def _give_up(self) -> None:
+        """Who has waited so long is told so, and not waited for once more."""
+        self.unfinished = self.force_exit = self.service.draining = True
+        tasks = list(self.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=LAST_ANSWERS_S)
+        await self.lifespan.shutdown()
         self.should_exit = True
 
 

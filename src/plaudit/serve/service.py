@@ -46,6 +46,10 @@ class Refused(Exception):
         return Answer(status=self.status, body=body, headers=tuple(headers))
 
 
+def closing() -> Refused:
+    return Refused(503, "the service is shutting down", 1.0)
+
+
 def isolation() -> tuple[str | None, list[str]]:
     """How far programs are kept from this machine; what that does not give, and why it is no more."""
     try:
@@ -111,7 +115,7 @@ class Service:
     def check_room(self) -> None:
         """Refuse what cannot be held: before its body is read, and once it is there."""
         if self.draining:
-            raise Refused(503, "the service is shutting down", 1.0)
+            raise closing()
         if self.held >= self.config.max_requests:
             raise Refused(429, f"{self.held} requests are held already", self._typical_wait())
 

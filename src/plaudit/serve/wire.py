@@ -23,23 +23,22 @@ import hashlib
 import io
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import safetensors
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.rewards.request import Request
+from plaudit.serve.schema import MAX_RANK, REQUEST, HashPart, Item, JsonPart, PngPart, RowPart, TensorPart, TextPart
 
 JSON, SAFETENSORS, PNG = "application/json", "application/vnd.safetensors", "image/png"
-DATA_URL = re.compile(r"data:image/(?P<kind>[\w.+-]*)(?P<rest>[^,]{0,100}),")
 FROM_SAFETENSORS = {
     "F32": torch.float32,
     "F64": torch.float64,
@@ -53,9 +52,8 @@ FROM_SAFETENSORS = {
     "BOOL": torch.bool,
 }
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FROM_SAFETENSORS.values()}
-MAX_RANK = 8
+MAX_SIZE = 2**48  # of a shape's sizes other than zero, multiplied: what torch can count in bytes
 PNG_DEPTH_AT = 24  # of the header, which comes first: signature, length, name, width, height, depth
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("the wire format is little-endian, and so must the machine be")
@@ -75,91 +73,6 @@ class UnknownMedia(Exception):
     def __init__(self, hashes: Sequence[str]) -> None:
         super().__init__(f"{len(hashes)} media are not known by their hash")
         self.hashes = list(hashes)
-
-
-# --- the schema ------------------------------------------------------------------------------------------------------
-
-
-class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class TextPart(Model):
-    kind: Literal["text"]
-    text: str
-
-
-class JsonPart(Model):
-    kind: Literal["json"]
-    value: Any
-
-
-class TensorPart(Model):
-    kind: Literal["tensor"]
-    dtype: str
-    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=MAX_RANK)
-    data: str
-    sha256: Hash | None = None
-
-
-class PngPart(Model):
-    kind: Literal["png"]
-    data: str
-
-
-class RowPart(Model):
-    kind: Literal["part"]
-    name: str
-    row: Annotated[int, Field(ge=0)] | None = None
-    sha256: Hash | None = None
-
-
-class HashPart(Model):
-    kind: Literal["hash"]
-    sha256: Hash
-
-
-def _in_full(part: Any) -> Any:
-    """A picture's data URL, or a text, as the part that it is short for."""
-    if not isinstance(part, str):
-        return part
-    url = DATA_URL.match(part)
-    if url is None:
-        return {"kind": "text", "text": part}
-    if url["kind"].lower() != "png" or url["rest"] != ";base64":
-        raise ValueError("a picture's URL must be data:image/png;base64,...: other formats would lose something")
-    return {"kind": "png", "data": part[url.end() :]}
-
-
-Part = Annotated[
-    TextPart | JsonPart | TensorPart | PngPart | RowPart | HashPart,
-    Field(discriminator="kind"),
-    BeforeValidator(_in_full),
-]
-
-
-class PromptModel(Model):
-    id: str = ""
-    text: str = ""
-    facts: dict[str, Any] = {}
-    inputs: dict[str, Part] = {}
-
-
-class Item(Model):
-    prompt: PromptModel = PromptModel()
-    output: Part
-    group: int | None = None
-
-
-class ScoreRequest(Model):
-    reward: str
-    items: list[Item] = Field(min_length=1)
-    step: Annotated[int, Field(ge=0)] = 0
-    columns: list[str] = []
-    deadline_ms: Annotated[float, Field(gt=0)] | None = None
-
-
-REQUEST = TypeAdapter(ScoreRequest)
 
 
 # --- the service's side ----------------------------------------------------------------------------------------------
@@ -274,7 +187,8 @@ def _read_safetensors(body: bytes, limits: Limits) -> tuple[Any, dict[str, Tenso
         header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise WireError("", f"the body is not a safetensors file: {error}") from None
-    request = header.get("__metadata__", {}).get("request")
+    metadata = header.get("__metadata__")
+    request = metadata.get("request") if isinstance(metadata, Mapping) else None
     if request is None:
         raise WireError("metadata.request", "is missing from the safetensors file")
     return strict_json(request), {name: _from_entry(name, entry) for name, entry in entries}
@@ -288,6 +202,8 @@ def _from_entry(name: str, entry: Mapping[str, Any]) -> Tensor:
 
 
 def make_tensor(data: bytes | bytearray, dtype: torch.dtype, shape: Sequence[int], where: str) -> Tensor:
+    if math.prod(size or 1 for size in shape) > MAX_SIZE:
+        raise WireError(where, f"the sizes of shape {list(shape)} are too large")
     needed = math.prod(shape) * dtype.itemsize
     if len(data) != needed:
         raise WireError(where, f"{len(data)} bytes for {dtype} of shape {list(shape)}, which takes {needed}")

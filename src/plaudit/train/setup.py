@@ -11,6 +11,7 @@ from plaudit.errors import RecipeError
 from plaudit.models.build import build_model
 from plaudit.objectives.base import Objective
 from plaudit.objectives.table import make_objective
+from plaudit.recipe.rewards import EVALUATION
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.suite import Suite, recipe_suite
@@ -54,7 +55,7 @@ class Parts:
 def parts_of(recipe: Recipe) -> Parts:
     """What is cheap, and so comes first: a mistyped reward or path is not found after minutes of loading a model."""
     prompts, rewards = load_prompts(recipe.prompts), recipe_suite(recipe)
-    truth, objective = load_reward("evaluate", recipe.evaluate.reward), make_objective(recipe, rewards)
+    truth, objective = load_reward(EVALUATION, recipe.evaluate.reward), make_objective(recipe, rewards)
     check_rows(recipe, prompts, objective.needs.feed)
     return Parts(prompts=prompts, rewards=rewards, truth=truth, objective=objective)
 
