@@ -1295,8 +1295,8 @@ MUTATIONS = [
     Mutation(
         "only the lock inside is held",
         "train/claim.py",
-        "    real = root.resolve()",
-        "    real = root.with_name(hex(id(object())))",
+        'f".{real.name}.lock"',
+        'f".{os.urandom(9).hex()}.lock"',
         CLAIM,
     ),
     Mutation(

@@ -174,6 +174,7 @@ def test_a_lock_that_its_holder_removes_as_it_is_opened_is_opened_anew(tmp_path:
 
     monkeypatch.setattr(claim_module.fcntl, "flock", flock)
     second = open_run(toy_recipe(tmp_path), resume=True, overwrite=False)
+    assert (tmp_path / "runs" / ".toy.lock").is_file(), "what it holds is there for others to find"
     with pytest.raises(RunError, match="being written by another process"):
         open_run(toy_recipe(tmp_path), resume=True, overwrite=False)
     second.release()
