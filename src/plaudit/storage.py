@@ -90,11 +90,7 @@ def is_complete(folder: Path) -> bool:
             return False  # absent, or a folder, a pipe, links in a ring
         sums = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         return sums == {name: _checksum(folder / name) for name in (TENSORS, META)}
-    except (
-        FileNotFoundError,
-        ValueError,
-        RecursionError,
-    ):  # removed just now, or a marker that is not JSON or not text
+    except (FileNotFoundError, ValueError, RecursionError):  # removed just now, or a marker that is no JSON
         return False
     except OSError as error:  # it may well be complete, so no older one is taken for it, and it is not pruned
         raise RunError(f"cannot read {folder}: {error.strerror}; make it readable, or remove it") from error
