@@ -15,7 +15,7 @@ from plaudit.rewards.pinned import load_pinned
 from plaudit.rewards.request import make_request
 from plaudit.rewards.table import BUILT_IN, UNPINNED
 
-LONG, FLOOR_S = 4000, 0.001
+LONG, FLOOR_S = 3000, 0.001  # repetitions of a piece, seconds
 PIECES = (
     " ", "\n", ".", "!", "!.", ".,", ":", "-", "---\n", "#", "*", '"', "(", "{", "<think>", "</think>", "<answer>", r"\boxed{",
     r"\frac{", "```\n", "\n[A", "1,", "a", "$",
@@ -33,8 +33,8 @@ def rewards() -> list[str]:
     return sorted(light)
 
 
-def texts(length: int) -> list[str]:
-    return [before + piece * (length // len(piece)) + after for piece in PIECES for before, after in FRAMES]
+def texts(times: int) -> list[str]:
+    return [before + piece * times + after for piece in PIECES for before, after in FRAMES]
 
 
 def least(caller: Caller, prompts: Sequence[Prompt], text: str, enough: float = 0.0) -> float:
