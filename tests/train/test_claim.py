@@ -308,7 +308,7 @@ def test_a_run_comes_back_when_the_one_that_replaces_it_cannot_begin(tmp_path: P
     before = files(folder_of(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(toys, "redness", refuse)
-        with pytest.raises(RewardError):
+        with pytest.raises(RunError, match="no score for anything"):
             loop.align(toy_recipe(tmp_path), overwrite=True)
     assert files(folder_of(tmp_path)) == before
     with monkeypatch.context() as patch:

@@ -62,7 +62,7 @@ def as_recipe(given: Any, caller: str) -> Recipe:
     if isinstance(given, str | Path | Mapping):
         return load(given)
     raise RecipeError(
-        f"{caller}: the recipe is a {type(given).__name__}; give a Recipe (plaudit.load makes one), a shipped name such as "
+        f"{caller}: the recipe is {shown(given)}; give a Recipe (plaudit.load makes one), a shipped name such as "
         "'sums-grpo', the path of a recipe or of a run folder, or a mapping"
     )
 
