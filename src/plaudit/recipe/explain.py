@@ -182,11 +182,14 @@ def nearest(dotted: str, known: Sequence[str]) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """A value as YAML's users write it, cut to a readable length."""
-    text = visible(
-        json.dumps(value, default=lambda other: f"<{type(other).__name__}>", ensure_ascii=False, skipkeys=True)
-    )
-    return text if len(text) <= 60 else text[:57] + "..."
+    """A value as YAML's users write it, cut to a readable length; what lies behind the cut is never written out."""
+    encoder = json.JSONEncoder(default=lambda other: f"<{type(other).__name__}>", ensure_ascii=False, skipkeys=True)
+    text = ""
+    for piece in encoder.iterencode(value):
+        text += visible(piece)
+        if len(text) > 60:
+            return text[:57] + "..."
+    return text
 
 
 def _origin(keys: Iterable[str], layers: Sequence[Layer], form: str = " (from {})") -> str:
