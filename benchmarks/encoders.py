@@ -18,10 +18,10 @@ from plaudit.builds.encoder import measure_encoder
 from plaudit.builds.proxy import area_under_curve
 from plaudit.lab.scenes.check import check
 from plaudit.lab.scenes.grammar import sample_prompts
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.call import Caller
+from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.encoders.load import load_encoder
 from plaudit.rewards.load import find_reward
-from plaudit.rewards.request import make_request
 
 EACH = 6
 REWARDS = ("encoder_similarity", "directional_similarity", "caption_likelihood")

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.rewards.base import Score
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.call import Caller
+from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.load import find_reward
-from plaudit.rewards.request import make_request
 from plaudit.shaping.advantages import group_advantage
 from plaudit.shaping.lengths import decoupled_credit, position_advantage
 from plaudit.shaping.mix import mixed_advantage

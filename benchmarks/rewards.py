@@ -28,7 +28,7 @@ from plaudit.lab.scenes.grammar import sample_prompts
 from plaudit.lab.scenes.render import rasterise, sample_scenes
 from plaudit.recipe.load import load
 from plaudit.recipe.rewards import RewardConfig
-from plaudit.rewards.cache import ScoreCache
+from plaudit.rewards.calling.cache import ScoreCache
 from plaudit.rewards.suite import load_suite
 from plaudit.train.checkpoint import Progress
 from plaudit.train.loop import _step

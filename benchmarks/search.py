@@ -33,9 +33,9 @@ from plaudit.sampling.rollout import draw, tiles
 from plaudit.search.base import PLAIN_STEP
 from plaudit.search.best_of_n import BestOfN
 from plaudit.search.budget import Budget
+from plaudit.search.flow.task import FlowTask
 from plaudit.search.options import find_method
 from plaudit.search.run import run_search
-from plaudit.search.task import FlowTask
 
 TILE = 64
 SIZES = {"slots": ((16, 16), (1, 32)), "pixels": ((16, 4), (1, 16))}  # prompts and candidates of each

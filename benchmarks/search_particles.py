@@ -25,11 +25,11 @@ from plaudit.rewards.suite import Suite, load_suite
 from plaudit.search.base import Method
 from plaudit.search.best_of_n import BestOfN
 from plaudit.search.budget import KINDS, Budget
-from plaudit.search.guidance import Guidance
-from plaudit.search.particles import Particles
+from plaudit.search.flow.guidance import Guidance
+from plaudit.search.flow.particles import Particles
+from plaudit.search.flow.task import FlowTask
 from plaudit.search.results import SearchResult
 from plaudit.search.run import run_search
-from plaudit.search.task import FlowTask
 from plaudit.search.track import Kept
 
 METHODS: dict[str, Method] = {

@@ -16,24 +16,24 @@ import time
 import numpy as np
 import torch
 
+from plaudit.audit.pruning import Outcome, RewardTensor, bootstrap, rank_correlation, reward_tensors
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.lab import LabFlowModel
 from plaudit.recipe.rewards import RewardConfig
+from plaudit.rewards.learned.noise_aware import noise_aware
 from plaudit.rewards.suite import load_suite
 from plaudit.search.api import measure
 from plaudit.search.base import Method
-from plaudit.search.beam import Beam
 from plaudit.search.best_of_n import BestOfN
 from plaudit.search.budget import Budget
-from plaudit.search.previews import noise_aware
-from plaudit.search.prune import Plan, Prune, default_plan, pruning_cost
-from plaudit.search.renoise import Renoise
+from plaudit.search.flow.beam import Beam
+from plaudit.search.flow.prune import Plan, Prune, default_plan, pruning_cost
+from plaudit.search.flow.renoise import Renoise
+from plaudit.search.flow.steps import score_total
+from plaudit.search.flow.task import FlowTask
 from plaudit.search.results import SearchResult
 from plaudit.search.run import run_search
-from plaudit.search.simulate import Outcome, RewardTensor, bootstrap, rank_correlation, reward_tensors
-from plaudit.search.steps import score_total
-from plaudit.search.task import FlowTask
 
 PROXY, GOLD = "scene_proxy", "scene_exact"
 LATER = {"later": Plan(at=(3, 5), keep=(0.4, 0.4)), "once": Plan(at=(4,), keep=(0.25,))}

@@ -38,21 +38,21 @@ from plaudit.lab.language import KeyValues, LanguageNetwork, Shape, initialise
 from plaudit.lab.scenes.grammar import COLORS, SHAPES, noun
 from plaudit.lab.sums.check import read_facts
 from plaudit.lab.sums.grammar import evaluation_prompts
-from plaudit.models.lab_tokens import LabTokenModel
+from plaudit.models.lab_text import LabTokenModel
 from plaudit.recipe.sampling import TokenSampling
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.call import Caller
 from plaudit.rewards.encoders.sets import BankSimilarity
 from plaudit.rewards.load import Reward
 from plaudit.rewards.rules.sums import sum_steps
 from plaudit.rewards.suite import Suite, make_suite
 from plaudit.sampling.tokens import causal
-from plaudit.search import smc
+from plaudit.search import weights as smc
 from plaudit.search.best_of_n import BestOfN
 from plaudit.search.budget import Budget
 from plaudit.search.run import run_search
-from plaudit.search.streaming import Streaming
-from plaudit.search.token_smc import TokenSmc
-from plaudit.search.tokens import TokenTask
+from plaudit.search.text.smc import TokenSmc
+from plaudit.search.text.streaming import Streaming
+from plaudit.search.text.task import TokenTask
 
 NO_LIMIT = Budget(network_calls=10**9)
 ROUND = 8  # plain texts of a prompt that are drawn together

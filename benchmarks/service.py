@@ -23,8 +23,8 @@ import numpy as np
 from plaudit.lab.scenes.grammar import all_prompts
 from plaudit.lab.scenes.render import rasterise, sample_scenes
 from plaudit.recipe.rewards import RewardConfig
+from plaudit.rewards.calling.request import Request, make_request
 from plaudit.rewards.load import load_reward
-from plaudit.rewards.request import Request, make_request
 
 
 def lab_request(batch: int) -> Request:

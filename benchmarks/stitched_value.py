@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from plaudit.builds.stitch import ValuePlan, groups, seam_of, stitched, train
 from plaudit.lab.encoder_networks import DualEncoder, PictureTower
 from plaudit.lab.networks import time_features, to_pixel_latents
 from plaudit.lab.scenes.grammar import evaluation_prompts
@@ -30,14 +31,13 @@ from plaudit.models.flow import EMPTY_PROMPT
 from plaudit.models.lab import LabFlowModel
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.encoders.lab import LabEncoder, read_words
+from plaudit.rewards.learned.stitched import Seen, StitchedValue
 from plaudit.rewards.load import load_reward
 from plaudit.rewards.suite import load_suite
 from plaudit.sampling.kernels import transition
 from plaudit.search.budget import Budget
-from plaudit.search.guidance import Guidance
-from plaudit.search.stitch import Seen, StitchedValue
-from plaudit.search.stitch_training import ValuePlan, groups, seam_of, stitched, train
-from plaudit.search.task import FlowTask
+from plaudit.search.flow.guidance import Guidance
+from plaudit.search.flow.task import FlowTask
 
 FOLDER = Path("build/values")
 SLACK = {"early": 0.01, "paper": 0.0}

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from plaudit.recipe.load import load
+from plaudit.runs.display import PlainDisplay
 from plaudit.storage import latest_snapshot
-from plaudit.train.display import PlainDisplay
 from plaudit.train.loop import align
 
 COLUMNS = {

@@ -50,9 +50,9 @@ from plaudit.objectives.token_terms import TokenTerms
 from plaudit.recipe.load import load
 from plaudit.recipe.objectives import DpoConfig, GrpoConfig, KlConfig
 from plaudit.recipe.schema import Recipe
+from plaudit.runs.display import PlainDisplay
 from plaudit.sampling.tokens import Completions
 from plaudit.train.checkpoint import Progress
-from plaudit.train.display import PlainDisplay
 from plaudit.train.loop import _step, align
 from plaudit.train.setup import Setup, prepare
 

@@ -17,7 +17,7 @@ import plaudit
 from plaudit.cli import align, compare, doctor, sample
 from plaudit.errors import RecipeError
 from plaudit.recipe.load import dump
-from plaudit.train.display import NotebookDisplay, PlainDisplay, Silent, make_display
+from plaudit.runs.display import NotebookDisplay, PlainDisplay, Silent, make_display
 
 
 @pytest.fixture(autouse=True)
@@ -163,8 +163,8 @@ def test_compare_takes_names_files_and_recipes(tmp_path: Path) -> None:
 
 def test_what_a_terminal_would_obey_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """Names and notes come from files and models of others."""
-    from plaudit.shown import aligned
-    from plaudit.train.display import PlainDisplay
+    from plaudit.pages.showing import aligned
+    from plaudit.runs.display import PlainDisplay
 
     PlainDisplay().say("one \x1b[31mred\x1b[0m\ntwo\r\a")
     assert capsys.readouterr().out == "one \\x1b[31mred\\x1b[0m\ntwo\\r\\x07\n"

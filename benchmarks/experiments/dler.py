@@ -32,10 +32,10 @@ EXPERIMENT = Experiment(
 
 def merges(folder: Path) -> None:
     """Accuracy and length of the base model, of each run's, and of their merge, on the same held-out problems and noise."""
-    from plaudit.audit.sums import attempts
+    from plaudit.builds.sums_report import attempts
     from plaudit.lab.language import WEIGHTS
     from plaudit.lab.sums.grammar import evaluation_prompts
-    from plaudit.models.lab_tokens import LabTokenModel
+    from plaudit.models.lab_text import LabTokenModel
     from plaudit.models.merge import merge_folders
 
     asked = evaluation_prompts("heldout", 400)

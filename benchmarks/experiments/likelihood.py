@@ -24,10 +24,10 @@ from plaudit.data.prompt import Prompt
 from plaudit.lab.sums import grammar
 from plaudit.lab.sums.grammar import evaluation_prompts
 from plaudit.lab.sums.traces import parts
-from plaudit.models.lab_tokens import LabTokenModel
+from plaudit.models.lab_text import LabTokenModel
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.sampling import TokenSampling
-from plaudit.rewards.policy_likelihood import answer_perplexity, token_log_probs_of, with_answers
+from plaudit.rewards.likelihood.policy import answer_perplexity, token_log_probs_of, with_answers
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.tokens import draw_completions
 

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.sums import Experiment, Variant
 
 from plaudit.rewards.base import Card, Score, Status
-from plaudit.rewards.request import Request
+from plaudit.rewards.calling.request import Request
 from plaudit.rewards.rules.outcomes import inner_caller
 
 HIGHEST = 10.0

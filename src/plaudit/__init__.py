@@ -6,18 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plaudit.audit.compare import compare
-    from plaudit.audit.doctor import doctor
+    from plaudit.audit.compare_runs import compare
     from plaudit.data.prompt import Prompt
     from plaudit.recipe.load import load
     from plaudit.recipe.schema import Recipe
     from plaudit.rewards.base import Score
     from plaudit.rewards.scoring import score
     from plaudit.search.api import search
+    from plaudit.train.doctor.doctor import doctor
     from plaudit.train.loop import align
     from plaudit.train.preview import sample
 
-__version__ = "0.1.0"
+from plaudit.version import __version__
+
 __all__ = [
     "Prompt",
     "Recipe",
@@ -34,8 +35,8 @@ __all__ = [
 
 HOMES = {
     "align": "plaudit.train.loop",
-    "compare": "plaudit.audit.compare",
-    "doctor": "plaudit.audit.doctor",
+    "compare": "plaudit.audit.compare_runs",
+    "doctor": "plaudit.train.doctor.doctor",
     "load": "plaudit.recipe.load",
     "sample": "plaudit.train.preview",
     "score": "plaudit.rewards.scoring",

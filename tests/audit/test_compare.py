@@ -16,13 +16,13 @@ from tests.audit.fabricated import Fabricate, fabricate_run
 
 import plaudit.train.loop
 from plaudit.audit import plots
-from plaudit.audit.compare import compare
+from plaudit.audit.compare_runs import compare
 from plaudit.audit.measures import Style
-from plaudit.audit.runs import read_run
 from plaudit.audit.standings import Outcome, curve_of, ranking, standing_of
 from plaudit.errors import Interrupted, RecipeError, RunError
 from plaudit.recipe.load import dump
 from plaudit.recipe.schema import Recipe
+from plaudit.runs.record import read_run
 from plaudit.storage import write_snapshot
 
 STYLE = Style(accuracy=True, noun="accuracy", where="held-out")

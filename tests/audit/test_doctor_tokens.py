@@ -14,10 +14,11 @@ from torch import Tensor
 import plaudit.objectives.token_terms as token_terms
 import plaudit.sampling.tokens as tokens
 import plaudit.train.learn as learning
-from plaudit.audit import doctor, doctor_tokens
-from plaudit.audit.checks import Check, Patient, admit
-from plaudit.models.lab_tokens import LabTokenModel
+from plaudit.models.lab_text import LabTokenModel
 from plaudit.sampling.tokens import causal
+from plaudit.train.doctor import doctor
+from plaudit.train.doctor import tokens as doctor_tokens
+from plaudit.train.doctor.checks import Check, Patient, admit
 from plaudit.train.setup import prepare
 
 REAL = LabTokenModel.logits

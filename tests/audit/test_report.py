@@ -21,17 +21,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tests.audit.fabricated import COLUMNS, Fabricate, fabricate_run, write_lines
 
-from plaudit.audit import look, panels, plots
+from plaudit.audit import panels, plots
 from plaudit.audit.gallery import cut
 from plaudit.audit.measures import category_changes, change, style_of
-from plaudit.audit.page import VOID_TAGS
 from plaudit.audit.report import render, write_report
-from plaudit.audit.runs import RunRecord, read_jsonl, read_run, series
-from plaudit.audit.statistics import mean_interval
 from plaudit.audit.verdict import judge
 from plaudit.errors import DataError, RunError
+from plaudit.pages import look
+from plaudit.pages.html import VOID_TAGS
 from plaudit.recipe.load import load
 from plaudit.recipe.schema import Recipe
+from plaudit.runs.record import RunRecord, read_jsonl, read_run, series
+from plaudit.statistics import mean_interval
 from plaudit.train.preview import grid_image, write_grid
 
 

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from plaudit.audit.statistics import (
+from plaudit.errors import DataError
+from plaudit.statistics import (
     Items,
     is_binary,
     matched,
@@ -15,7 +16,6 @@ from plaudit.audit.statistics import (
     student_t_975,
     wilson,
 )
-from plaudit.errors import DataError
 
 
 def items(scores: list[float], ids: list[str] | None = None) -> Items:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit.audit import sums
-from plaudit.audit.sums import Attempt, attempts, summary, table
+from plaudit.builds import sums_report as sums
+from plaudit.builds.sums_report import Attempt, attempts, summary, table
 from plaudit.lab.sums.check import read
 from plaudit.lab.sums.grammar import END_ID, MAX_COMPLETION, decode, encode, evaluation_prompts, find_prompt
-from plaudit.models.lab_tokens import LabTokenModel
+from plaudit.models.lab_text import LabTokenModel
 
 
 def test_greedy_attempts_are_the_likeliest_tokens_read_anew_each_time() -> None:

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from plaudit.audit.report import write_report
-from plaudit.audit.runs import read_run
 from plaudit.errors import DataError
+from plaudit.runs.record import read_run
 
 ROW = {
     "prompt": "1+1=",

@@ -23,7 +23,7 @@ from plaudit.cli.command import split_overrides
 from plaudit.errors import Interrupted, RunError
 from plaudit.recipe.load import dump, load
 from plaudit.recipe.text import parse
-from plaudit.train.display import Limits, LiveDisplay, PlainDisplay, duration
+from plaudit.runs.display import Limits, LiveDisplay, PlainDisplay, duration
 
 SUMMARY = {
     "reward": "scene_exact",
@@ -253,7 +253,9 @@ def check(name: str, passed: bool | None) -> SimpleNamespace:
 
 
 def test_doctor_prints_a_table_and_fails_with_one(fake):
-    fake("plaudit.audit.doctor", "examine", [check("ratio is one", False), check("kl", True), check("lora", None)])
+    fake(
+        "plaudit.train.doctor.doctor", "examine", [check("ratio is one", False), check("kl", True), check("lora", None)]
+    )
     result = invoke("doctor")
     assert result.exit_code == 1
     assert result.stdout.splitlines() == [
@@ -267,7 +269,7 @@ def test_doctor_prints_a_table_and_fails_with_one(fake):
 
 
 def test_doctor_is_content_when_nothing_failed(fake):
-    examine = fake("plaudit.audit.doctor", "examine", [check("kl", True), check("lora", None)])
+    examine = fake("plaudit.train.doctor.doctor", "examine", [check("kl", True), check("lora", None)])
     assert invoke("doctor", "slots-grpo", "--sampler.level", "0.5").exit_code == 0
     assert examine.calls[0][0] == (load("slots-grpo", ["--sampler.level", "0.5"]),)
 
@@ -279,7 +281,7 @@ def test_report(fake):
 
 
 def test_compare_takes_each_recipe_as_a_contestant(fake, tmp_path):
-    compare = fake("plaudit.audit.compare", "compare", Path("out/index.html"))
+    compare = fake("plaudit.audit.compare_runs", "compare", Path("out/index.html"))
     overlay = tmp_path / "fast.yaml"
     overlay.write_text("train: {lr: 1e-3}\n", encoding="utf-8")
     args = ["slots-nft", f"slots-nft+{overlay}", "--seeds", "0,4", "--minutes", "2", "--train.ema", "0.9"]
@@ -403,7 +405,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_align_and_doctor_take_a_run_folder(fake, run):
     there = load("slots-grpo", ["--run.folder", str(run.parent), "--run.name", "k", "--run.seed", "7"])
-    examine = fake("plaudit.audit.doctor", "examine", [check("kl", True)])
+    examine = fake("plaudit.train.doctor.doctor", "examine", [check("kl", True)])
     assert invoke("doctor", str(run)).exit_code == 0
     align = fake("plaudit.train.loop", "align", ZeroDivisionError("seen"))
     invoke("align", "--resume", str(run), "--plain")

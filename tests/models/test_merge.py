@@ -15,7 +15,7 @@ from torch import Tensor
 
 from plaudit.errors import DataError
 from plaudit.lab.language import WEIGHTS
-from plaudit.models.lab_tokens import LabTokenModel
+from plaudit.models.lab_text import LabTokenModel
 from plaudit.models.merge import kept_delta, merge_folders, read_weights, selective_merge
 from plaudit.train.setup import prepare
 

@@ -20,7 +20,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from tests.models.tiny_sd3 import CLIP_TOKENS, build
 
 import plaudit
-from plaudit.audit.doctor import examine
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.models.conditioning import PromptEncoder
@@ -35,6 +34,7 @@ from plaudit.sampling.noise import SampleKey, gaussian
 from plaudit.sampling.plan import stochastic_plan
 from plaudit.sampling.rollout import Trace, draw, replay, replay_log_prob
 from plaudit.train import loop
+from plaudit.train.doctor.doctor import examine
 from plaudit.train.policy import add_lora
 from plaudit.train.preview import EVALUATION_STEP, generate, load_result
 from plaudit.train.setup import Setup, prepare

@@ -15,7 +15,7 @@ from plaudit.recipe.load import load
 from plaudit.recipe.objectives import GradientConfig
 from plaudit.recipe.rewards import Missing
 from plaudit.recipe.sampling import Sampler
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.call import Caller
 from plaudit.rewards.load import Reward
 from plaudit.rewards.suite import Suite, make_suite
 from plaudit.sampling.noise import uniform

@@ -13,8 +13,8 @@ from plaudit.data.prompt import Prompt
 from plaudit.objectives.batch import Batch
 from plaudit.objectives.likelihood import Likelihood, reduced
 from plaudit.recipe.objectives import KlConfig, LikelihoodConfig
-from plaudit.rewards.call import call_reward
-from plaudit.rewards.policy_likelihood import PolicyLikelihood
+from plaudit.rewards.calling.call import call_reward
+from plaudit.rewards.likelihood.policy import PolicyLikelihood
 from plaudit.sampling.tokens import given_completions
 from plaudit.train.learn import accumulate
 from plaudit.train.policy import Policy

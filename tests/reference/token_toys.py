@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from plaudit.data.prompt import Prompt
 from plaudit.lab.language import KeyValues, LanguageNetwork, Shape
-from plaudit.models.lab_tokens import LabTokenModel
+from plaudit.models.lab_text import LabTokenModel
 from plaudit.models.tokens import Ids
 from plaudit.objectives.batch import Batch
 from plaudit.recipe.load import load

@@ -14,7 +14,7 @@ from plaudit.errors import RecipeError, RewardError
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.adapters import ForTrl
 from plaudit.rewards.base import Status, card, missing
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.call import Caller
 from plaudit.rewards.load import Reward, load_reward
 
 

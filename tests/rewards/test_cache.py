@@ -17,12 +17,12 @@ from PIL import Image
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.recipe.rewards import RewardConfig
-from plaudit.rewards import cache as cache_module
 from plaudit.rewards.base import Score, Status, card, missing
-from plaudit.rewards.cache import ScoreCache, identity, media_hash
-from plaudit.rewards.call import Cached, Caller
+from plaudit.rewards.calling import cache as cache_module
+from plaudit.rewards.calling.cache import ScoreCache, identity, media_hash
+from plaudit.rewards.calling.call import Cached, Caller
+from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.load import load_reward
-from plaudit.rewards.request import make_request
 
 
 def prompts(*texts: str) -> list[Prompt]:
@@ -246,7 +246,7 @@ def test_many_processes_may_write_at_once(tmp_path) -> None:
         import sys
         from pathlib import Path
         from plaudit.rewards.base import Score
-        from plaudit.rewards.cache import ScoreCache
+        from plaudit.rewards.calling.cache import ScoreCache
         store = ScoreCache(Path(sys.argv[1]))
         me = int(sys.argv[2])
         for i in range(40):

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
-from plaudit.rewards import call as call_module
 from plaudit.rewards.base import Card, Score, Status, card, missing
-from plaudit.rewards.cache import ScoreCache
-from plaudit.rewards.call import Cached, Caller, Handling, _is_users, call_reward
-from plaudit.rewards.request import make_request
+from plaudit.rewards.calling import call as call_module
+from plaudit.rewards.calling.cache import ScoreCache
+from plaudit.rewards.calling.call import Cached, Caller, Handling, _is_users, call_reward
+from plaudit.rewards.calling.request import make_request
 
 PROMPTS = [Prompt(id=f"p{i}", text=f"text {i}", facts={"objects": [i]}, inputs={"image": i}) for i in range(3)]
 PICTURES = torch.arange(3 * 3 * 2 * 2, dtype=torch.float32).reshape(3, 3, 2, 2) / 36

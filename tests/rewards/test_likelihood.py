@@ -19,9 +19,9 @@ from plaudit.lab.encoder_networks import BEGIN, END
 from plaudit.lab.scenes.check import check
 from plaudit.lab.scenes.grammar import VOCABULARY, sample_prompts
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import call_reward
+from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.encoders.base import TruncationWarning
-from plaudit.rewards.likelihood import AnswerLikelihood, CaptionLikelihood, likelihood_score, reduced
+from plaudit.rewards.likelihood.frozen import AnswerLikelihood, CaptionLikelihood, likelihood_score, reduced
 
 LOG_PROBS = torch.tensor([-1.0, -2.0, -0.5])
 
@@ -231,7 +231,7 @@ def test_a_chat_model_recites_the_prompt_token_by_token(llava: Path) -> None:
     captioner = reward.captioner
     images = torch.rand(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     found = reward(["a cat", "dogs"], images)
-    from plaudit.rewards.likelihood import to_pil_image
+    from plaudit.rewards.likelihood.frozen import to_pil_image
 
     for image, caption, own in zip(images, ["a cat", "dogs"], found, strict=True):
         expected = []

@@ -13,7 +13,8 @@ from tests.rewards.ships import ships
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Score
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.call import Caller
+from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.novelty import (
     Distillation,
     Ellipsoid,
@@ -28,7 +29,6 @@ from plaudit.rewards.novelty import (
     pieces,
 )
 from plaudit.rewards.pinned.media import make
-from plaudit.rewards.request import make_request
 
 VARIANTS = [
     {},

@@ -12,9 +12,9 @@ from tests.reference.token_toys import TinyLanguage, slow_log_probs
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import Caller, Handling, call_reward
-from plaudit.rewards.load import find_reward
-from plaudit.rewards.policy_likelihood import (
+from plaudit.rewards.calling.call import Caller, Handling, call_reward
+from plaudit.rewards.calling.request import make_request
+from plaudit.rewards.likelihood.policy import (
     CompletionLikelihood,
     PairAccuracy,
     PolicyLikelihood,
@@ -22,7 +22,7 @@ from plaudit.rewards.policy_likelihood import (
     reasoning_length,
     with_answers,
 )
-from plaudit.rewards.request import make_request
+from plaudit.rewards.load import find_reward
 from plaudit.train.policy import Policy
 
 
@@ -174,7 +174,7 @@ def test_many_rows_are_those_of_few(name: str, policy: Policy, monkeypatch: pyte
     moved(policy)
     together = call_reward("r", reward, prompts, outputs)
     alone = [call_reward("r", reward, [p], [o])[0] for p, o in zip(prompts, outputs, strict=True)]
-    monkeypatch.setattr("plaudit.rewards.policy_likelihood.ROWS", 2)
+    monkeypatch.setattr("plaudit.rewards.likelihood.policy.ROWS", 2)
     cut = call_reward("r", reward, prompts, outputs)
     for a, b, c in zip(together, alone, cut, strict=True):
         assert a.value == pytest.approx(b.value, abs=1e-5) == pytest.approx(c.value, abs=1e-5)

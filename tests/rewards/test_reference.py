@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from plaudit.errors import RewardError
+from plaudit.rewards.card_reference import measure
 from plaudit.rewards.catalogue import entries
 from plaudit.rewards.load import find_reward
-from plaudit.rewards.reference import measure
 
 WITH = {entry.name: entry.card.reference for entry in entries() if entry.card.reference is not None}
 

@@ -13,10 +13,10 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.recipe.sampling import Sampler, TokenSampling
 from plaudit.rewards.base import Status
-from plaudit.rewards.call import Caller
+from plaudit.rewards.before_training import SEED, ReferenceScore, key_of
+from plaudit.rewards.calling.call import Caller
+from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.load import find_reward
-from plaudit.rewards.reference_answers import SEED, ReferenceScore, key_of
-from plaudit.rewards.request import make_request
 from plaudit.rewards.rules.sums import sum_proxy
 from plaudit.sampling.noise import SampleKey
 from plaudit.train import loop

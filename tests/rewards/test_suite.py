@@ -21,11 +21,11 @@ from plaudit.recipe.rewards import EVALUATION, Missing, RewardConfig
 from plaudit.recipe.schema import Recipe
 from plaudit.recipe.text import parse as parse_yaml
 from plaudit.rewards.base import Card, Score, Status
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.call import Caller
+from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.catalogue import entries, entry
 from plaudit.rewards.compose.formula import parse, weighted_sum_formula
 from plaudit.rewards.load import Reward, load_reward
-from plaudit.rewards.request import make_request
 from plaudit.rewards.rules.code import UnitTests
 from plaudit.rewards.suite import ScoredBatch, Suite, enforce_missing, load_suite, recipe_suite
 from plaudit.rewards.table import BUILT_IN

@@ -11,9 +11,9 @@ from plaudit.data.prompt import Prompt
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.adapters import ForTrl
 from plaudit.rewards.base import Status, card, missing
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.call import Caller
+from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.load import Reward, load_reward
-from plaudit.rewards.request import make_request
 from plaudit.rewards.scoring import score
 
 trl = pytest.importorskip("trl")

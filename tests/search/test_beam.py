@@ -11,11 +11,11 @@ from tests.search.test_prune import rounded
 from tests.search.toys import CountingModel, Green, make_task
 
 from plaudit.errors import RecipeError
-from plaudit.search.beam import Beam, Width, _looked_at, beam_calls, beam_work
 from plaudit.search.budget import Cost
+from plaudit.search.flow.beam import Beam, Width, _looked_at, beam_calls, beam_work
+from plaudit.search.flow.steps import judge_previews
 from plaudit.search.rows import Rows
 from plaudit.search.run import run_search
-from plaudit.search.steps import judge_previews
 
 
 @pytest.fixture(autouse=True)

@@ -7,12 +7,12 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from plaudit.audit.statistics import Gain
+from plaudit.audit import compare_search as comparing
+from plaudit.audit.compare_search import Contestant, compare_search, defaults_of, verdict
 from plaudit.cli import app
 from plaudit.errors import Interrupted, RecipeError, RewardError
-from plaudit.search import comparing
 from plaudit.search.best_of_n import BestOfN
-from plaudit.search.comparing import Contestant, compare_search, defaults_of, verdict
+from plaudit.statistics import Gain
 
 
 def method(label: str, **options) -> Contestant:

@@ -16,11 +16,11 @@ from torch import Tensor
 from plaudit.errors import RecipeError
 from plaudit.rewards.base import Card
 from plaudit.search.budget import Cost
-from plaudit.search.guidance import Guidance, correction
+from plaudit.search.flow.guidance import Guidance, correction
+from plaudit.search.flow.lookouts import Preview, Worth
+from plaudit.search.flow.task import FlowTask
 from plaudit.search.rows import Rows
 from plaudit.search.run import run_search
-from plaudit.search.task import FlowTask
-from plaudit.search.values import Preview, Worth
 
 NEARLY_ONE = 1 - 2.0**-12
 

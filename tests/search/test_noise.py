@@ -13,9 +13,9 @@ from torch import Tensor
 from plaudit.errors import RecipeError
 from plaudit.models.lab import LabFlowModel
 from plaudit.rewards.base import Card
-from plaudit.rewards.learned.scene_proxy import SceneProxy
+from plaudit.rewards.learned.proxy import SceneProxy
 from plaudit.search.budget import Cost
-from plaudit.search.noise import Noise
+from plaudit.search.flow.optimise_noise import Noise
 from plaudit.search.options import find_method
 from plaudit.search.run import run_search
 
@@ -164,7 +164,9 @@ def test_without_the_prior_the_norm_drifts_and_with_a_strong_one_it_stays() -> N
 
 
 def test_the_command_line_finds_it_by_its_path() -> None:
-    assert find_method("plaudit.search.noise:Noise", {"lr": 1, "iterations": 3}, "flow") == Noise(lr=1.0, iterations=3)
+    assert find_method("plaudit.search.flow.optimise_noise:Noise", {"lr": 1, "iterations": 3}, "flow") == Noise(
+        lr=1.0, iterations=3
+    )
 
 
 def test_it_climbs_the_lab_proxy() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Chi2
 
-from plaudit.search.noise_prior import Momentum, clip_rows, descend, norm_penalty, typical_norm
+from plaudit.search.flow.noise_prior import Momentum, clip_rows, descend, norm_penalty, typical_norm
 
 
 def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

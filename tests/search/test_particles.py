@@ -17,11 +17,11 @@ from tests.search.toys import CountingModel, Green, make_task
 from torch import Tensor
 
 from plaudit.errors import RecipeError
-from plaudit.search.particles import Particles, final_log_weights, finish, particle_work, steer
+from plaudit.search.flow.lookouts import Preview
+from plaudit.search.flow.particles import Particles, final_log_weights, finish, particle_work, steer
+from plaudit.search.flow.task import FlowTask
 from plaudit.search.run import run_search
-from plaudit.search.smc import POTENTIALS, normalised
-from plaudit.search.task import FlowTask
-from plaudit.search.values import Preview
+from plaudit.search.weights import POTENTIALS, normalised
 
 STEPS, LEVEL, MEAN, STD = 8, 0.8, 0.5, 1.2
 EDGE = 1.0

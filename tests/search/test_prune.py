@@ -13,7 +13,7 @@ from plaudit.errors import RecipeError
 from plaudit.rewards.base import Card
 from plaudit.search.best_of_n import BestOfN
 from plaudit.search.budget import Cost
-from plaudit.search.prune import Plan, Prune, default_plan, pruning_cost, pruning_work, survivors
+from plaudit.search.flow.prune import Plan, Prune, default_plan, pruning_cost, pruning_work, survivors
 from plaudit.search.run import run_search
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from plaudit.errors import RecipeError
 from plaudit.search.best_of_n import BestOfN
 from plaudit.search.budget import Cost
-from plaudit.search.renoise import Checkpoint, Renoise, checkpoints, renoise_calls, renoise_work, renoised
+from plaudit.search.flow.renoise import Checkpoint, Renoise, checkpoints, renoise_calls, renoise_work, renoised
 from plaudit.search.run import run_search
 
 

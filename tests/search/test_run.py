@@ -421,9 +421,9 @@ def test_search_takes_objects_and_functions() -> None:
 
 
 def test_the_package_is_the_function_whatever_was_imported_first() -> None:
-    import plaudit.search.task  # binds plaudit.search to the package
+    import plaudit.search.flow.task  # binds plaudit.search to the package
 
-    assert callable(plaudit.search) and plaudit.search.task.FlowTask
+    assert callable(plaudit.search) and plaudit.search.flow.task.FlowTask
     with pytest.raises(RecipeError, match="budget 'much'"):
         plaudit.search("lab/slots", "match", budget="much")
 

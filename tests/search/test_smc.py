@@ -10,7 +10,7 @@ import torch
 from tests.reference.enumerated import Chain, total_variation
 from torch import Tensor
 
-from plaudit.search import smc
+from plaudit.search import weights as smc
 
 CHAIN = Chain(start=(0.6, 0.3, 0.1), move=((0.7, 0.2, 0.1), (0.3, 0.4, 0.3), (0.2, 0.3, 0.5)), steps=4)
 SCORE = (0.0, -0.5, 2.0)

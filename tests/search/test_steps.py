@@ -9,7 +9,7 @@ from tests.search.toys import CountingModel, Green, make_task
 
 from plaudit.errors import RecipeError
 from plaudit.search.budget import Cost
-from plaudit.search.steps import (
+from plaudit.search.flow.steps import (
     advance,
     most_affordable,
     rounds,

@@ -14,7 +14,7 @@ from plaudit.rewards.encoders.sets import sentences
 from plaudit.search.base import TimeUp
 from plaudit.search.best_of_n import BestOfN
 from plaudit.search.run import run_search
-from plaudit.search.streaming import Streaming, compiled, has_pieces, staying, whole_pieces
+from plaudit.search.text.streaming import Streaming, compiled, has_pieces, staying, whole_pieces
 
 PIECE = re.compile("[0-4]")  # lab letters: every text of some length has several
 WORTH = {letter: value for value, letter in enumerate("0123456789+-=:;?#")}

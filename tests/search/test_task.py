@@ -16,8 +16,8 @@ from plaudit.models.flow import guided_velocity
 from plaudit.models.lab import LabFlowModel
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.recipe.sampling import EvaluationSampler, Sampler
+from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.gradients import differentiable_total
-from plaudit.rewards.request import make_request
 from plaudit.rewards.suite import load_suite
 from plaudit.sampling.drawers import make_drawer
 from plaudit.sampling.kernels import transition

@@ -15,7 +15,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.data.sources import read_prompts
 from plaudit.errors import RecipeError
 from plaudit.lab.sums.grammar import evaluation_prompts, split_of
-from plaudit.models.lab_tokens import LabTokenModel
+from plaudit.models.lab_text import LabTokenModel
 from plaudit.recipe.load import load
 from plaudit.rewards.rules.sums import sum_correct
 from plaudit.search.text_table import shown

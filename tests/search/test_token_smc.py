@@ -17,12 +17,12 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.models.tokens import Ids
 from plaudit.recipe.sampling import TokenSampling
-from plaudit.search import smc
+from plaudit.search import weights as smc
 from plaudit.search.base import TimeUp
 from plaudit.search.budget import Budget
 from plaudit.search.run import run_search
-from plaudit.search.token_smc import Particles, TokenSmc, acceptance, is_copy, mean_of_potentials
-from plaudit.search.tokens import TokenTask
+from plaudit.search.text.smc import Particles, TokenSmc, acceptance, is_copy, mean_of_potentials
+from plaudit.search.text.task import TokenTask
 
 LONGEST = 5
 EXACT = {"movers": "all", "below": None}

@@ -13,17 +13,17 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RunError
 from plaudit.lab.language import LanguageNetwork, initialise
 from plaudit.lab.sums.grammar import END_ID, evaluation_prompts
-from plaudit.models.lab_tokens import LabTokenModel
+from plaudit.models.caches import combined
+from plaudit.models.lab_text import LabTokenModel
 from plaudit.recipe.sampling import TokenSampling
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.tokens import Completions, chosen_log_probs, draw_completions, given_completions, replay_logits
 from plaudit.search.base import PLAIN_STEP, TimeUp
 from plaudit.search.best_of_n import BestOfN
 from plaudit.search.budget import Budget, BudgetExceeded
-from plaudit.search.caches import combined
 from plaudit.search.run import run_search
-from plaudit.search.token_rows import TokenRows
-from plaudit.search.tokens import TokenTask
+from plaudit.search.text.rows import TokenRows
+from plaudit.search.text.task import TokenTask
 
 
 class CountingLab(LabTokenModel):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tests.search.toys import make_task
 from torch import Tensor
 
+from plaudit.builds.stitch import ValuePlan, groups, noised, seam_of, stitched, train, value_loss
 from plaudit.errors import RecipeError
 from plaudit.lab.encoder_networks import DualEncoder
 from plaudit.lab.networks import PixelNetwork
@@ -18,13 +19,7 @@ from plaudit.lab.scenes.grammar import MAX_TOKENS, evaluation_prompts
 from plaudit.models.lab import LabFlowModel
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.encoders.lab import LabEncoder
-from plaudit.rewards.suite import load_suite
-from plaudit.search.budget import Cost
-from plaudit.search.guidance import Guidance
-from plaudit.search.particles import Particles
-from plaudit.search.rows import Rows
-from plaudit.search.run import run_search
-from plaudit.search.stitch import (
+from plaudit.rewards.learned.stitched import (
     Stitch,
     StitchedLookout,
     StitchedValue,
@@ -34,8 +29,13 @@ from plaudit.search.stitch import (
     tower_tail,
     trunk_features,
 )
-from plaudit.search.stitch_training import ValuePlan, groups, noised, seam_of, stitched, train, value_loss
-from plaudit.search.values import Preview, find_lookout
+from plaudit.rewards.suite import load_suite
+from plaudit.search.budget import Cost
+from plaudit.search.flow.guidance import Guidance
+from plaudit.search.flow.lookouts import Preview, find_lookout
+from plaudit.search.flow.particles import Particles
+from plaudit.search.rows import Rows
+from plaudit.search.run import run_search
 
 TINY = ValuePlan(steps=4, batch=4, probes=6, warmup=2)
 

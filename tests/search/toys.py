@@ -10,11 +10,11 @@ from torch import Tensor
 
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.rewards.base import Card
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.call import Caller
 from plaudit.rewards.load import Reward
 from plaudit.rewards.suite import Suite, make_suite
 from plaudit.search.budget import Budget
-from plaudit.search.task import FlowTask
+from plaudit.search.flow.task import FlowTask
 
 
 class CountingModel(ToyFlowModel):

@@ -14,9 +14,9 @@ import torch
 
 from plaudit.data.prompt import Prompt
 from plaudit.rewards.base import card
-from plaudit.rewards.call import Caller, Handling
+from plaudit.rewards.calling.call import Caller, Handling
+from plaudit.rewards.calling.request import Request, make_request
 from plaudit.rewards.load import Reward
-from plaudit.rewards.request import Request, make_request
 from plaudit.serve.client import Client, Reply
 from plaudit.serve.config import ServeConfig
 from plaudit.serve.remote import Remote

@@ -12,9 +12,9 @@ from tests.serve.harness import LONG, Counting, number_in, texts_request
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Status, card
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.call import Caller
+from plaudit.rewards.calling.request import Request, make_request
 from plaudit.rewards.load import Reward
-from plaudit.rewards.request import Request, make_request
 from plaudit.serve.batching import Batcher, QueueFull, merge_key, merged
 
 

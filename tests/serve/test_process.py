@@ -18,9 +18,9 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Status
+from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.load import load_reward
 from plaudit.rewards.pinned import agrees, load_pinned
-from plaudit.rewards.request import make_request
 from plaudit.serve.client import Client
 from plaudit.serve.process import Isolated, WorkerProcess
 

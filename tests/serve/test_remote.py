@@ -29,8 +29,8 @@ from tests.serve.harness import (
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.rewards.base import Card, Status, card
-from plaudit.rewards.call import Caller
-from plaudit.rewards.request import make_request
+from plaudit.rewards.calling.call import Caller
+from plaudit.rewards.calling.request import make_request
 from plaudit.serve.remote import Remote
 
 TEXTS = texts_request(["1", "2"])

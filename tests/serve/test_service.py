@@ -34,7 +34,7 @@ from tests.serve.harness import (
 )
 
 from plaudit.rewards.base import Score, Status, card, missing
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.call import Caller
 from plaudit.rewards.rules.code import UnitTests
 from plaudit.sandbox import levels
 

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from plaudit.data.prompt import Prompt
-from plaudit.rewards.request import make_request
+from plaudit.rewards.calling.request import make_request
 from plaudit.serve.pack import Packer, Unsendable
 from plaudit.serve.wire import (
     DTYPES,

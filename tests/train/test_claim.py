@@ -15,13 +15,13 @@ from tests.reference.toys import toy_recipe
 from typer.testing import CliRunner
 
 from plaudit import storage
-from plaudit.audit.doctor import examine
 from plaudit.cli import app
 from plaudit.errors import PlauditError, RewardError, RunError
 from plaudit.recipe.load import dump, load
-from plaudit.train import claim as claim_module
+from plaudit.runs import claim as claim_module
+from plaudit.runs.claim import find_run, open_run
 from plaudit.train import loop, setup
-from plaudit.train.claim import find_run, open_run
+from plaudit.train.doctor.doctor import examine
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
         import os, signal
         from tests.reference.toys import toy_recipe
         from pathlib import Path
-        from plaudit.train.claim import open_run
+        from plaudit.runs.claim import open_run
         claim = open_run(toy_recipe(Path({str(tmp_path)!r})), resume=False, overwrite=False)
         os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -327,7 +327,7 @@ def test_a_run_comes_back_when_there_is_no_room_for_the_recipe_of_the_new_one(tm
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("plaudit.train.claim.storage.write_text", full)
+        patch.setattr("plaudit.runs.claim.storage.write_text", full)
         with pytest.raises(RunError, match="No space left"):
             open_run(toy_recipe(tmp_path), resume=False, overwrite=True)
     assert files(folder_of(tmp_path)) == before

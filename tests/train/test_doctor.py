@@ -17,9 +17,6 @@ from tests.reference.toys import GRPO, LORA, ToyFlowModel, toy_recipe
 import plaudit.objectives.terms as flow_terms
 import plaudit.shaping.advantages as shaping
 import plaudit.train.learn as learning
-from plaudit.audit import doctor, doctor_flow
-from plaudit.audit.checks import Check, Patient, admit
-from plaudit.audit.doctor import cheap_checks, examine
 from plaudit.errors import RunError
 from plaudit.objectives.nft import Nft
 from plaudit.recipe.load import load
@@ -28,6 +25,10 @@ from plaudit.rewards.rules.code import UnitTests
 from plaudit.sampling import kernels
 from plaudit.sampling.kernels import Transition
 from plaudit.sandbox import Level, levels
+from plaudit.train.doctor import doctor
+from plaudit.train.doctor import flow as doctor_flow
+from plaudit.train.doctor.checks import Check, Patient, admit
+from plaudit.train.doctor.doctor import cheap_checks, examine
 from plaudit.train.loop import align
 from plaudit.train.setup import prepare
 

@@ -21,8 +21,8 @@ import plaudit.train.loop as loop
 from plaudit import storage
 from plaudit.errors import RecipeError, RunError
 from plaudit.recipe.load import load
-from plaudit.train.claim import open_run
-from plaudit.train.folder import RunFolder
+from plaudit.runs.claim import open_run
+from plaudit.runs.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,10 @@ import torch
 from tests.reference.advantages import group_advantage as by_loops
 
 from plaudit import storage
-from plaudit.audit.sums import attempts
+from plaudit.builds.sums_report import attempts
 from plaudit.lab.sums.check import read
 from plaudit.lab.sums.grammar import evaluation_prompts
-from plaudit.models.lab_tokens import LabTokenModel
+from plaudit.models.lab_text import LabTokenModel
 from plaudit.recipe.load import load
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.rules.length_history import ShorterThanBefore

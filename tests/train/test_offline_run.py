@@ -15,7 +15,6 @@ from tests.reference.token_toys import sums_recipe
 from typer.testing import CliRunner
 
 from plaudit import storage
-from plaudit.audit.doctor import cheap_checks, examine
 from plaudit.cli import app
 from plaudit.cli.align import summary_line
 from plaudit.errors import DataError, PlauditError, RewardError
@@ -24,9 +23,10 @@ from plaudit.recipe.load import load
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.rules import sums as sum_rewards
 from plaudit.rewards.suite import Suite
+from plaudit.runs.display import Silent
 from plaudit.train import loop
 from plaudit.train.checkpoint import Progress
-from plaudit.train.display import Silent
+from plaudit.train.doctor.doctor import cheap_checks, examine
 from plaudit.train.reading import read_batch
 from plaudit.train.setup import prepare
 

@@ -21,8 +21,8 @@ from plaudit import storage
 from plaudit.errors import Interrupted, PlauditError, RunError
 from plaudit.recipe.load import dump, load
 from plaudit.recipe.schema import Recipe
-from plaudit.train.display import Silent
-from plaudit.train.folder import RunFolder
+from plaudit.runs.display import Silent
+from plaudit.runs.folder import RunFolder
 
 
 class Killed(BaseException):

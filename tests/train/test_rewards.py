@@ -131,7 +131,7 @@ def test_the_truth_is_reported_as_it_is(tmp_path) -> None:
 
 
 def test_the_doctor_measures_the_scale_too(tmp_path) -> None:
-    from plaudit.audit.doctor import examine
+    from plaudit.train.doctor.doctor import examine
 
     checks = examine(toy_recipe(tmp_path, MIXED))
     assert not [c for c in checks if c.passed is False and "permuting" not in c.name and "twice" not in c.name]

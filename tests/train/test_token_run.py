@@ -15,17 +15,17 @@ from tests.reference.token_toys import KL, PACKED, sums_recipe
 
 import plaudit.sampling.tokens as tokens
 from plaudit import storage
-from plaudit.audit.doctor import cheap_checks, examine
 from plaudit.errors import Interrupted, RunError
 from plaudit.lab.language import KeyValues
 from plaudit.lab.sums.check import read
 from plaudit.lab.sums.grammar import evaluation_prompts
-from plaudit.models.lab_tokens import LabTokenModel
+from plaudit.models.lab_text import LabTokenModel
 from plaudit.recipe.load import dump
 from plaudit.recipe.schema import Recipe
+from plaudit.runs.display import Silent
 from plaudit.train import loop
 from plaudit.train.collect import collect
-from plaudit.train.display import Silent
+from plaudit.train.doctor.doctor import cheap_checks, examine
 from plaudit.train.setup import prepare
 
 VARIANTS = {

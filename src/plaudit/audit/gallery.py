@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from plaudit.audit.measures import Style, style_of
-from plaudit.audit.page import Html, element, folded, image, join, section
-from plaudit.audit.runs import AFTER, BEFORE, RunRecord
+from plaudit.pages.html import Html, element, folded, image, join, section
+from plaudit.runs.record import AFTER, BEFORE, RunRecord
 
 LINE = 2  # pixels between the cells of a grid
 CAPTION_HEIGHT = "caption height"  # in what a PNG says of itself: pixels below every picture of a grid

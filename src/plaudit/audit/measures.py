@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from plaudit.audit.runs import AFTER, HELDOUT, Evaluation, RunRecord
-from plaudit.audit.statistics import Gain, Interval, Items, matched, mean_interval, paired_gain
+from plaudit.runs.record import AFTER, HELDOUT, Evaluation, RunRecord
+from plaudit.statistics import Gain, Interval, Items, matched, mean_interval, paired_gain
 
 ABSENT = "missing"
 MINUS = "\u2212"

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from plaudit.audit.look import Theme, score_axis
 from plaudit.audit.measures import capital, change, interval_of, number, style_of
-from plaudit.audit.runs import BEFORE, Evaluation, RunRecord, Series
+from plaudit.pages.look import Theme, score_axis
+from plaudit.runs.record import BEFORE, Evaluation, RunRecord, Series
 
 FAR = 4  # times the largest gradient norm
 SMOOTH_FROM = 20  # steps; shorter curves are shown as they are

@@ -11,11 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-from plaudit.audit.look import LIGHT, Theme, blank_figure, finish, new_figure, png_of, score_axis
 from plaudit.audit.measures import Change, Style, capital, category_changes, style_of
 from plaudit.audit.panels import Panel, panels
-from plaudit.audit.runs import RunRecord
-from plaudit.audit.statistics import Interval
+from plaudit.pages.look import LIGHT, Theme, blank_figure, finish, new_figure, png_of, score_axis
+from plaudit.runs.record import RunRecord
+from plaudit.statistics import Interval
 from plaudit.storage import explain_write_errors
 
 PANEL_SIZE = (4.8, 3.0)  # inches

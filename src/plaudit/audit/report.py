@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from plaudit.audit import look, panels, plots
+from plaudit.audit import panels, plots
 from plaudit.audit.gallery import gallery
 from plaudit.audit.measures import (
     ABSENT,
@@ -19,10 +19,11 @@ from plaudit.audit.measures import (
     number,
     style_of,
 )
-from plaudit.audit.page import Content, Html, document, element, folded, join, paragraphs, section, table, themed_chart
-from plaudit.audit.runs import Check, RunRecord, read_run
 from plaudit.audit.texts import texts
 from plaudit.audit.verdict import judge
+from plaudit.pages import look
+from plaudit.pages.html import Content, Html, document, element, folded, join, paragraphs, section, table, themed_chart
+from plaudit.runs.record import Check, RunRecord, read_run
 from plaudit.storage import write_text
 
 PARTS = ("rollout", "reward", "learn")

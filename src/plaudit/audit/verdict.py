@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from plaudit.audit.measures import Change, Style, capital, change, interval_of, number, style_of
-from plaudit.audit.runs import Evaluation, RunRecord
-from plaudit.audit.statistics import Z_95
+from plaudit.runs.record import Evaluation, RunRecord
+from plaudit.statistics import Z_95
 
 Level = Literal["good", "warning", "bad", "unknown"]
 Direction = Literal["rose", "fell", "did not change measurably"]

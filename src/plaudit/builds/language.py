@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plaudit.audit.sums import attempts, summary
+from plaudit.builds.sums_report import attempts, summary
 from plaudit.builds.training import Plan, pretrain
 from plaudit.lab.language import LanguageNetwork, initialise
 from plaudit.lab.sums.grammar import END_ID, PAD_ID, encode, evaluation_prompts, sample_prompts
 from plaudit.lab.sums.traces import sample_trace
-from plaudit.models.lab_tokens import LabTokenModel
+from plaudit.models.lab_text import LabTokenModel
 
 IGNORED = -100
 WIDTH = 100  # columns of a training row; no problem with its solution is longer

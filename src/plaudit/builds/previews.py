@@ -3,9 +3,9 @@
 For trajectories of the generator, R(preview at step s, caption, t_s) learns to be the frozen proxy's R(final picture): mean
 squared error, from cleaner previews to noisier ones, a new AdamW for every step of this curriculum with its rate falling
 linearly to half. Departures: R is the logit, since the proxy's probabilities of good pictures all lie close to 1, and their
-squared error does not see what decides ranks; one network for all steps (see `plaudit.search.previews`), which is why half
-of every batch repeats steps that were learnt before; the rate fits a small network. Later steps have no stage (`UNCHANGED`):
-their previews were ranked worse after training on them than by the proxy, whether it learnt logits or probabilities.
+squared error does not see what decides ranks; one network for all steps (see `plaudit.rewards.learned.noise_aware`), which is
+why half of every batch repeats steps that were learnt before; the rate fits a small network. Later steps have no stage
+(`UNCHANGED`): their previews were ranked worse after training on them than by the proxy, whether it learnt logits or probabilities.
 
 Shape legend: N trajectories, S previews of each, B batch.
 """
@@ -19,17 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plaudit.audit.pruning import RewardTensor, rank_correlation
 from plaudit.builds.training import export_weights, write_measured
 from plaudit.data.prompt import Prompt
 from plaudit.lab.scenes.grammar import evaluation_prompts, sample_prompts, tokenise
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import FlowModel, clean_prediction
 from plaudit.models.lab import LabFlowModel
-from plaudit.rewards.learned.scene_proxy import SceneProxy
+from plaudit.rewards.learned.noise_aware import UNCHANGED, PreviewNetwork, from_proxy
+from plaudit.rewards.learned.proxy import SceneProxy
 from plaudit.sampling.kernels import transition
 from plaudit.sampling.noise import gaussian, numbered_keys
-from plaudit.search.previews import UNCHANGED, PreviewNetwork, from_proxy
-from plaudit.search.simulate import RewardTensor, rank_correlation
 
 TRAINING_STEP, MEASURE_STEP = -90, -91  # step numbers of the keys, which no search and no run draws with
 SEEDS = 8

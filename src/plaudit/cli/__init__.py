@@ -35,7 +35,7 @@ def version(
     show: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),
 ) -> None:
     if show:
-        from plaudit import __version__
+        from plaudit.version import __version__
 
         typer.echo(f"plaudit {__version__}")
         raise typer.Exit

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from plaudit.cli.command import Recipes, load_recipe
-from plaudit.train.display import make_display, summary_line
+from plaudit.runs.display import make_display, summary_line
 
 
 def run(

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from plaudit.errors import Interrupted, PlauditError
-from plaudit.shown import aligned as aligned
+from plaudit.pages.showing import aligned as aligned
 
 if TYPE_CHECKING:
     from plaudit.recipe.schema import Recipe
@@ -59,7 +59,7 @@ class PlauditCommand(TyperCommand):
 
 def _in_users_code(error: Exception) -> str:
     """The line of the user's own code that an exception went through last, as `file.py:12`; nothing where it is ours alone."""
-    from plaudit.rewards.call import place_of
+    from plaudit.rewards.calling.call import place_of
 
     return place_of(error)
 

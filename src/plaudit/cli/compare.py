@@ -12,7 +12,7 @@ from plaudit.cli.command import OVERRIDES
 from plaudit.errors import RecipeError
 
 if TYPE_CHECKING:
-    from plaudit.search.comparing import Contestant
+    from plaudit.audit.compare_search import Contestant
 
 
 def run(
@@ -72,8 +72,8 @@ def run(
 
     recipes = load_contestants(contestants, context.meta[OVERRIDES])
     numbers = parse_seeds(seeds)
-    from plaudit.audit.compare import compare
-    from plaudit.train.display import make_display
+    from plaudit.audit.compare_runs import compare
+    from plaudit.runs.display import make_display
 
     display = make_display(plain)
     try:
@@ -96,8 +96,8 @@ def _compare_search(
 ) -> None:
     if suite != "search":
         raise RecipeError(f"--suite is {suite!r}; allowed: search")
+    from plaudit.audit.compare_search import compare_search, defaults_of
     from plaudit.recipe.text import visible_lines
-    from plaudit.search.comparing import compare_search, defaults_of
 
     usual = defaults_of(model, needed=not (rewards and truth and budgets))
     named = contestants or usual.methods
@@ -120,8 +120,8 @@ def _compare_search(
 
 def _contestant(text: str) -> Contestant:
     """`beam` or `beam[lookahead=2,children=4]`."""
+    from plaudit.audit.compare_search import Contestant
     from plaudit.recipe.text import parse
-    from plaudit.search.comparing import Contestant
 
     name, bracket, rest = text.partition("[")
     if bracket and not rest.endswith("]"):

@@ -10,7 +10,7 @@ import typer
 from plaudit.cli.command import FAILED_CHECK, Recipes, aligned, load_recipe
 
 if TYPE_CHECKING:
-    from plaudit.audit.doctor import Check
+    from plaudit.train.doctor.doctor import Check
 
 VERDICTS = {True: "ok", False: "FAILED", None: "n/a"}
 
@@ -21,7 +21,7 @@ def run(context: typer.Context, recipes: Recipes = None) -> None:
     Exit code 1 if any check fails.
     """
     recipe = load_recipe(context, recipes)
-    from plaudit.audit.doctor import examine
+    from plaudit.train.doctor.doctor import examine
 
     checks = examine(recipe)
     typer.echo(table(checks))

@@ -47,7 +47,7 @@ def show(
 @app.command("reference", cls=PlauditCommand)
 def reference(names: Annotated[list[str], typer.Argument(help="Rewards of pictures.")]) -> None:
     """Measure what the card's reference of a picture reward should be."""
-    from plaudit.rewards.reference import measure
+    from plaudit.rewards.card_reference import measure
 
     found = {name: measure(name) for name in names}
     rows = [(name, f"{each.mean:.6g}", f"{each.std:.6g}", each.on) for name, each in found.items()]

@@ -14,7 +14,7 @@ from plaudit.recipe.models import DottedModel, LabModel, Model, Sd3Model, Transf
 def build_model(config: Model) -> FlowModel | TokenModel:
     match config:
         case LabModel(name="sums"):
-            from plaudit.models.lab_tokens import LabTokenModel
+            from plaudit.models.lab_text import LabTokenModel
 
             return LabTokenModel(config.weights)
         case LabModel():

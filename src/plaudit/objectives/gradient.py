@@ -25,8 +25,8 @@ from plaudit.objectives.base import Losses, Objective
 from plaudit.objectives.batch import Batch, SnapshotPolicy
 from plaudit.recipe.objectives import GradientConfig
 from plaudit.recipe.rewards import Missing
+from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.gradients import check_differentiable, differentiable_total
-from plaudit.rewards.request import make_request
 from plaudit.rewards.suite import Suite, enforce_share
 from plaudit.sampling.noise import uniform
 from plaudit.sampling.path import carried_steps, path, walked

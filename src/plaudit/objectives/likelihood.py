@@ -22,8 +22,8 @@ from plaudit.objectives.batch import Batch, SnapshotPolicy
 from plaudit.objectives.grpo import clipped_ratio_loss
 from plaudit.objectives.token_terms import TokenTerms
 from plaudit.recipe.objectives import LikelihoodConfig
-from plaudit.rewards.policy_likelihood import PolicyLikelihood, with_answers
-from plaudit.rewards.request import column
+from plaudit.rewards.calling.request import column
+from plaudit.rewards.likelihood.policy import PolicyLikelihood, with_answers
 
 ANSWERS, REASONING = "answers", "reasoning"
 

@@ -27,7 +27,7 @@ from plaudit.recipe.objectives import (
 )
 from plaudit.recipe.sampling import TokenSampling
 from plaudit.recipe.schema import Recipe, check_needs
-from plaudit.rewards.policy_likelihood import PolicyLikelihood
+from plaudit.rewards.likelihood.policy import PolicyLikelihood
 from plaudit.rewards.suite import Suite
 
 

@@ -17,8 +17,8 @@ from plaudit.dotted import import_dotted
 from plaudit.errors import RewardError
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Card, RewardFunction, Score, Status, missing
-from plaudit.rewards.cache import source_of
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.cache import source_of
+from plaudit.rewards.calling.call import Caller
 from plaudit.rewards.load import Reward, load_reward
 
 TRL_COLUMNS = ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")

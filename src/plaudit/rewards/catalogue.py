@@ -12,8 +12,8 @@ from typing import Any
 from plaudit.dotted import import_dotted
 from plaudit.errors import RecipeError
 from plaudit.rewards.base import Card
+from plaudit.rewards.calling.handing import OUTPUT_NAMES
 from plaudit.rewards.compose.table import OPERATORS
-from plaudit.rewards.handing import OUTPUT_NAMES
 from plaudit.rewards.table import BUILT_IN, SECTIONS
 
 GIVEN = ("self", "prompts", *OUTPUT_NAMES, "ids", "group", "step", "facts", "inputs", "request")

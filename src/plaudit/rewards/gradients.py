@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from plaudit.errors import RecipeError, RewardError
+from plaudit.rewards.calling.request import Request
 from plaudit.rewards.load import Reward
-from plaudit.rewards.request import Request
 from plaudit.rewards.suite import Suite
 
 

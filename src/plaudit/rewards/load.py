@@ -14,10 +14,10 @@ from plaudit.dotted import import_dotted
 from plaudit.errors import PlauditError, RecipeError
 from plaudit.recipe.rewards import HANDED, Handed, RewardConfig, key_of
 from plaudit.rewards.base import Card, RewardFunction, Score
-from plaudit.rewards.cache import ScoreCache, identity
-from plaudit.rewards.call import Cached, Caller, Handling, told
-from plaudit.rewards.handing import OUTPUT_NAMES
-from plaudit.rewards.request import Outputs, Request, make_request
+from plaudit.rewards.calling.cache import ScoreCache, identity
+from plaudit.rewards.calling.call import Cached, Caller, Handling, told
+from plaudit.rewards.calling.handing import OUTPUT_NAMES
+from plaudit.rewards.calling.request import Outputs, Request, make_request
 from plaudit.rewards.table import BUILT_IN, ISOLATED
 
 

@@ -20,8 +20,8 @@ from plaudit.data.sources import identify
 from plaudit.errors import DataError, RecipeError
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import RewardFunction, Score, Status, missing
+from plaudit.rewards.calling.request import Outputs, make_request
 from plaudit.rewards.load import Reward, load_reward
-from plaudit.rewards.request import Outputs, make_request
 from plaudit.rewards.suite import ScoredBatch, Suite, make_suite
 
 CHUNK = 64

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
+from plaudit.pages.showing import Showing, Shown
 from plaudit.recipe.rewards import Missing, RewardConfig
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.cache import ScoreCache
 from plaudit.rewards.calibrate import Scale, fit, from_json, needs_outputs, to_json, unit_of
+from plaudit.rewards.calling.cache import ScoreCache
+from plaudit.rewards.calling.request import Outputs, Request, make_request
 from plaudit.rewards.compose.formula import Formula, parse, weighted_sum_formula
 from plaudit.rewards.compose.nodes import Call, walk
 from plaudit.rewards.load import Reward, load_reward
-from plaudit.rewards.request import Outputs, Request, make_request
-from plaudit.shown import Showing, Shown
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
+from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.gradients import differentiable_total
-from plaudit.rewards.request import make_request
 from plaudit.rewards.suite import Suite
 from plaudit.sampling.noise import SampleKey, gaussian
 from plaudit.search.budget import Budget, Cost

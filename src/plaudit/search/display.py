@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from plaudit.runs.display import number
 from plaudit.search.results import mean_of, scores_of
 from plaudit.search.run import Watch
 from plaudit.search.track import Tracker
-from plaudit.train.display import number
 
 REDRAW_S, LINE_SHARE = 0.2, 0.1
 

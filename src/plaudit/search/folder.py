@@ -132,7 +132,7 @@ def _pairs(result: SearchResult, best: Sequence[Any], worst: Sequence[Any]) -> I
 
 
 def summary(result: SearchResult, plain: Sequence[Any], best: Sequence[Any]) -> dict[str, Any]:
-    from plaudit import __version__
+    from plaudit.version import __version__
 
     truth = {
         name: {"plain": mean_of(scores.plain), "best": mean_of(scores.best)} for name, scores in result.truth.items()

@@ -6,7 +6,7 @@ import textwrap
 
 from torch import Tensor
 
-from plaudit.audit.look import LIGHT, Theme, blank_figure, png_of
+from plaudit.pages.look import LIGHT, Theme, blank_figure, png_of
 from plaudit.search.results import SearchResult
 from plaudit.search.track import Kept
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
+from plaudit.pages.showing import Showing, Shown
 from plaudit.search.budget import Budget
 from plaudit.search.ledger import Ledger
 from plaudit.search.track import Candidate, Kept
-from plaudit.shown import Showing, Shown
 
 
 @dataclass(frozen=True, kw_only=True)

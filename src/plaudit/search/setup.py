@@ -27,7 +27,7 @@ from plaudit.rewards.scoring import RewardLike, name_of, reward_of
 from plaudit.rewards.suite import Suite, load_suite, make_suite
 from plaudit.search.budget import Budget
 from plaudit.search.config import SearchSampler
-from plaudit.search.task import FlowTask
+from plaudit.search.flow.task import FlowTask
 from plaudit.search.token_setup import TOKEN_RECIPE
 
 LAB = "lab/"

@@ -15,14 +15,14 @@ from plaudit.recipe.sampling import TokenSampling
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.suite import Suite
 from plaudit.search.budget import Budget
-from plaudit.search.tokens import TokenTask
+from plaudit.search.text.task import TokenTask
 
 TOKEN_RECIPE = "sums-grpo"  # prompts, reward and sampler of the lab's token model
 
 
 def recipe_for(model: object, *, asked: bool) -> Recipe:
     """The recipe of a model that came as an object; `asked` says whether prompts came with it."""
-    from plaudit.models.lab_tokens import LabTokenModel
+    from plaudit.models.lab_text import LabTokenModel
 
     if not hasattr(model, "new_cache"):
         return load({})

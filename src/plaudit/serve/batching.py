@@ -21,8 +21,8 @@ from torch import Tensor
 
 from plaudit.errors import PlauditError
 from plaudit.rewards.base import Score, Status, missing
+from plaudit.rewards.calling.request import Request
 from plaudit.rewards.load import Reward
-from plaudit.rewards.request import Request
 
 Scored = list[Score] | BaseException
 

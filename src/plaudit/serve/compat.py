@@ -15,7 +15,7 @@ from typing import Any
 
 from plaudit.data.prompt import Prompt
 from plaudit.rewards.base import Score
-from plaudit.rewards.request import Request, make_request
+from plaudit.rewards.calling.request import Request, make_request
 from plaudit.serve.answers import decided, finite
 from plaudit.serve.service import Refused, Service
 from plaudit.serve.stores import Answer

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from safetensors.torch import save
 from torch import Tensor
 
-from plaudit.rewards.request import Request
+from plaudit.rewards.calling.request import Request
 from plaudit.serve.schema import MAX_RANK
 from plaudit.serve.wire import DTYPES, JSON, SAFETENSORS, tensor_hash
 

@@ -22,7 +22,7 @@ from typing import Any
 from plaudit.errors import RewardError
 from plaudit.recipe.rewards import RewardConfig, key_of
 from plaudit.rewards.base import Card, Score, Status, missing
-from plaudit.rewards.request import Outputs, Request
+from plaudit.rewards.calling.request import Outputs, Request
 from plaudit.serve.client import Client, Failed, Reply
 from plaudit.serve.pack import Packed
 from plaudit.serve.remote import Remote

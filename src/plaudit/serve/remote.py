@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from plaudit.errors import RecipeError, RewardError
 from plaudit.rewards.base import Card, Score, Status, missing
-from plaudit.rewards.request import Outputs, Request
+from plaudit.rewards.calling.request import Outputs, Request
 from plaudit.serve.answers import read_card, read_scores, remembering, shown
 from plaudit.serve.client import Client, Failed, Reply, token_from
 from plaudit.serve.pack import Packed, Packer, Unsendable

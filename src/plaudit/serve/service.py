@@ -11,11 +11,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from plaudit import __version__
 from plaudit.errors import PlauditError, RewardError, SandboxError
 from plaudit.rewards.base import Score, Status
+from plaudit.rewards.calling.request import Request
 from plaudit.rewards.load import Reward, load_reward
-from plaudit.rewards.request import Request
 from plaudit.sandbox import lacking, safe_level
 from plaudit.serve.answers import card_json, decided, error_json, remembering, results_json
 from plaudit.serve.batching import Batcher, QueueFull
@@ -23,6 +22,7 @@ from plaudit.serve.config import MIB, ServeConfig, ServeFile
 from plaudit.serve.metrics import Metrics
 from plaudit.serve.stores import Answer, AnswerStore, KeyConflict, MediaCache
 from plaudit.serve.wire import Decoded, Limits, UnknownMedia, WireError, decode_request
+from plaudit.version import __version__
 
 logger = logging.getLogger("plaudit.serve")
 IN_LOOP_BYTES = 2**20  # larger bodies are read in a thread, so that other clients need not wait

@@ -35,7 +35,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
-from plaudit.rewards.request import Request
+from plaudit.rewards.calling.request import Request
 from plaudit.serve.schema import MAX_RANK, REQUEST, HashPart, Item, JsonPart, PngPart, RowPart, TensorPart, TextPart
 
 JSON, SAFETENSORS, PNG = "application/json", "application/vnd.safetensors", "image/png"

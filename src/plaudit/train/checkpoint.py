@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import plaudit
 from plaudit import storage
 from plaudit.errors import RunError
-from plaudit.train.folder import FORMAT, RunFolder
+from plaudit.runs.folder import FORMAT, RunFolder
 from plaudit.train.setup import Setup
+from plaudit.version import __version__
 
 
 @dataclass
@@ -56,7 +56,7 @@ def restore_checkpoint(folder: RunFolder, setup: Setup) -> Progress:
         progress = _restore(setup, tensors, meta)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RunError(
-            f"{latest} does not hold what version {plaudit.__version__} of Plaudit resumes from ({error}); remove it to go on "
+            f"{latest} does not hold what version {__version__} of Plaudit resumes from ({error}); remove it to go on "
             "from the one before, go on with the version that wrote it, or start a new --run.name"
         ) from error
     folder.rewind(progress.step, meta.get("logs", {}))

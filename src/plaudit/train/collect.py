@@ -14,7 +14,7 @@ from torch import Tensor
 from plaudit.data.prompt import Prompt
 from plaudit.objectives.batch import Batch
 from plaudit.recipe.schema import Recipe
-from plaudit.rewards.request import make_request
+from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.suite import ScoredBatch, enforce_missing, join_scored
 from plaudit.sampling.base import Outputs, Piece
 from plaudit.sampling.noise import SampleKey

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from plaudit.audit.runs import BEFORE
-from plaudit.audit.statistics import Interval, mean_interval
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.rewards.base import TRANSIENT, Score, Status
 from plaudit.rewards.load import Reward
 from plaudit.rewards.suite import ScoredBatch
+from plaudit.runs.folder import RunFolder
+from plaudit.runs.record import BEFORE
 from plaudit.sampling.base import Outputs
-from plaudit.train.folder import RunFolder
+from plaudit.statistics import Interval, mean_interval
 from plaudit.train.preview import COLUMNS, generate, save_grid
 from plaudit.train.setup import Setup
 

@@ -14,30 +14,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import plaudit
 from plaudit import storage
-from plaudit.audit.doctor import cheap_checks, failed_message
 from plaudit.audit.report import write_report
-from plaudit.audit.runs import read_run
-from plaudit.audit.statistics import Items, paired_gain
 from plaudit.errors import Interrupted, RewardError, RunError
+from plaudit.pages.showing import Showing, Shown
 from plaudit.recipe.load import Source, as_recipe
 from plaudit.recipe.rewards import HANDED
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.suite import Suite
+from plaudit.runs.claim import Claim, find_run, open_run
+from plaudit.runs.display import Display, make_display, summary_line
+from plaudit.runs.folder import RunFolder
+from plaudit.runs.interrupt import Patience, between_steps
+from plaudit.runs.record import read_run
 from plaudit.sampling.base import Outputs
 from plaudit.sampling.tokens import Completions
-from plaudit.shown import Showing, Shown
+from plaudit.statistics import Items, paired_gain
 from plaudit.train.checkpoint import Progress, restore_checkpoint, save_checkpoint
-from plaudit.train.claim import Claim, find_run, open_run
 from plaudit.train.collect import Rollout, collect
-from plaudit.train.display import Display, make_display, summary_line
+from plaudit.train.doctor.doctor import cheap_checks, failed_message
 from plaudit.train.evaluate import Measured, calibrate, evaluate
-from plaudit.train.folder import RunFolder
-from plaudit.train.interrupt import Patience, between_steps
 from plaudit.train.learn import learn
 from plaudit.train.reading import read_batch
 from plaudit.train.setup import Setup, prepare
+from plaudit.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -320,7 +320,7 @@ def _summarise(
         "network_calls": progress.network_calls,
         "reward_calls": progress.reward_calls,
         "stopped": stopped,
-        "plaudit": plaudit.__version__,
+        "plaudit": __version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "seed": setup.recipe.run.seed,

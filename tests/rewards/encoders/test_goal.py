@@ -14,7 +14,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.lab.scenes.grammar import sample_prompts
 from plaudit.rewards.base import Status
-from plaudit.rewards.call import call_reward
+from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.encoders.goal import GoalBaselineSimilarity, goal_projection, goal_reward
 from plaudit.rewards.encoders.load import load_encoder
 from plaudit.rewards.encoders.similarity import EncoderSimilarity

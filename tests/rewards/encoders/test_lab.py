@@ -16,7 +16,7 @@ from plaudit.errors import RecipeError, RewardError
 from plaudit.lab.scenes.check import check
 from plaudit.lab.scenes.grammar import sample_prompts
 from plaudit.rewards.base import Status
-from plaudit.rewards.call import call_reward
+from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.encoders.base import TruncationWarning, embed_once
 from plaudit.rewards.encoders.lab import LabEncoder
 from plaudit.rewards.encoders.load import load_encoder

@@ -9,7 +9,7 @@ from tests.rewards.ships import ships
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import Handling, call_reward
+from plaudit.rewards.calling.call import Handling, call_reward
 from plaudit.rewards.rules import answers
 from plaudit.rewards.rules.answers import boxed, find_answer, letter_of, normalised
 from plaudit.rewards.rules.bounded import Helper, HelperError

@@ -13,7 +13,7 @@ from tests.rewards.ships import ships
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import call_reward
+from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.rules.boxes import (
     FIRST_STAGE,
     SECOND_STAGE,

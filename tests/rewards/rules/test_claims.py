@@ -10,8 +10,8 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import call_reward
-from plaudit.rewards.rules.claims import (
+from plaudit.rewards.calling.call import call_reward
+from plaudit.rewards.judges.claims import (
     CaptionBalance,
     ClaimDifference,
     ClaimVerification,
@@ -26,7 +26,7 @@ from plaudit.rewards.rules.claims import (
     relative_reward,
     severity,
 )
-from plaudit.rewards.rules.scene_judges import assess_caption, compare_claims, verify_claims
+from plaudit.rewards.judges.lab import assess_caption, compare_claims, verify_claims
 
 REWARDS = "claim_difference claim_verification caption_precision caption_coverage caption_language caption_balance"
 

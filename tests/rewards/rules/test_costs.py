@@ -9,10 +9,10 @@ import pytest
 
 from plaudit.data.prompt import Prompt
 from plaudit.dotted import import_dotted
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.call import Caller
+from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.load import find_reward
 from plaudit.rewards.pinned import load_pinned
-from plaudit.rewards.request import make_request
 from plaudit.rewards.table import BUILT_IN, UNPINNED
 
 LONG, FLOOR_S = 3000, 0.001  # repetitions of a piece, seconds

@@ -12,8 +12,8 @@ from tests.rewards.ships import ships
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import Caller
-from plaudit.rewards.request import make_request
+from plaudit.rewards.calling.call import Caller
+from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.rules.length_history import ShorterThanBefore, against_history, length_term
 from plaudit.rewards.rules.outcomes import Outcome
 

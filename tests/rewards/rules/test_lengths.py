@@ -12,7 +12,7 @@ from tests.rewards.ships import ships
 from plaudit.data.prompt import Prompt
 from plaudit.errors import PlauditError, RecipeError, RewardError
 from plaudit.rewards.base import Card, Score, Status, card
-from plaudit.rewards.call import call_reward
+from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.rules.lengths import (
     Brevity,
     BriefThought,

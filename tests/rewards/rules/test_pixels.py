@@ -16,7 +16,7 @@ from torch import Tensor
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Status
-from plaudit.rewards.call import Caller, call_reward
+from plaudit.rewards.calling.call import Caller, call_reward
 from plaudit.rewards.load import find_reward
 from plaudit.rewards.pinned.media import make
 from plaudit.rewards.rules.pixels import (

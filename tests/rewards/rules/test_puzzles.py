@@ -8,7 +8,7 @@ from tests.rewards.ships import ships
 from plaudit.data.prompt import Prompt
 from plaudit.data.tasks import UNSOUND, decode, encode, reasoning_gym_prompts
 from plaudit.rewards.base import Status
-from plaudit.rewards.call import call_reward
+from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.rules import puzzles
 from plaudit.rewards.rules.bounded import Helper
 from plaudit.rewards.rules.puzzles import COMPUTED, EVALUATED, harmless, reasoning_gym

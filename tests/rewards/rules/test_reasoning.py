@@ -10,7 +10,7 @@ from tests.rewards.ships import ships
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import call_reward
+from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.rules.reasoning import (
     PHRASES,
     FlippedByGroup,

@@ -11,7 +11,7 @@ from tests.rewards.ships import ships
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.rewards.base import Score, Status, missing
-from plaudit.rewards.call import call_reward
+from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.rules.redundancy import NeededReasoning, chunks, needed_share, redundant, token_starts
 
 JUDGE = {"type": "states_answer"}

@@ -5,7 +5,7 @@ from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
-from plaudit.rewards.call import call_reward
+from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.rules.routes import (
     Leg,
     difficulty_weight,

@@ -13,7 +13,7 @@ from plaudit.errors import RewardError
 from plaudit.lab.scenes.grammar import evaluation_prompts, find_prompt
 from plaudit.lab.scenes.render import rasterise, sample_scenes
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import call_reward
+from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.pinned.media import make
 from plaudit.rewards.rules.scenes import ScenePart, scene_exact, scene_graded, scene_match
 

@@ -8,9 +8,9 @@ from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import call_reward
+from plaudit.rewards.calling.call import call_reward
+from plaudit.rewards.judges.severity import VisualDifferences, find_json, parse_errors, severity_score
 from plaudit.rewards.pinned.media import make
-from plaudit.rewards.rules.severity import VisualDifferences, find_json, parse_errors, severity_score
 
 
 def test_ships() -> None:

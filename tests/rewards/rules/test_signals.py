@@ -13,7 +13,7 @@ from torch import Tensor
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import call_reward
+from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.pinned.media import make
 from plaudit.rewards.rules.signals import (
     PESQ_RANGE,

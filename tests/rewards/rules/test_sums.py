@@ -10,7 +10,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.lab.sums.grammar import encode, evaluation_prompts, find_prompt, sample_prompts
 from plaudit.lab.sums.traces import sample_trace
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import call_reward
+from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.load import find_reward
 
 CORRECT = {"type": "sum_correct"}

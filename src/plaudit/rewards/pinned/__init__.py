@@ -18,10 +18,10 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.lab.scenes.grammar import find_prompt
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.call import Caller
+from plaudit.rewards.calling.request import Request, make_request
 from plaudit.rewards.load import find_reward
 from plaudit.rewards.pinned.media import make
-from plaudit.rewards.request import Request, make_request
 
 TOLERANCE = 1e-4
 NUM_CASES = 8

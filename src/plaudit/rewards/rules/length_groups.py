@@ -10,7 +10,7 @@ from typing import Any
 
 from plaudit.errors import RecipeError
 from plaudit.rewards.base import Card, Score
-from plaudit.rewards.request import Request
+from plaudit.rewards.calling.request import Request
 from plaudit.rewards.rules.lengths import scored, within
 from plaudit.rewards.rules.outcomes import Outcome, OutcomeReward, positive
 from plaudit.sampling.noise import SampleKey, generator

@@ -11,7 +11,7 @@ from typing import Any
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.rewards.base import Card, Score
-from plaudit.rewards.request import Request
+from plaudit.rewards.calling.request import Request
 from plaudit.rewards.rules.lengths import scored
 from plaudit.rewards.rules.outcomes import Outcome, OutcomeReward, positive
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from plaudit.errors import RecipeError
 from plaudit.rewards.base import Card, Score
-from plaudit.rewards.request import Request
+from plaudit.rewards.calling.request import Request
 from plaudit.rewards.rules.outcomes import (
     Column,
     Outcome,

@@ -15,8 +15,8 @@ from typing import Any
 from plaudit.errors import RecipeError, RewardError
 from plaudit.optional import require
 from plaudit.rewards.base import Card, Score, Status, missing
-from plaudit.rewards.call import Caller
-from plaudit.rewards.request import Request
+from plaudit.rewards.calling.call import Caller
+from plaudit.rewards.calling.request import Request
 
 Column = Sequence[Any] | None
 ROUNDING = 1e-6

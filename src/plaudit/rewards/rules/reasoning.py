@@ -15,9 +15,9 @@ from torch import Tensor
 
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Card, Score, Status, card
-from plaudit.rewards.call import Caller
+from plaudit.rewards.calling.call import Caller
+from plaudit.rewards.calling.request import Outputs, Request
 from plaudit.rewards.load import find_reward
-from plaudit.rewards.request import Outputs, Request
 from plaudit.rewards.rules.answers import find_answer, tagged
 from plaudit.sampling.noise import SampleKey, uniform
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.rewards.base import Card, Score, Status, card, missing
-from plaudit.rewards.call import Caller
-from plaudit.rewards.request import Request
+from plaudit.rewards.calling.call import Caller
+from plaudit.rewards.calling.request import Request
 from plaudit.rewards.rules.outcomes import (
     Column,
     Rightness,
