@@ -16,18 +16,19 @@ import time
 import numpy as np
 import torch
 
-from plaudit.audit.pruning import Outcome, RewardTensor, bootstrap, rank_correlation, reward_tensors
+from plaudit.audit.pruning import Outcome, bootstrap, reward_tensors
+from plaudit.builds.previews import RewardTensor, rank_correlation
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.lab import LabFlowModel
 from plaudit.recipe.rewards import RewardConfig
-from plaudit.rewards.learned.noise_aware import noise_aware
 from plaudit.rewards.suite import load_suite
 from plaudit.search.api import measure
 from plaudit.search.base import Method
 from plaudit.search.best_of_n import BestOfN
 from plaudit.search.budget import Budget
 from plaudit.search.flow.beam import Beam
+from plaudit.search.flow.lookouts import noise_aware
 from plaudit.search.flow.prune import Plan, Prune, default_plan, pruning_cost
 from plaudit.search.flow.renoise import Renoise
 from plaudit.search.flow.steps import score_total

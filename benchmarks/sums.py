@@ -22,7 +22,7 @@ import torch
 from plaudit.recipe.load import load
 from plaudit.runs.display import PlainDisplay
 from plaudit.storage import latest_snapshot
-from plaudit.train.loop import align
+from plaudit.verbs import align
 
 COLUMNS = {
     "entropy": "entropy",

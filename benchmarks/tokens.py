@@ -53,8 +53,9 @@ from plaudit.recipe.schema import Recipe
 from plaudit.runs.display import PlainDisplay
 from plaudit.sampling.tokens import Completions
 from plaudit.train.checkpoint import Progress
-from plaudit.train.loop import _step, align
+from plaudit.train.loop import _step
 from plaudit.train.setup import Setup, prepare
+from plaudit.verbs import align
 
 PROMPTS, COMPLETIONS, TOKENS, RATE = 4, 4, 32, 1e-6
 MODEL = Path(os.environ.get("PLAUDIT_BENCH_MODEL", FOLDER))  # another folder for a quick try

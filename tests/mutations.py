@@ -802,7 +802,7 @@ MUTATIONS = [
     Mutation("snapshots that are views", "train/policy.py", "p.detach().clone() for key", "p.detach() for key", POLICY),
     Mutation(
         "adapters that start elsewhere",
-        "train/policy.py",
+        "models/lora.py",
         "init_lora_weights=True",
         "init_lora_weights=False",
         f"{POLICY} {DOCTOR}",

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from plaudit.rewards.scoring import score
     from plaudit.search.api import search
     from plaudit.train.doctor.doctor import doctor
-    from plaudit.train.loop import align
     from plaudit.train.preview import sample
+    from plaudit.verbs import align
 
 from plaudit.version import __version__
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 HOMES = {
-    "align": "plaudit.train.loop",
+    "align": "plaudit.verbs",
     "compare": "plaudit.audit.compare_runs",
     "doctor": "plaudit.train.doctor.doctor",
     "load": "plaudit.recipe.load",

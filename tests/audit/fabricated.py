@@ -15,10 +15,10 @@ import numpy as np
 from plaudit.data.prompt import Prompt
 from plaudit.lab.scenes.grammar import CATEGORIES, evaluation_prompts
 from plaudit.lab.scenes.render import rasterise, sample_scenes
+from plaudit.pages.grid import grid_image, write_grid
 from plaudit.recipe.load import dump
 from plaudit.recipe.schema import Recipe
 from plaudit.statistics import Items, mean_interval, paired_gain
-from plaudit.train.preview import grid_image, write_grid
 
 COLUMNS = 6
 STEPS = 60

@@ -17,9 +17,9 @@ from tests.audit.fabricated import Fabricate, fabricate_run
 import plaudit.train.loop
 from plaudit.audit import plots
 from plaudit.audit.compare_runs import compare
-from plaudit.audit.measures import Style
 from plaudit.audit.standings import Outcome, curve_of, ranking, standing_of
 from plaudit.errors import Interrupted, RecipeError, RunError
+from plaudit.pages.numbers import Style
 from plaudit.recipe.load import dump
 from plaudit.recipe.schema import Recipe
 from plaudit.runs.record import read_run
@@ -56,7 +56,7 @@ class FakeAlign:
 @pytest.fixture
 def align(monkeypatch: pytest.MonkeyPatch) -> FakeAlign:
     fake = FakeAlign()
-    monkeypatch.setattr(plaudit.train.loop, "align", fake)
+    monkeypatch.setattr(plaudit.train.loop, "train", fake)
     return fake
 
 

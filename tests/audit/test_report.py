@@ -28,12 +28,12 @@ from plaudit.audit.report import render, write_report
 from plaudit.audit.verdict import judge
 from plaudit.errors import DataError, RunError
 from plaudit.pages import look
+from plaudit.pages.grid import grid_image, write_grid
 from plaudit.pages.html import VOID_TAGS
 from plaudit.recipe.load import load
 from plaudit.recipe.schema import Recipe
 from plaudit.runs.record import RunRecord, read_jsonl, read_run, series
 from plaudit.statistics import mean_interval
-from plaudit.train.preview import grid_image, write_grid
 
 
 @dataclass

@@ -149,7 +149,7 @@ def test_a_misspelt_option_is_a_usage_error():
 
 
 def test_align_passes_everything_on_and_says_where_the_report_is(fake):
-    align = fake("plaudit.train.loop", "align", SimpleNamespace(summary=SUMMARY, report=Path("runs/x/report.html")))
+    align = fake("plaudit.verbs", "align", SimpleNamespace(summary=SUMMARY, report=Path("runs/x/report.html")))
     result = invoke("align", "slots-nft", "--resume", "--plain", "--train.steps", "7")
     assert result.exit_code == 0, result.output
     ((recipe,), keywords) = align.calls[0]
@@ -164,7 +164,7 @@ def test_align_passes_everything_on_and_says_where_the_report_is(fake):
 
 
 def test_align_without_arguments_takes_the_default_recipe(fake):
-    align = fake("plaudit.train.loop", "align", SimpleNamespace(summary=SUMMARY, report=Path("r.html")))
+    align = fake("plaudit.verbs", "align", SimpleNamespace(summary=SUMMARY, report=Path("r.html")))
     assert invoke("align").exit_code == 0
     assert align.calls[0][0] == (load(),)
 
@@ -187,20 +187,20 @@ def test_a_score_that_is_no_accuracy_is_named_and_not_in_percent():
     ],
 )
 def test_errors_are_one_message_and_an_exit_code(fake, outcome, code, message):
-    fake("plaudit.train.loop", "align", outcome)
+    fake("plaudit.verbs", "align", outcome)
     result = invoke("align", "slots-nft")
     assert result.exit_code == code
     assert (result.stdout, result.stderr) == ("", message)
 
 
 def test_a_traceback_can_be_asked_for(fake, monkeypatch):
-    fake("plaudit.train.loop", "align", RunError("boom"))
+    fake("plaudit.verbs", "align", RunError("boom"))
     monkeypatch.setenv("PLAUDIT_TRACEBACK", "1")
     assert isinstance(invoke("align", "slots-nft").exception, RunError)
 
 
 def test_resume_and_overwrite_exclude_each_other(fake):
-    align = fake("plaudit.train.loop", "align", None)
+    align = fake("plaudit.verbs", "align", None)
     result = invoke("align", "--resume", "--overwrite")
     assert result.exit_code == 2
     assert result.stderr == "error: --resume keeps a run and --overwrite replaces it; give one of the two\n"
@@ -407,7 +407,7 @@ def test_align_and_doctor_take_a_run_folder(fake, run):
     there = load("slots-grpo", ["--run.folder", str(run.parent), "--run.name", "k", "--run.seed", "7"])
     examine = fake("plaudit.train.doctor.doctor", "examine", [check("kl", True)])
     assert invoke("doctor", str(run)).exit_code == 0
-    align = fake("plaudit.train.loop", "align", ZeroDivisionError("seen"))
+    align = fake("plaudit.verbs", "align", ZeroDivisionError("seen"))
     invoke("align", "--resume", str(run), "--plain")
     invoke("align", str(run), "--run.name", "again")
     assert examine.calls[0][0] == (there,)

@@ -121,7 +121,7 @@ def test_ctrl_c_writes_what_was_found_and_says_so(tmp_path: Path, monkeypatch) -
 def test_a_run_folder_brings_its_weights_prompts_and_rewards(tmp_path: Path) -> None:
     from tests.reference.toys import LORA, toy_recipe
 
-    from plaudit.train.loop import align
+    from plaudit.verbs import align
 
     recipe = toy_recipe(tmp_path, LORA)
     align(recipe)

@@ -13,8 +13,8 @@ from tests.docs.pages import page, write_files
 
 from plaudit.errors import RecipeError
 from plaudit.recipe.load import load
-from plaudit.train.loop import align
 from plaudit.train.setup import prepare
+from plaudit.verbs import align
 
 RECIPE = "reward-weighted.yaml"
 SHORT = (

@@ -20,8 +20,8 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import DataError, RecipeError, RunError
 from plaudit.models.causal import CausalTokenModel, padding_mask
 from plaudit.models.growing import ROOM, GrowingLayer
+from plaudit.models.lora import add_lora
 from plaudit.recipe.models import LoraConfig, TransformersModel
-from plaudit.train.policy import add_lora
 
 ATTENTION_ONLY = ("llama", "gpt2", "mistral", "gemma2")
 FAMILIES = (*ATTENTION_ONLY, "lfm2")

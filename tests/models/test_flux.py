@@ -21,10 +21,9 @@ from plaudit.models.flow import FlowModel
 from plaudit.recipe.load import load
 from plaudit.recipe.models import DottedModel
 from plaudit.recipe.sampling import EvaluationSampler, Sampler
-from plaudit.sampling.drawers import make_drawer
+from plaudit.sampling.drawers import EVALUATION_STEP, generate, make_drawer
 from plaudit.sampling.noise import SampleKey, gaussian
 from plaudit.train import loop
-from plaudit.train.preview import EVALUATION_STEP, generate
 
 SIZE, TOKENS, STEPS = 32, 24, 4
 PAGE = page("docs/models.md")
@@ -77,7 +76,7 @@ def test_its_recipe_trains_and_the_pipeline_loads_what_it_saves(workplace: Path)
         "evaluate": {"prompts": 2, "final_prompts": 2, "sampler": {"steps": 2}},
     }
     recipe = load(["flux.yaml", changes])
-    result = loop.align(recipe)
+    result = loop.train(recipe)
     stock = FluxPipeline.from_pretrained(folder)
     stock.load_lora_weights(result.folder / "final")
     trained = [p for name, p in stock.transformer.named_parameters() if ".lora_B" in name]

@@ -8,8 +8,8 @@ import torch
 
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.models.lab import LabFlowModel
+from plaudit.models.lora import add_lora
 from plaudit.recipe.models import LoraConfig
-from plaudit.train.policy import add_lora
 
 
 def test_saved_weights_load_as_model_weights_with_adapters_merged(tmp_path: Path) -> None:

@@ -24,19 +24,19 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import Conditioning
+from plaudit.models.lora import add_lora
+from plaudit.models.origin import load_result
 from plaudit.models.sd3 import Sd3FlowModel
 from plaudit.recipe.load import load
 from plaudit.recipe.models import LoraConfig, Sd3Model
 from plaudit.recipe.sampling import EvaluationSampler, Sampler, Window
 from plaudit.recipe.schema import Recipe
-from plaudit.sampling.drawers import make_drawer
+from plaudit.sampling.drawers import EVALUATION_STEP, generate, make_drawer
 from plaudit.sampling.noise import SampleKey, gaussian
 from plaudit.sampling.plan import stochastic_plan
 from plaudit.sampling.rollout import Trace, draw, replay, replay_log_prob
 from plaudit.train import loop
 from plaudit.train.doctor.doctor import examine
-from plaudit.train.policy import add_lora
-from plaudit.train.preview import EVALUATION_STEP, generate, load_result
 from plaudit.train.setup import Setup, prepare
 
 SIZE = 32
@@ -292,7 +292,7 @@ def trained(request, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "prepare", lambda _: setup)
         patch.setattr(Sd3FlowModel, "_encode", counted)
-        result = loop.align(recipe)
+        result = loop.train(recipe)
     yield Trained(recipe=recipe, setup=setup, result=result, encoded=encoded)
 
 

@@ -173,7 +173,7 @@ def warm(prompts, outputs):
     return (outputs[:, 0] - outputs[:, 2]).mean(dim=(1, 2)).tolist()
 
 
-def test_a_picture_reward_without_a_card_is_handed_the_same_by_every_verb(tmp_path: Path, monkeypatch) -> None:
+def test_a_picture_reward_without_a_card_is_handed_the_same_by_every_verb(tmp_path: Path) -> None:
     """One tensor, from Python as from files and from a search, also of unlike sizes."""
     sys.modules["mine"].warm = warm  # type: ignore[attr-defined]
     colours = ("red", "blue", "red")
@@ -256,13 +256,12 @@ def test_rewards_by_file_by_name_and_with_arguments(tmp_path: Path) -> None:
     assert set(first["scores"]) == {"brevity", "n"} and first["total"] is None
 
 
-def test_a_run_folder_is_scored_by_what_it_was_trained_on(tmp_path: Path, monkeypatch) -> None:
+def test_a_run_folder_is_scored_by_what_it_was_trained_on(tmp_path: Path) -> None:
     from tests.reference.toys import toy_recipe
 
     import plaudit.train.loop as loop
 
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
-    folder = loop.align(toy_recipe(tmp_path)).folder
+    folder = loop.train(toy_recipe(tmp_path)).folder
     done = run(["score", str(folder), "--count", "4", "--out", str(tmp_path / "s.jsonl")])
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]

@@ -10,18 +10,27 @@ import torch
 from tests.reference.search import best
 from tests.search.toys import CountingModel, Green, make_task
 
-from plaudit.audit.pruning import RewardTensor, bootstrap, rank_correlation, reward_tensors, simulate_pruning
-from plaudit.builds.previews import PreviewPlan, Previews, draw_previews, predicted, train
+from plaudit.audit.pruning import bootstrap, reward_tensors, simulate_pruning
+from plaudit.builds.previews import (
+    PreviewPlan,
+    Previews,
+    RewardTensor,
+    draw_previews,
+    predicted,
+    rank_correlation,
+    train,
+)
 from plaudit.errors import RewardError
 from plaudit.lab.scenes.grammar import evaluation_prompts, tokenise
 from plaudit.lab.scenes.render import rasterise, sample_scenes
 from plaudit.models.lab import LabFlowModel
 from plaudit.recipe.rewards import RewardConfig
-from plaudit.rewards.learned.noise_aware import UNCHANGED, NoiseAware, from_proxy, load_previews, noise_aware
+from plaudit.rewards.learned.noise_aware import UNCHANGED, NoiseAware, from_proxy, load_previews
 from plaudit.rewards.learned.proxy import SceneProxy
 from plaudit.rewards.suite import load_suite
 from plaudit.sampling.noise import SampleKey, gaussian
 from plaudit.search.budget import Cost
+from plaudit.search.flow.lookouts import noise_aware
 from plaudit.search.flow.prune import Plan, Prune
 from plaudit.search.flow.steps import score_total
 from plaudit.search.run import run_search

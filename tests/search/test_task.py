@@ -19,7 +19,7 @@ from plaudit.recipe.sampling import EvaluationSampler, Sampler
 from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.gradients import differentiable_total
 from plaudit.rewards.suite import load_suite
-from plaudit.sampling.drawers import make_drawer
+from plaudit.sampling.drawers import generate, make_drawer
 from plaudit.sampling.kernels import transition
 from plaudit.sampling.noise import SampleKey, gaussian
 from plaudit.sampling.plan import deterministic_plan
@@ -27,7 +27,6 @@ from plaudit.sampling.rollout import draw
 from plaudit.search.base import PLAIN_STEP, REPEATED, Task, TimeUp
 from plaudit.search.budget import Budget, BudgetExceeded, Cost
 from plaudit.search.rows import Rows, best_rows, places
-from plaudit.train.preview import generate
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,6 @@ from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.encoders.lab import LabEncoder
 from plaudit.rewards.learned.stitched import (
     Stitch,
-    StitchedLookout,
     StitchedValue,
     find_seam,
     fit_linear,
@@ -32,7 +31,7 @@ from plaudit.rewards.learned.stitched import (
 from plaudit.rewards.suite import load_suite
 from plaudit.search.budget import Cost
 from plaudit.search.flow.guidance import Guidance
-from plaudit.search.flow.lookouts import Preview, find_lookout
+from plaudit.search.flow.lookouts import Preview, StitchedLookout, find_lookout
 from plaudit.search.flow.particles import Particles
 from plaudit.search.rows import Rows
 from plaudit.search.run import run_search

@@ -15,14 +15,13 @@ import pytest
 from tests.reference.toys import toy_recipe
 from tests.serve.harness import LONG, get, wait_for
 
-import plaudit.train.loop as loop
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.load import load_reward
 from plaudit.serve.client import Failed
 from plaudit.serve.remote import Remote
-from plaudit.train.loop import align
+from plaudit.verbs import align
 
 TILE = 4  # outputs in a call of the remote reward; a step has two such pieces
 PROGRAM = """
@@ -115,7 +114,6 @@ def lines(folder: Path) -> list[dict]:
 
 def test_a_run_outlives_its_service(tmp_path, monkeypatch, server) -> None:
     """Half of the second step has no scores and the third has none; then the service is back at the same address."""
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
     before_calls(monkeypatch, {(1, 2): server.kill, (3, 1): server.start})
     far, tolerant = remote(server.url), {"missing": {"max_missing_fraction": 1.0}}
     steps = lines(align(recipe(tmp_path, far, **tolerant)).folder)
@@ -128,7 +126,6 @@ def test_a_run_outlives_its_service(tmp_path, monkeypatch, server) -> None:
 
 
 def test_a_run_whose_service_stays_away_stops_and_says_why(tmp_path, monkeypatch, server) -> None:
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
     before_calls(monkeypatch, {(1, 2): server.kill})
     with pytest.raises(RewardError, match=r"rewards.far: 4 of 8 scores are missing.* 0\.05 allows .*errored.*refused"):
         align(recipe(tmp_path, remote(server.url)))

@@ -24,11 +24,6 @@ from plaudit.train import loop, setup
 from plaudit.train.doctor.doctor import examine
 
 
-@pytest.fixture(autouse=True)
-def _without_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "write_report", lambda root: root / "report.html")
-
-
 def folder_of(tmp_path: Path) -> Path:
     recipe = toy_recipe(tmp_path)
     return Path(recipe.run.folder) / (recipe.run.name or recipe.name)
@@ -52,9 +47,9 @@ def test_a_folder_with_a_recipe_of_somebodys_own_is_no_run(tmp_path: Path, monke
     own = toy_recipe(tmp_path, {"run": {"folder": str(tmp_path), "name": "project"}})
     for overwrite in (False, True):
         with pytest.raises(RunError, match=r"choose another --run\.name"):
-            loop.align(own, overwrite=overwrite)
+            loop.train(own, overwrite=overwrite)
     with pytest.raises(RunError, match="no complete checkpoint"):
-        loop.align(own, resume=True)
+        loop.train(own, resume=True)
     assert files(project) == {"recipe.yaml": written.encode()}
 
 
@@ -63,15 +58,15 @@ def test_there_is_nothing_to_resume_where_no_run_began(tmp_path: Path, made: boo
     if made:
         folder_of(tmp_path).mkdir(parents=True)
     with pytest.raises(RunError, match=r"--resume: .* has no complete checkpoint"):
-        loop.align(toy_recipe(tmp_path), resume=True)
+        loop.train(toy_recipe(tmp_path), resume=True)
 
 
 def test_checkpoints_without_their_recipe_are_not_resumed(tmp_path: Path) -> None:
-    loop.align(toy_recipe(tmp_path))
+    loop.train(toy_recipe(tmp_path))
     (folder_of(tmp_path) / "recipe.yaml").unlink()
     before = files(folder_of(tmp_path))
     with pytest.raises(RunError, match=r"recipe\.yaml is gone"):
-        loop.align(toy_recipe(tmp_path, {"train": {"lr": 0.5}}), resume=True)
+        loop.train(toy_recipe(tmp_path, {"train": {"lr": 0.5}}), resume=True)
     assert files(folder_of(tmp_path)) == before
 
 
@@ -83,12 +78,12 @@ def test_a_folder_that_is_being_written_is_left_alone(tmp_path: Path, how: dict)
     first = open_run(toy_recipe(tmp_path), resume=False, overwrite=False)
     (folder_of(tmp_path) / "evaluations.jsonl").write_text("being written")
     with pytest.raises(RunError, match="being written by another process"):
-        loop.align(toy_recipe(tmp_path), **how)
+        loop.train(toy_recipe(tmp_path), **how)
     assert (folder_of(tmp_path) / "evaluations.jsonl").read_text() == "being written"
     first.release()
     if how:
-        loop.align(toy_recipe(tmp_path), **how)
-        loop.align(toy_recipe(tmp_path), resume=True)  # what is done holds nothing
+        loop.train(toy_recipe(tmp_path), **how)
+        loop.train(toy_recipe(tmp_path), resume=True)  # what is done holds nothing
 
 
 def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
@@ -102,7 +97,7 @@ def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=Path(__file__).parents[2], timeout=60)
     assert done.returncode == -9 and (folder_of(tmp_path) / "recipe.yaml").is_file()
-    loop.align(toy_recipe(tmp_path), resume=True)
+    loop.train(toy_recipe(tmp_path), resume=True)
 
 
 @pytest.mark.parametrize("moment", ("is set aside", "has no folder yet", "is being replaced"))
@@ -111,7 +106,7 @@ def test_a_second_process_at_any_moment_of_the_first_takes_nothing(
     moment: str, how: dict, tmp_path, monkeypatch
 ) -> None:
     """Locks are of open files, so two claims in one process stand for two processes."""
-    loop.align(toy_recipe(tmp_path))
+    loop.train(toy_recipe(tmp_path))
     root, before = folder_of(tmp_path), files(folder_of(tmp_path))
     how, refused = {"resume": False, "overwrite": False} | how, []
     entered: list[bool] = []
@@ -181,7 +176,7 @@ def test_a_lock_that_its_holder_removes_as_it_is_opened_is_opened_anew(tmp_path:
 
 
 def test_a_run_is_locked_by_whichever_link_it_is_reached(tmp_path: Path) -> None:
-    loop.align(toy_recipe(tmp_path))
+    loop.train(toy_recipe(tmp_path))
     linked = toy_recipe(tmp_path, {"run": {"name": "linked"}})
     (tmp_path / "runs" / "linked").symlink_to("toy")
     first = open_run(linked, resume=True, overwrite=False)
@@ -231,9 +226,7 @@ KEEPING = {"run": {"save_every": 1, "keep_checkpoints": 3}}
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "write_report", lambda root: root / "report.html")
-        loop.align(toy_recipe(folder, KEEPING))
+    loop.train(toy_recipe(folder, KEEPING))
     (folder / "runs").rename(folder / "kept")
     return folder
 
@@ -264,11 +257,11 @@ def test_whatever_lies_in_a_runs_folder_it_goes_on_or_one_line_says_why_not(
     recipe = toy_recipe(trained, KEEPING, {"train": {"steps": 4}})
     said = resumed if how == "resume" else overwritten
     if said is None:
-        loop.align(recipe, resume=how == "resume", overwrite=how == "overwrite")
+        loop.train(recipe, resume=how == "resume", overwrite=how == "overwrite")
         assert storage.latest_snapshot(folder_of(trained) / "checkpoints").name == "step_4"
     else:
         with pytest.raises(RunError, match=said) as refused:
-            loop.align(recipe, resume=how == "resume", overwrite=how == "overwrite")
+            loop.train(recipe, resume=how == "resume", overwrite=how == "overwrite")
         assert "\n" not in str(refused.value)
         assert (folder_of(trained) / "checkpoints" / "step_3").is_dir()
     assert (elsewhere / "precious").read_text() == "mine" and os.listdir(elsewhere) == ["precious"]
@@ -292,7 +285,7 @@ def test_a_run_replaces_no_link(what: str, trained: Path) -> None:
         if what == "finished" and not how["overwrite"]:
             continue
         with pytest.raises(RunError, match="is a link"):
-            loop.align(toy_recipe(trained), **how)
+            loop.train(toy_recipe(trained), **how)
     assert link.is_symlink() and files(real) == before
 
 
@@ -304,23 +297,23 @@ def refuse(prompts: list[str], outputs: object) -> list[None]:
 
 
 def test_a_run_comes_back_when_the_one_that_replaces_it_cannot_begin(tmp_path: Path, monkeypatch) -> None:
-    loop.align(toy_recipe(tmp_path))
+    loop.train(toy_recipe(tmp_path))
     before = files(folder_of(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(toys, "redness", refuse)
         with pytest.raises(RunError, match="no score for anything"):
-            loop.align(toy_recipe(tmp_path), overwrite=True)
+            loop.train(toy_recipe(tmp_path), overwrite=True)
     assert files(folder_of(tmp_path)) == before
     with monkeypatch.context() as patch:
         patch.setattr(loop, "save_checkpoint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            loop.align(toy_recipe(tmp_path), overwrite=True)
+            loop.train(toy_recipe(tmp_path), overwrite=True)
     assert files(folder_of(tmp_path)) == before
     assert [f.name for f in folder_of(tmp_path).parent.iterdir()] == [folder_of(tmp_path).name]
 
 
 def test_a_run_comes_back_when_there_is_no_room_for_the_recipe_of_the_new_one(tmp_path: Path, monkeypatch) -> None:
-    loop.align(toy_recipe(tmp_path))
+    loop.train(toy_recipe(tmp_path))
     before = files(folder_of(tmp_path))
 
     def full(*_: object) -> None:
@@ -335,7 +328,7 @@ def test_a_run_comes_back_when_there_is_no_room_for_the_recipe_of_the_new_one(tm
 
 
 def test_the_replaced_run_is_gone_once_the_new_one_has_a_checkpoint(tmp_path: Path, monkeypatch) -> None:
-    loop.align(toy_recipe(tmp_path))
+    loop.train(toy_recipe(tmp_path))
     seen = []
     real = loop._train
 
@@ -344,14 +337,14 @@ def test_the_replaced_run_is_gone_once_the_new_one_has_a_checkpoint(tmp_path: Pa
         return real(*args, **rest)
 
     monkeypatch.setattr(loop, "_train", train)
-    loop.align(toy_recipe(tmp_path, {"train": {"lr": 0.5}}), overwrite=True)
+    loop.train(toy_recipe(tmp_path, {"train": {"lr": 0.5}}), overwrite=True)
     assert set(seen) == {folder_of(tmp_path).name, f".{folder_of(tmp_path).name}.lock"}
     assert load([folder_of(tmp_path) / "recipe.yaml"]).train.lr == 0.5
 
 
 @pytest.mark.parametrize("early", (False, True))
 def test_a_replacing_run_that_was_killed_can_be_replaced_and_resumed(tmp_path: Path, early: bool) -> None:
-    loop.align(toy_recipe(tmp_path))
+    loop.train(toy_recipe(tmp_path))
     before = files(folder_of(tmp_path))
     killed = open_run(toy_recipe(tmp_path), resume=False, overwrite=True)
     beside = killed.replaced
@@ -374,7 +367,7 @@ def test_a_lock_is_not_opened_through_a_link_and_loses_nothing(kind: str, tmp_pa
     lock.symlink_to(other) if kind == "link" else lock.hardlink_to(other)
     if kind == "link":
         with pytest.raises(RunError, match="is a link"):
-            loop.align(toy_recipe(tmp_path), overwrite=True)
+            loop.train(toy_recipe(tmp_path), overwrite=True)
     else:
         open_run(toy_recipe(tmp_path), resume=False, overwrite=True).release()
     assert other.read_text() == "mine"
@@ -384,11 +377,11 @@ def test_a_run_that_learned_nothing_makes_room_for_the_corrected_command(tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(loop, "collect", lambda *_, **__: (_ for _ in ()).throw(RewardError("rewards.red failed")))
         with pytest.raises(RewardError):
-            loop.align(toy_recipe(tmp_path))
+            loop.train(toy_recipe(tmp_path))
     assert (folder_of(tmp_path) / "checkpoints" / "step_0").is_dir()
-    loop.align(toy_recipe(tmp_path, {"train": {"lr": 1e-3}}))
+    loop.train(toy_recipe(tmp_path, {"train": {"lr": 1e-3}}))
     with pytest.raises(RunError, match="exists; go on"):
-        loop.align(toy_recipe(tmp_path))
+        loop.train(toy_recipe(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -401,7 +394,7 @@ def test_a_run_that_learned_nothing_makes_room_for_the_corrected_command(tmp_pat
         {"run": {"folder": "/dev/null/runs"}},
     ),
 )
-@pytest.mark.parametrize("verb", (loop.align, examine))
+@pytest.mark.parametrize("verb", (loop.train, examine))
 def test_what_is_cheap_is_checked_before_a_model_is_made(verb, change: dict, tmp_path: Path, monkeypatch) -> None:
     if verb is examine and "run" in change:
         return  # it writes nothing
@@ -418,7 +411,7 @@ def test_of_several_processes_one_says_that_there_must_be_one(tmp_path: Path, mo
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(RunError, match="WORLD_SIZE is 2"):
-            loop.align(toy_recipe(tmp_path))
+            loop.train(toy_recipe(tmp_path))
         result = CliRunner().invoke(app, ["align", "slots-nft"])
         said.append((result.exit_code, result.output.count("\n")))
     assert said == [(2, 1), (0, 0)]

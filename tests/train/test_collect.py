@@ -108,9 +108,8 @@ def test_groups_without_contrast_are_not_informative(tmp_path, monkeypatch) -> N
 )
 def test_a_constant_reward_trains_nothing_and_does_not_fail(layers: list[dict], tmp_path, monkeypatch) -> None:
     """Pitfall 23: it must be visible in the metrics."""
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
     monkeypatch.setattr(toys, "redness", lambda prompts, outputs: [0.1] * len(prompts))
-    result = loop.align(toy_recipe(tmp_path, *layers))
+    result = loop.train(toy_recipe(tmp_path, *layers))
     rows = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         assert row["frac_reward_zero_std"] == 1 and row["advantage/abs_mean"] == 0
@@ -120,8 +119,7 @@ def test_a_constant_reward_trains_nothing_and_does_not_fail(layers: list[dict], 
 
 def test_a_reward_that_draws_random_numbers_changes_no_sample(tmp_path, monkeypatch) -> None:
     """Pitfall 17, over a whole run."""
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
-    loop.align(toy_recipe(tmp_path / "quiet", GRPO))
+    loop.train(toy_recipe(tmp_path / "quiet", GRPO))
     real = toys.redness
 
     def noisy(prompts, outputs):
@@ -132,17 +130,16 @@ def test_a_reward_that_draws_random_numbers_changes_no_sample(tmp_path, monkeypa
 
     monkeypatch.setattr(toys, "redness", noisy)
     torch.manual_seed(99)
-    loop.align(toy_recipe(tmp_path / "noisy", GRPO))
+    loop.train(toy_recipe(tmp_path / "noisy", GRPO))
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert (tmp_path / "quiet/runs/toy" / name).read_bytes() == (tmp_path / "noisy/runs/toy" / name).read_bytes()
 
 
-def test_tiles_and_micro_batches_do_not_change_a_run_but_for_rounding(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
+def test_tiles_and_micro_batches_do_not_change_a_run_but_for_rounding(tmp_path) -> None:
     finals = []
     for name, tile, micro_batch in (("a", 64, 64), ("b", 5, 3)):
         sizes = {"sampler": {"tile": tile}, "train": {"micro_batch": micro_batch, "lr": 1e-3}}
-        loop.align(toy_recipe(tmp_path / name, sizes))
+        loop.train(toy_recipe(tmp_path / name, sizes))
         lines = (tmp_path / name / "runs/toy/metrics.jsonl").read_text().splitlines()
         finals.append([json.loads(line)["loss"] for line in lines])
     assert finals[0] == pytest.approx(finals[1], rel=1e-3)
@@ -403,10 +400,9 @@ def evaluations(root: Path) -> list[dict]:
     return [json.loads(line) for line in (root / "evaluations.jsonl").read_text().splitlines()]
 
 
-def test_before_and_after_differ_in_the_weights_alone(tmp_path, monkeypatch) -> None:
+def test_before_and_after_differ_in_the_weights_alone(tmp_path) -> None:
     """With a learning rate of nearly nothing, every measurement is the first one."""
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
-    loop.align(toy_recipe(tmp_path, {"train": {"lr": 1e-30}}))
+    loop.train(toy_recipe(tmp_path, {"train": {"lr": 1e-30}}))
     found = evaluations(tmp_path / "runs/toy")
     assert [e["label"] for e in found] == ["before", "step", "after"]
     assert found[0]["mean"] == found[2]["mean"]
@@ -418,13 +414,12 @@ def test_before_and_after_differ_in_the_weights_alone(tmp_path, monkeypatch) -> 
 
 
 @pytest.mark.parametrize("average", ({}, EMA), ids=("current", "average"))
-def test_every_held_out_prompt_is_counted_once(average: dict, tmp_path, monkeypatch) -> None:
+def test_every_held_out_prompt_is_counted_once(average: dict, tmp_path) -> None:
     """Pitfall 36; the mean is that of the items, made again by hand from the final weights."""
     from safetensors.torch import load_file
 
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
     recipe = toy_recipe(tmp_path, average, {"evaluate": {"sampler": {"tile": 3}}})
-    result = loop.align(recipe)
+    result = loop.train(recipe)
     last = evaluations(result.folder)[-1]
     items = json.loads((result.folder / last["items"]).read_text())
     asked = read_prompts(recipe.prompts.heldout, "k")
@@ -440,13 +435,12 @@ def test_every_held_out_prompt_is_counted_once(average: dict, tmp_path, monkeypa
     assert items["score"] == pytest.approx(toys.redness([p.text for p in asked], model.decode(x)), abs=1e-5)
 
 
-def test_with_an_average_the_average_is_measured_and_saved(tmp_path, monkeypatch) -> None:
+def test_with_an_average_the_average_is_measured_and_saved(tmp_path) -> None:
     from safetensors.torch import load_file
 
     from plaudit import storage
 
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
-    result = loop.align(toy_recipe(tmp_path, EMA))
+    result = loop.train(toy_recipe(tmp_path, EMA))
     tensors, meta = storage.read_snapshot(result.folder / "checkpoints" / "step_3")
     final = load_file(result.folder / "final" / "toy.safetensors")
     assert meta["result"] == "ema"
@@ -455,7 +449,6 @@ def test_with_an_average_the_average_is_measured_and_saved(tmp_path, monkeypatch
 
 
 def test_a_missing_truth_is_counted_as_missing(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
     real = toys.redness
     monkeypatch.setattr(
         toys,
@@ -464,15 +457,14 @@ def test_a_missing_truth_is_counted_as_missing(tmp_path, monkeypatch) -> None:
             None if i == 1 and len(prompts) == 4 else v for i, v in enumerate(real(prompts, outputs))
         ],
     )
-    result = loop.align(toy_recipe(tmp_path, {"rewards": {"red": "brightness"}}))
+    result = loop.train(toy_recipe(tmp_path, {"rewards": {"red": "brightness"}}))
     before, last = (evaluations(result.folder)[i] for i in (0, -1))
     assert before["missing"] == last["missing"] == 1 and last["count"] == 3
     assert math.isfinite(last["mean"]) and math.isfinite(result.summary["gain"])
 
 
-def test_metrics_of_a_run_are_complete_and_counted(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
-    result = loop.align(toy_recipe(tmp_path, GRPO, {"sampler": {"guidance": 2.0}}))
+def test_metrics_of_a_run_are_complete_and_counted(tmp_path) -> None:
+    result = loop.train(toy_recipe(tmp_path, GRPO, {"sampler": {"guidance": 2.0}}))
     rows = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [1, 2, 3]
     for row in rows:
@@ -496,7 +488,6 @@ def test_metrics_of_a_run_are_complete_and_counted(tmp_path, monkeypatch) -> Non
     ("limit", "steps", "reason"),
     [({"network_calls": 25}, 2, "train.network_calls 25"), ({"minutes": 1e-9}, 1, "train.minutes 1e-09")],
 )
-def test_other_limits_stop_a_run(limit: dict, steps: int, reason: str, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
-    result = loop.align(toy_recipe(tmp_path, {"train": {"steps": None, **limit}}))
+def test_other_limits_stop_a_run(limit: dict, steps: int, reason: str, tmp_path) -> None:
+    result = loop.train(toy_recipe(tmp_path, {"train": {"steps": None, **limit}}))
     assert (result.summary["steps"], result.summary["stopped"]) == (steps, reason)

@@ -29,8 +29,8 @@ from plaudit.train.doctor import doctor
 from plaudit.train.doctor import flow as doctor_flow
 from plaudit.train.doctor.checks import Check, Patient, admit
 from plaudit.train.doctor.doctor import cheap_checks, examine
-from plaudit.train.loop import align
 from plaudit.train.setup import prepare
+from plaudit.verbs import align
 
 NAMES = {
     "isolation": "programs are kept from this machine",

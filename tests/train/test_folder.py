@@ -27,7 +27,6 @@ from plaudit.runs.folder import RunFolder
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "write_report", lambda root: root / "report.html")
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -39,16 +38,16 @@ def root_of(tmp_path: Path) -> Path:
 
 
 def test_a_name_is_not_reused_by_accident(tmp_path: Path) -> None:
-    loop.align(toy_recipe(tmp_path))
+    loop.train(toy_recipe(tmp_path))
     before = (root_of(tmp_path) / "metrics.jsonl").read_bytes()
     with pytest.raises(RunError, match="exists; go on with --resume, replace it with --overwrite, or choose another"):
-        loop.align(toy_recipe(tmp_path))
+        loop.train(toy_recipe(tmp_path))
     assert (root_of(tmp_path) / "metrics.jsonl").read_bytes() == before
     (root_of(tmp_path) / "stray").write_text("")
-    loop.align(toy_recipe(tmp_path), overwrite=True)
+    loop.train(toy_recipe(tmp_path), overwrite=True)
     assert not (root_of(tmp_path) / "stray").exists()
     assert (root_of(tmp_path) / "metrics.jsonl").read_bytes() == before
-    loop.align(toy_recipe(tmp_path, {"run": {"name": "other"}}))
+    loop.train(toy_recipe(tmp_path, {"run": {"name": "other"}}))
     assert (tmp_path / "runs" / "other" / "metrics.jsonl").read_bytes() == before
 
 
@@ -56,24 +55,24 @@ def test_a_run_that_was_refused_before_it_began_leaves_its_name_free(tmp_path: P
     with monkeypatch.context() as patch:
         patch.setattr(toys, "redness", lambda prompts, outputs: [float(i) for i in range(len(prompts))])
         with pytest.raises(RunError, match="a check failed"):
-            loop.align(toy_recipe(tmp_path))
+            loop.train(toy_recipe(tmp_path))
     assert (root_of(tmp_path) / "checks.json").exists()
-    loop.align(toy_recipe(tmp_path))
+    loop.train(toy_recipe(tmp_path))
     with pytest.raises(RunError, match="exists; go on with --resume"):
-        loop.align(toy_recipe(tmp_path))
+        loop.train(toy_recipe(tmp_path))
 
 
 def test_a_stray_file_keeps_a_name_taken(tmp_path: Path) -> None:
     root_of(tmp_path).mkdir(parents=True)
     (root_of(tmp_path) / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="exists"):
-        loop.align(toy_recipe(tmp_path))
+        loop.train(toy_recipe(tmp_path))
     assert (root_of(tmp_path) / "notes.txt").read_text() == "mine"
 
 
 def test_resuming_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"--resume: .* has no complete checkpoint; start it without --resume"):
-        loop.align(toy_recipe(tmp_path), resume=True)
+        loop.train(toy_recipe(tmp_path), resume=True)
     assert not root_of(tmp_path).exists()
 
 
@@ -93,16 +92,16 @@ def test_resuming_nothing_is_an_error(tmp_path: Path) -> None:
 )
 def test_a_run_is_not_resumed_with_another_recipe(change: dict, named: str, tmp_path: Path) -> None:
     recipe = toy_recipe(tmp_path)
-    loop.align(recipe)
+    loop.train(recipe)
     expected = named.format(train=recipe.train, sampler=recipe.sampler, evaluate=recipe.evaluate)
     with pytest.raises(RunError, match=f"^--resume: .*{expected} .*recipe.yaml. Only train.steps, .* may change"):
-        loop.align(toy_recipe(tmp_path, change), resume=True)
+        loop.train(toy_recipe(tmp_path, change), resume=True)
 
 
 def test_what_does_not_change_numbers_may_change(tmp_path: Path) -> None:
-    loop.align(toy_recipe(tmp_path))
+    loop.train(toy_recipe(tmp_path))
     longer = {"train": {"steps": 4}, "run": {"save_every": 7, "keep_checkpoints": 1}}
-    result = loop.align(toy_recipe(tmp_path, longer), resume=True)
+    result = loop.train(toy_recipe(tmp_path, longer), resume=True)
     assert result.summary["steps"] == 4
     assert "steps: 4" in (root_of(tmp_path) / "recipe.yaml").read_text()
 
@@ -143,7 +142,7 @@ def test_a_file_in_place_of_the_runs_folder_is_one_clear_error(tmp_path: Path) -
     recipe = toy_recipe(tmp_path)
     (tmp_path / "runs").write_text("not a folder")
     with pytest.raises(RunError, match=r"cannot write .*toy: .*runs is not a folder; choose another"):
-        loop.align(recipe)
+        loop.train(recipe)
 
 
 @pytest.mark.parametrize("overwrite", (False, True))
@@ -152,7 +151,7 @@ def test_a_file_in_place_of_the_run_is_one_clear_error(overwrite: bool, tmp_path
     (tmp_path / "runs").mkdir()
     root_of(tmp_path).write_text("precious")
     with pytest.raises(RunError, match="toy"):
-        loop.align(recipe, overwrite=overwrite)
+        loop.train(recipe, overwrite=overwrite)
     assert root_of(tmp_path).read_text() == "precious"
 
 
@@ -160,7 +159,7 @@ def test_a_read_only_folder_is_one_clear_error(tmp_path: Path, monkeypatch) -> N
     recipe = toy_recipe(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(RunError, match=r"cannot write .*toy: .* is read-only; choose another --run\.folder"):
-        loop.align(recipe)
+        loop.train(recipe)
 
 
 @pytest.mark.parametrize("blocked", ("checkpoints", "evaluations", "samples/step_000002.png"))
@@ -168,7 +167,7 @@ def test_something_in_the_way_is_one_clear_error_and_the_checkpoint_stays(blocke
     """Root may write anywhere, so a file stands where a folder must go, or a folder where a file must."""
     recipe = toy_recipe(tmp_path, {"train": {"steps": 4}})
     short = toy_recipe(tmp_path, {"train": {"steps": 1}})
-    loop.align(short)
+    loop.train(short)
     target = root_of(tmp_path) / blocked
     if blocked == "checkpoints":
         (target / ".step_3.partial").write_text("in the way of the third checkpoint")
@@ -179,7 +178,7 @@ def test_something_in_the_way_is_one_clear_error_and_the_checkpoint_stays(blocke
         shutil.rmtree(target)
         target.write_text("in the way")
     with pytest.raises(RunError, match="cannot write"):
-        loop.align(recipe, resume=True)
+        loop.train(recipe, resume=True)
     latest = storage.latest_snapshot(root_of(tmp_path) / "checkpoints")
     assert latest is not None and storage.is_complete(latest)
 
@@ -189,7 +188,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 @pytest.mark.parametrize("what", ("tensors", "marker", "log", "picture", "final weights"))
 def test_a_full_disk_is_one_clear_error_and_the_run_resumes(what: str, tmp_path: Path, monkeypatch) -> None:
-    loop.align(toy_recipe(tmp_path / "whole"))
+    loop.train(toy_recipe(tmp_path / "whole"))
     expected = (root_of(tmp_path / "whole") / "metrics.jsonl").read_bytes()
     recipe = toy_recipe(tmp_path)
     real_save, real_text, real_open = storage.save_file, Path.write_text, Path.open
@@ -247,7 +246,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes(what: str, tmp_path:
 
             patch.setattr(toys.ToyFlowModel, "save", refuse)
         with pytest.raises(RunError, match=r"cannot write .*No space left on device.*--resume") as caught:
-            loop.align(recipe)
+            loop.train(recipe)
     assert "\n" not in str(caught.value)
     latest = storage.latest_snapshot(root_of(tmp_path) / "checkpoints")
     assert latest.name == {"tensors": "step_1", "marker": "step_1", "log": "step_1", "picture": "step_1"}.get(
@@ -256,7 +255,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes(what: str, tmp_path:
     assert not list((root_of(tmp_path) / "checkpoints").glob(".*.partial")), (
         "a failed write leaves no rubbish on a full disk"
     )
-    loop.align(recipe, resume=True)
+    loop.train(recipe, resume=True)
     assert (root_of(tmp_path) / "metrics.jsonl").read_bytes() == expected
 
 
@@ -372,11 +371,11 @@ def test_a_run_refused_before_it_measured_anything_does_not_occupy_its_name(tmp_
 def test_align_takes_whatever_names_a_recipe(tmp_path: Path) -> None:
     """A run folder too, which goes on where it lies now."""
     recipe = toy_recipe(tmp_path)
-    loop.align(recipe.model_dump())
+    loop.train(recipe.model_dump())
     shutil.move(root_of(tmp_path), tmp_path / "moved")
     with pytest.raises(RunError, match=r"moved exists; go on with --resume"):
-        loop.align(tmp_path / "moved")
-    assert loop.align(str(tmp_path / "moved"), resume=True).folder == tmp_path / "moved"
+        loop.train(tmp_path / "moved")
+    assert loop.train(str(tmp_path / "moved"), resume=True).folder == tmp_path / "moved"
     assert not root_of(tmp_path).exists()
     with pytest.raises(RecipeError, match="align: the recipe is 3; give a Recipe"):
-        loop.align(3)  # type: ignore[arg-type]
+        loop.train(3)  # type: ignore[arg-type]

@@ -15,11 +15,6 @@ import plaudit.train.loop as loop
 from plaudit.recipe.load import load
 
 
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "write_report", lambda root: root / "report.html")
-
-
 def trained(tmp_path: Path, base: str, *layers: dict[str, Any]) -> Mapping[str, Any]:
     """A short run on slots with few sampler steps: 62 % of the captions are drawn right at the model's own ten."""
     short = {
@@ -29,7 +24,7 @@ def trained(tmp_path: Path, base: str, *layers: dict[str, Any]) -> Mapping[str, 
         "evaluate": {"every": 1000, "final_prompts": 240, "sampler": {"steps": 6}},
         "run": {"folder": str(tmp_path), "threads": 1, "save_every": 1000},
     }
-    return loop.align(load([short, *layers])).summary
+    return loop.train(load([short, *layers])).summary
 
 
 def test_nft_draws_more_held_out_captions_right(tmp_path: Path) -> None:
@@ -88,7 +83,7 @@ def test_every_way_of_training_raises_its_reward(name: str, tmp_path: Path) -> N
         "evaluate": {"every": 1000},
         "run": {"save_every": 1000},
     }
-    result = loop.align(toy_recipe(tmp_path, sizes, *TOYS[name]))
+    result = loop.train(toy_recipe(tmp_path, sizes, *TOYS[name]))
     rewards = [json.loads(line)["reward"] for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     first, last = np.mean(rewards[:8]), np.mean(rewards[-8:])
     assert last > first + 0.05, (first, last)

@@ -39,7 +39,6 @@ def small(folder: Path, name: str, *layers: dict) -> Recipe:
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
     monkeypatch.setattr(loop, "cheap_checks", lambda setup: [])
     torch.set_num_threads(1)
 
@@ -183,7 +182,7 @@ def left(root: Path) -> dict[str, bytes]:
 def in_two(folder: Path, name: str, *layers: dict) -> Path:
     for steps, resume in ((1, False), (3, True)):
         recipe = small(folder, name, *layers, {"train": {"steps": steps}})
-        root = loop.align(recipe, resume=resume).folder
+        root = loop.train(recipe, resume=resume).folder
     return root
 
 
@@ -198,7 +197,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_run_in_two_pieces_is_the_run_in_one(name: str, tmp_path: Path) -> None:
     """Bit for bit: metrics, weights, optimiser and what the rewards remember."""
-    whole = loop.align(small(tmp_path / "whole", name, *LAYERS[name])).folder
+    whole = loop.train(small(tmp_path / "whole", name, *LAYERS[name])).folder
     pieces = in_two(tmp_path / "pieces", name, *LAYERS[name])
     assert left(whole) == left(pieces) and state(whole) == state(pieces)
     metrics = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
@@ -208,7 +207,7 @@ def test_a_run_in_two_pieces_is_the_run_in_one(name: str, tmp_path: Path) -> Non
 def test_a_history_that_is_lost_at_a_resume_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pitfall 45, so that the test above can fail: without its memory HAPO's second piece begins with first visits."""
     layers = LAYERS["sums-hapo"]
-    whole = loop.align(small(tmp_path / "whole", "sums-hapo", *layers)).folder
+    whole = loop.train(small(tmp_path / "whole", "sums-hapo", *layers)).folder
     remembered = {key: n for key, n in state(whole)["rewards"]["concise"]["shortest"]}
     assert 1 <= len(remembered) <= 3 and all(n > 1 for n in remembered.values()), "measuring is not remembered"
     monkeypatch.setattr(ShorterThanBefore, "load_state", lambda self, state: None)
@@ -218,7 +217,7 @@ def test_a_history_that_is_lost_at_a_resume_shows(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("name", ("sums-drpo", "sums-luspo"))
 def test_the_later_updates_of_a_step_have_moved(name: str, tmp_path: Path) -> None:
     """Otherwise neither a clip range nor a barrier would ever act."""
-    root = loop.align(small(tmp_path, name, {"train": {"steps": 2}})).folder
+    root = loop.train(small(tmp_path, name, {"train": {"steps": 2}})).folder
     for row in (json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()):
         assert row["ratio/deviation"] > 10 * row["ratio/first_step_max_dev"] and row["grad_norm"] > 1e-4
         parts = sum(value for key, value in row.items() if key.startswith("loss/"))

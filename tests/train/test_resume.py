@@ -111,7 +111,6 @@ def arm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int | None], Kill
     monkeypatch.setattr(loop, "collect", around("the rollout", real_collect))
     monkeypatch.setattr(learning, "accumulate", around("a gradient", real_accumulate))
     monkeypatch.setattr(loop, "evaluate", around("an evaluation", real_evaluate))
-    monkeypatch.setattr(loop, "write_report", lambda root: root / "report.html")
 
     def set_to(at: int | None) -> Killer:
         killer.at, killer.count, killer.names = at, 0, []
@@ -144,10 +143,10 @@ def finish(recipe: Recipe) -> None:
     """What a user does after a kill: resume. Only where there is not even a folder yet is there nothing to resume."""
     if not run_folder(recipe).exists():
         with pytest.raises(RunError, match="no complete checkpoint"):
-            loop.align(recipe, resume=True)
-        loop.align(recipe)
+            loop.train(recipe, resume=True)
+        loop.train(recipe)
         return
-    loop.align(recipe, resume=True)
+    loop.train(recipe, resume=True)
 
 
 VARIANTS = {
@@ -163,7 +162,7 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(variant: str, tmp_pat
     """Every place where a run touches disk or weights, one kill each; the stride keeps it short and differs by variant."""
     recipe = toy_recipe(tmp_path, *VARIANTS[variant])
     moments = arm(None)
-    loop.align(recipe)
+    loop.train(recipe)
     expected = contents(run_folder(recipe))
     assert {"metrics.jsonl", "evaluations.jsonl", "samples/after.png", "final/toy.safetensors"} <= set(expected)
     assert moments.count > 60
@@ -172,7 +171,7 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(variant: str, tmp_pat
         shutil.rmtree(run_folder(recipe), ignore_errors=True)
         arm(at)
         with pytest.raises(Killed):
-            loop.align(recipe)
+            loop.train(recipe)
         arm(None)
         finish(recipe)
         assert_same(contents(run_folder(recipe)), expected, f"a kill at moment {at}, {names[at - 1]}")
@@ -182,13 +181,13 @@ def test_once_a_checkpoint_is_complete_there_is_always_one(tmp_path: Path, arm) 
     """Also with a single one kept: the moment between removing the old and renaming the new must not lose both."""
     recipe = toy_recipe(tmp_path, {"run": {"keep_checkpoints": 1}})
     moments = arm(None)
-    loop.align(recipe)
+    loop.train(recipe)
     first = moments.names.index("before the rollout") + 1
     for at in range(first, moments.count + 1, 2):
         shutil.rmtree(run_folder(recipe))
         arm(at)
         with pytest.raises(Killed):
-            loop.align(recipe)
+            loop.train(recipe)
         arm(None)
         storage.finish_renames(run_folder(recipe) / "checkpoints")
         assert storage.latest_snapshot(run_folder(recipe) / "checkpoints") is not None, (at, moments.names)
@@ -197,14 +196,14 @@ def test_once_a_checkpoint_is_complete_there_is_always_one(tmp_path: Path, arm) 
 def test_killed_again_while_resuming(tmp_path: Path, arm) -> None:
     recipe = toy_recipe(tmp_path, GRPO)
     arm(None)
-    loop.align(recipe)
+    loop.train(recipe)
     expected = contents(run_folder(recipe))
     for first, second in ((60, 3), (60, 8), (75, 1), (75, 20), (90, 5), (50, 33)):
         shutil.rmtree(run_folder(recipe))
         for at in (first, second):
             arm(at)
             with pytest.raises(Killed):
-                loop.align(recipe, resume=at == second)
+                loop.train(recipe, resume=at == second)
         arm(None)
         finish(recipe)
         assert_same(contents(run_folder(recipe)), expected, f"kills at {first} and {second}")
@@ -220,9 +219,8 @@ class Told(Silent):
 
 def test_a_run_without_a_checkpoint_starts_over_in_its_folder(tmp_path: Path, monkeypatch) -> None:
     """And says so; afterwards it is the run that was never killed."""
-    monkeypatch.setattr(loop, "write_report", lambda root: root / "report.html")
     recipe, display = toy_recipe(tmp_path), Told()
-    loop.align(recipe)
+    loop.train(recipe)
     expected = contents(run_folder(recipe))
     shutil.rmtree(run_folder(recipe))
     with monkeypatch.context() as patch:
@@ -230,9 +228,9 @@ def test_a_run_without_a_checkpoint_starts_over_in_its_folder(tmp_path: Path, mo
             loop, "save_checkpoint", lambda *args: (_ for _ in ()).throw(Killed("before the first checkpoint"))
         )
         with pytest.raises(Killed):
-            loop.align(recipe)
+            loop.train(recipe)
     assert (run_folder(recipe) / "evaluations.jsonl").is_file()
-    loop.align(recipe, resume=True, display=display)
+    loop.train(recipe, resume=True, display=display)
     assert any("holds no checkpoint yet: the run starts over from the beginning" in line for line in display.lines)
     assert_same(contents(run_folder(recipe)), expected, "a kill before the first checkpoint")
 
@@ -248,7 +246,7 @@ def test_a_folder_with_more_in_it_is_not_started_over(lost: str, tmp_path: Path)
     (root / lost).write_text("precious")
     (root / "recipe.yaml").write_text(dump(recipe))
     with pytest.raises(RunError, match="no complete checkpoint; start it without --resume"):
-        loop.align(recipe, resume=True)
+        loop.train(recipe, resume=True)
     assert (root / lost).read_text() == "precious"
 
 
@@ -258,17 +256,17 @@ def test_starting_over_takes_the_recipe_of_the_folder(tmp_path: Path) -> None:
     (root / "samples").mkdir(parents=True)
     (root / "recipe.yaml").write_text(dump(recipe))
     with pytest.raises(RunError, match=r"train\.lr is 0\.5 and was"):
-        loop.align(toy_recipe(tmp_path, {"train": {"lr": 0.5}}), resume=True)
+        loop.train(toy_recipe(tmp_path, {"train": {"lr": 0.5}}), resume=True)
 
 
 def test_a_finished_run_can_be_prolonged(tmp_path: Path, arm) -> None:
     """Three steps and three more are six steps: the end of a run leaves nothing behind that a longer one would not."""
     longer = {"train": {"steps": 6}}
     arm(None)
-    loop.align(toy_recipe(tmp_path, longer))
+    loop.train(toy_recipe(tmp_path, longer))
     whole = contents(run_folder(toy_recipe(tmp_path)))
-    loop.align(toy_recipe(tmp_path), overwrite=True)
-    loop.align(toy_recipe(tmp_path, longer), resume=True)
+    loop.train(toy_recipe(tmp_path), overwrite=True)
+    loop.train(toy_recipe(tmp_path, longer), resume=True)
     pieces = contents(run_folder(toy_recipe(tmp_path)))
     left = {name: data for name, data in pieces.items() if name in whole}
     assert_same(left, whole, "a prolongation")
@@ -281,7 +279,7 @@ def test_a_finished_run_can_be_prolonged(tmp_path: Path, arm) -> None:
 def test_a_harmed_checkpoint_is_ignored_in_favour_of_the_older_one(harm: str, tmp_path: Path, arm) -> None:
     recipe = toy_recipe(tmp_path)
     arm(None)
-    loop.align(recipe)
+    loop.train(recipe)
     root = run_folder(recipe)
     expected = contents(root)
     newest = root / "checkpoints" / "step_3"
@@ -305,7 +303,7 @@ def test_a_harmed_checkpoint_is_ignored_in_favour_of_the_older_one(harm: str, tm
     assert storage.latest_snapshot(root / "checkpoints") == root / "checkpoints" / "step_2"
     with pytest.raises(RunError, match="not a complete snapshot"):
         storage.read_snapshot(newest)
-    loop.align(recipe, resume=True)
+    loop.train(recipe, resume=True)
     assert_same(contents(root), expected, harm)
 
 
@@ -337,16 +335,16 @@ SLOTS = {
 def test_slots_killed_and_resumed_is_uninterrupted(variant: str, tmp_path: Path, arm) -> None:
     recipe = slots_recipe(tmp_path, *SLOTS[variant])
     moments = arm(None)
-    loop.align(recipe)
+    loop.train(recipe)
     expected, names = contents(run_folder(recipe)), list(moments.names)
     for name, occurrence in (("after the rollout", 3), ("after the optimiser step", 5), ("amid the tensors", 3)):
         at = [i for i, n in enumerate(names, start=1) if n == name][occurrence - 1]
         shutil.rmtree(run_folder(recipe))
         arm(at)
         with pytest.raises(Killed):
-            loop.align(recipe)
+            loop.train(recipe)
         arm(None)
-        loop.align(recipe, resume=True)
+        loop.train(recipe, resume=True)
         assert_same(contents(run_folder(recipe)), expected, f"a kill {name}")
 
 
@@ -387,41 +385,40 @@ class Signalling(Silent):
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(loop, "write_report", lambda root: root / "report.html")
 
 
 @pytest.mark.parametrize("step", (2, 5))
 def test_sigkill_and_resume(step: int, tmp_path: Path, quiet) -> None:
     """A real kill: no handler, no finally."""
     layers = [{"train": {"steps": 6}, "run": {"save_every": 4}}]
-    loop.align(toy_recipe(tmp_path / "whole", *layers))
+    loop.train(toy_recipe(tmp_path / "whole", *layers))
     expected = contents(run_folder(toy_recipe(tmp_path / "whole", *layers)))
     recipe = toy_recipe(tmp_path / "killed", *layers)
-    child = in_child(lambda: loop.align(recipe, display=Signalling(signal.SIGKILL, step)))
+    child = in_child(lambda: loop.train(recipe, display=Signalling(signal.SIGKILL, step)))
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert storage.latest_snapshot(run_folder(recipe) / "checkpoints").name == ("step_0" if step == 2 else "step_4")
-    loop.align(recipe, resume=True)
+    loop.train(recipe, resume=True)
     assert_same(contents(run_folder(recipe)), expected, "SIGKILL")
 
 
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
 def test_an_interrupted_run_saves_its_step_says_how_to_go_on_and_resumes(number: int, tmp_path: Path, quiet) -> None:
     layers = [{"train": {"steps": 5}, "run": {"save_every": 100}}]
-    loop.align(toy_recipe(tmp_path / "whole", *layers))
+    loop.train(toy_recipe(tmp_path / "whole", *layers))
     expected = contents(run_folder(toy_recipe(tmp_path / "whole", *layers)))
     recipe, log = toy_recipe(tmp_path / "stopped", *layers), tmp_path / "log.txt"
     with pytest.raises(Interrupted, match=r"stopped after step 2; everything is saved.*--resume"):
-        loop.align(recipe, display=Signalling(number, 2, log))
+        loop.train(recipe, display=Signalling(number, 2, log))
     assert "finishing this step, then saving" in log.read_text()
     assert storage.latest_snapshot(run_folder(recipe) / "checkpoints").name == "step_2"
     assert signal.getsignal(number) is not None and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    loop.align(recipe, resume=True)
+    loop.train(recipe, resume=True)
     assert_same(contents(run_folder(recipe)), expected, "an interruption")
 
 
 def test_a_second_interrupt_stops_at_once_and_falls_back(tmp_path: Path, quiet, monkeypatch) -> None:
     recipe = toy_recipe(tmp_path, {"run": {"save_every": 2}, "train": {"steps": 5}})
-    loop.align(recipe)
+    loop.train(recipe)
     expected = contents(run_folder(recipe))
     real, calls = learning.accumulate, []
 
@@ -433,9 +430,9 @@ def test_a_second_interrupt_stops_at_once_and_falls_back(tmp_path: Path, quiet, 
 
     monkeypatch.setattr(learning, "accumulate", impatient)
     with pytest.raises(Interrupted, match="stopped at once; the last checkpoint is sound"):
-        loop.align(recipe, overwrite=True)
+        loop.train(recipe, overwrite=True)
     assert storage.latest_snapshot(run_folder(recipe) / "checkpoints").name == "step_2"
-    loop.align(recipe, resume=True)
+    loop.train(recipe, resume=True)
     assert_same(contents(run_folder(recipe)), expected, "an impatient interruption")
 
 
@@ -486,25 +483,25 @@ HARMS: dict[str, tuple[Callable[[dict, dict], object], str]] = {
 def test_a_checkpoint_that_cannot_be_gone_on_from_is_one_clear_line(harm: str, tmp_path: Path, arm) -> None:
     recipe = toy_recipe(tmp_path)
     arm(None)
-    loop.align(recipe)
+    loop.train(recipe)
     change, said = HARMS[harm]
     _rewrite(run_folder(recipe) / "checkpoints" / "step_3", change)
     with pytest.raises(RunError, match=said) as caught:
-        loop.align(recipe, resume=True)
+        loop.train(recipe, resume=True)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_of_the_first_format_is_gone_on_with(tmp_path: Path, arm) -> None:
     recipe = toy_recipe(tmp_path)
     arm(None)
-    loop.align(recipe)
+    loop.train(recipe)
     expected = contents(run_folder(recipe))
     _rewrite(
         run_folder(recipe) / "checkpoints" / "step_3",
         lambda t, m: [m.pop(key) for key in ("format", "tensors", "logs")],
     )
     (run_folder(recipe) / "checkpoints" / "step_mine").mkdir()
-    loop.align(recipe, resume=True)
+    loop.train(recipe, resume=True)
     assert_same(contents(run_folder(recipe)), expected, "the first format")
 
 
@@ -512,7 +509,7 @@ def test_a_folder_of_the_first_format_is_gone_on_with(tmp_path: Path, arm) -> No
 def test_no_bit_of_a_log_flips_unnoticed(log: str, tmp_path: Path, arm) -> None:
     recipe = toy_recipe(tmp_path)
     arm(None)
-    loop.align(recipe)
+    loop.train(recipe)
     path = run_folder(recipe) / log
     whole = path.read_bytes()
     kept = len(whole) if log != "evaluations.jsonl" else whole.index(b'"after"') - 60

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from tests.reference.toys import asking, prompts, toy_recipe
 
-import plaudit.train.loop as loop
 from plaudit.errors import RecipeError, RunError
 from plaudit.recipe.load import load
 from plaudit.rewards.base import Card, Score, Status
-from plaudit.train.loop import align
 from plaudit.train.setup import prepare
+from plaudit.verbs import align
 
 HERE = __name__
 
@@ -73,8 +72,7 @@ MIXED = {
 }
 
 
-def test_a_measured_scale_is_kept_with_the_run_and_used(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
+def test_a_measured_scale_is_kept_with_the_run_and_used(tmp_path) -> None:
     recipe = toy_recipe(tmp_path, MIXED, {"run": {"name": "mixed"}})
     result = align(recipe)
     scale = json.loads((result.folder / "calibration.json").read_text())
@@ -88,9 +86,8 @@ def test_a_measured_scale_is_kept_with_the_run_and_used(tmp_path, monkeypatch) -
     assert 0 < costs["rewards/green/latency_p50_s"] <= costs["rewards/green/latency_p95_s"]
 
 
-def test_memory_and_scale_come_back_with_a_checkpoint(tmp_path, monkeypatch) -> None:
+def test_memory_and_scale_come_back_with_a_checkpoint(tmp_path) -> None:
     """Pitfall 45: the run that was cut in two is the run that was not."""
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
 
     def run(folder: str, steps: int, resume: bool = False) -> Path:
         recipe = toy_recipe(
@@ -104,8 +101,7 @@ def test_memory_and_scale_come_back_with_a_checkpoint(tmp_path, monkeypatch) -> 
     assert (whole / "calibration.json").read_text() == (cut / "calibration.json").read_text()
 
 
-def test_what_was_called_before_a_kill_is_counted_and_the_truth_has_no_memory(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
+def test_what_was_called_before_a_kill_is_counted_and_the_truth_has_no_memory(tmp_path) -> None:
 
     def run(folder: str, steps: int, resume: bool = False) -> Path:
         layers = {
@@ -159,10 +155,7 @@ def test_a_run_that_is_fed_too_little_stops_and_says_why(tmp_path) -> None:
         align(recipe)
 
 
-def test_a_function_of_a_notebook_trains_is_recorded_as_such_and_resumes_when_it_is_handed_over_again(
-    tmp_path, monkeypatch
-) -> None:
-    monkeypatch.setattr(loop, "write_report", lambda root: root)
+def test_a_function_of_a_notebook_trains_is_recorded_as_such_and_resumes_when_it_is_handed_over_again(tmp_path) -> None:
     mine = lambda prompts, outputs: outputs[:, 0].mean(dim=(1, 2))  # noqa: E731
     layer = {"rewards": {"red": None, "mine": {"type": mine, "weight": 2}}, "run": {"name": "mine"}}
     folder = align(toy_recipe(tmp_path, layer, {"train": {"steps": 1}})).folder

@@ -46,7 +46,6 @@ VARIANTS = {
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop, "write_report", lambda root: root / "report.html")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     yield
@@ -75,10 +74,10 @@ def contents(root: Path) -> dict[str, bytes]:
 def test_interrupted_and_resumed_is_uninterrupted(variant: str, tmp_path: Path) -> None:
     """Bit for bit: weights, optimiser, logs, tables of texts."""
     whole, recipe = (sums_recipe(tmp_path / name, *VARIANTS[variant]) for name in ("whole", "pieces"))
-    expected = contents(loop.align(whole).folder)
+    expected = contents(loop.train(whole).folder)
     with pytest.raises(Interrupted, match="stopped after step 1; everything is saved"):
-        loop.align(recipe, display=Interrupting())
-    found = contents(loop.align(recipe, resume=True).folder)
+        loop.train(recipe, display=Interrupting())
+    found = contents(loop.train(recipe, resume=True).folder)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
     metrics = rows(Path(recipe.run.folder) / "sums-toy")
@@ -87,7 +86,7 @@ def test_interrupted_and_resumed_is_uninterrupted(variant: str, tmp_path: Path) 
 
 def test_the_numbers_of_a_run_are_complete_and_counted(tmp_path: Path) -> None:
     recipe = sums_recipe(tmp_path, KL, {"train": {"updates_per_step": 3}})
-    root = loop.align(recipe).folder
+    root = loop.train(recipe).folder
     metrics = rows(root)
     for row in metrics:
         assert row["loss"] == pytest.approx(row["loss/policy"] + row["loss/kl"], abs=1e-12)
@@ -109,7 +108,7 @@ def test_the_numbers_of_a_run_are_complete_and_counted(tmp_path: Path) -> None:
 def test_the_measurement_is_the_final_models_own(tmp_path: Path) -> None:
     """Drawn and judged again from the weights that were saved for users."""
     recipe = sums_recipe(tmp_path, {"evaluate": {"sampler": {"temperature": 0}}})
-    root = loop.align(recipe).folder
+    root = loop.train(recipe).folder
     setup = prepare(sums_recipe(tmp_path, {"model": {"weights": str(root / "final" / "model.safetensors")}}))
     asked = evaluation_prompts("heldout", 6, ("pair",))
     drawer = prepare(recipe).drawer
@@ -169,13 +168,13 @@ def refused(recipe: Recipe) -> None:
     failed = {check.name for check in cheap_checks(prepare(recipe)) if check.passed is False}
     assert "ratio is 1 before the first update" in failed
     with pytest.raises(RunError, match="the run was not started because a check failed"):
-        loop.align(recipe)
+        loop.train(recipe)
 
 
 def refused_in_training(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "cheap_checks", lambda setup: [])
     with pytest.raises(RunError, match="step 0: the importance ratio deviates from 1 by"):
-        loop.align(recipe, overwrite=True)
+        loop.train(recipe, overwrite=True)
 
 
 def test_another_temperature_in_replay_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

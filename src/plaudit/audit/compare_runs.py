@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from plaudit.audit.measures import number
 from plaudit.audit.standings import Outcome, standing_of, write_comparison
 from plaudit.errors import Interrupted, PlauditError, RecipeError, RunError
+from plaudit.pages.numbers import number
 from plaudit.recipe.load import Source, as_recipe, load, load_contestants
 from plaudit.recipe.prompts import FilePrompts
 from plaudit.recipe.schema import Recipe
@@ -159,12 +159,14 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _run(name: str, seed: int, recipe: Recipe, way: Way, display: Display) -> Outcome:
     """One run. A failure is a result of the contestant: it is recorded, and the other runs go on."""
-    from plaudit.train.loop import align
+    from plaudit.audit.report import write_report
+    from plaudit.train.loop import train
 
     folder = _folder(recipe)
     try:
         if way != "reuse":
-            folder = align(recipe, resume=way == "resume", overwrite=way == "replace", display=display).folder
+            folder = train(recipe, resume=way == "resume", overwrite=way == "replace", display=display).folder
+            write_report(folder)
         run = read_run(folder)
     except Interrupted:
         raise

@@ -18,10 +18,10 @@ import numpy as np
 
 from plaudit import storage
 from plaudit.audit import plots
-from plaudit.audit.measures import Style
 from plaudit.errors import Interrupted, RecipeError, RewardError
 from plaudit.pages import look
 from plaudit.pages.html import Content, document, element, paragraphs, section, table, themed_chart
+from plaudit.pages.numbers import Style
 from plaudit.rewards.scoring import reward_of
 from plaudit.search.api import search_origin
 from plaudit.search.budget import Budget

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from plaudit.audit.measures import Style, style_of
+from plaudit.audit.measures import style_of
+from plaudit.pages.grid import CAPTION_HEIGHT, LINE
 from plaudit.pages.html import Html, element, folded, image, join, section
+from plaudit.pages.numbers import Style
 from plaudit.runs.record import AFTER, BEFORE, RunRecord
 
-LINE = 2  # pixels between the cells of a grid
-CAPTION_HEIGHT = "caption height"  # in what a PNG says of itself: pixels below every picture of a grid
 PIXELATED_UP_TO = 128  # pixels; smaller pictures are enlarged without blurring
 STEPS_SHOWN = 8
 VERDICTS = {1.0: ("yes", "✓ correct"), 0.0: ("no", "✗ wrong")}

@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from plaudit.audit.measures import capital, change, interval_of, number, style_of
+from plaudit.audit.measures import change, interval_of, style_of
 from plaudit.pages.look import Theme, score_axis
+from plaudit.pages.numbers import capital, number
 from plaudit.runs.record import BEFORE, Evaluation, RunRecord, Series
 
 FAR = 4  # times the largest gradient norm

@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-from plaudit.audit.measures import Change, Style, capital, category_changes, style_of
+from plaudit.audit.measures import Change, category_changes, style_of
 from plaudit.audit.panels import Panel, panels
 from plaudit.pages.look import LIGHT, Theme, blank_figure, finish, new_figure, png_of, score_axis
+from plaudit.pages.numbers import Style, capital
 from plaudit.runs.record import RunRecord
 from plaudit.statistics import Interval
 from plaudit.storage import explain_write_errors

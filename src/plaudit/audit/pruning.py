@@ -12,23 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plaudit.builds.previews import RewardTensor
 from plaudit.sampling.rollout import tiles
 from plaudit.search.flow.prune import Plan, survivors
 from plaudit.search.flow.steps import Judge, judge_previews, stock_step
 from plaudit.search.flow.task import FlowTask
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardTensor:
-    """Scores of previews `steps [P, N, S]` and of final pictures `final [P, N]`, in float64; NaN where one is missing.
-    `gold` is another judge's view of the final pictures."""
-
-    steps: Tensor
-    final: Tensor
-    gold: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        assert self.steps.shape[:2] == self.final.shape, (self.steps.shape, self.final.shape)
 
 
 def reward_tensors(task: FlowTask, seeds: int, judges: Mapping[str, Judge]) -> dict[str, RewardTensor]:
@@ -96,29 +84,3 @@ def bootstrap(tensor: RewardTensor, plan: Plan, seeds: int, draws: int, rng: np.
             kept.append(scores.gather(1, chosen)[:, 0])
     reward, gold = (torch.stack(kept).nanmean(0) for kept in found)
     return Outcome(reward=reward, gold=gold)
-
-
-def rank_correlation(tensor: RewardTensor) -> Tensor:
-    """Spearman's correlation `[S]` of each step's score with the final one among the seeds of a prompt, mean over prompts.
-    Prompts all of whose seeds score the same have none and are left out, as are those with a missing score."""
-    there = ~(tensor.steps.isnan().any(2) | tensor.final.isnan()).any(1)
-    tensor = RewardTensor(steps=tensor.steps[there], final=tensor.final[there])
-    return torch.stack(
-        [_mean_correlation(_ranks(tensor.steps[:, :, s]), _ranks(tensor.final)) for s in range(tensor.steps.shape[2])]
-    )
-
-
-def _ranks(score: Tensor) -> Tensor:
-    """Ranks `[P, N]`; equal scores share their average one."""
-    below = (score[:, None, :] < score[:, :, None]).sum(2)
-    equal = (score[:, None, :] == score[:, :, None]).sum(2)
-    return below.double() + (equal.double() + 1) / 2
-
-
-def _mean_correlation(a: Tensor, b: Tensor) -> Tensor:
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    spread = (a.square().sum(1) * b.square().sum(1)).sqrt()
-    varied = spread > 0
-    if not varied.any():
-        return torch.tensor(torch.nan, dtype=torch.float64)
-    return ((a * b).sum(1)[varied] / spread[varied]).mean()

@@ -9,20 +9,12 @@ from pathlib import Path
 
 from plaudit.audit import panels, plots
 from plaudit.audit.gallery import gallery
-from plaudit.audit.measures import (
-    ABSENT,
-    Change,
-    Style,
-    capital,
-    category_changes,
-    change,
-    number,
-    style_of,
-)
+from plaudit.audit.measures import Change, category_changes, change, style_of
 from plaudit.audit.texts import texts
 from plaudit.audit.verdict import judge
 from plaudit.pages import look
 from plaudit.pages.html import Content, Html, document, element, folded, join, paragraphs, section, table, themed_chart
+from plaudit.pages.numbers import ABSENT, Style, capital, number
 from plaudit.runs.record import Check, RunRecord, read_run
 from plaudit.storage import write_text
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from plaudit.audit import plots
-from plaudit.audit.measures import Style, capital, number, style_of
+from plaudit.audit.measures import style_of
 from plaudit.pages import look
 from plaudit.pages.html import Content, Html, document, element, join, paragraphs, section, table, themed_chart
+from plaudit.pages.numbers import Style, capital, number
 from plaudit.runs.record import RunRecord, Summary, series
 from plaudit.statistics import Spread, spread
 from plaudit.storage import explain_write_errors, write_text

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from plaudit.audit.measures import ABSENT, number
 from plaudit.pages.html import Content, Html, element, folded, join, section, table
+from plaudit.pages.numbers import ABSENT, number
 from plaudit.runs.record import AFTER, BEFORE, RunRecord, TextRow
 
 SHOWN = 600  # characters of a text

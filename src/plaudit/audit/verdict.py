@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from plaudit.audit.measures import Change, Style, capital, change, interval_of, number, style_of
+from plaudit.audit.measures import Change, change, interval_of, style_of
+from plaudit.pages.numbers import Style, capital, number
 from plaudit.runs.record import Evaluation, RunRecord
 from plaudit.statistics import Z_95
 

@@ -5,7 +5,8 @@ squared error, from cleaner previews to noisier ones, a new AdamW for every step
 linearly to half. Departures: R is the logit, since the proxy's probabilities of good pictures all lie close to 1, and their
 squared error does not see what decides ranks; one network for all steps (see `plaudit.rewards.learned.noise_aware`), which is
 why half of every batch repeats steps that were learnt before; the rate fits a small network. Later steps have no stage
-(`UNCHANGED`): their previews were ranked worse after training on them than by the proxy, whether it learnt logits or probabilities.
+(`UNCHANGED`): their previews were ranked worse after training on them than by the proxy, whether it learnt logits or
+probabilities.
 
 Shape legend: N trajectories, S previews of each, B batch.
 """
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plaudit.audit.pruning import RewardTensor, rank_correlation
 from plaudit.builds.training import export_weights, write_measured
 from plaudit.data.prompt import Prompt
 from plaudit.lab.scenes.grammar import evaluation_prompts, sample_prompts, tokenise
@@ -34,6 +34,19 @@ from plaudit.sampling.noise import gaussian, numbered_keys
 TRAINING_STEP, MEASURE_STEP = -90, -91  # step numbers of the keys, which no search and no run draws with
 SEEDS = 8
 SATURATED = 1e-4  # probabilities closer than this to 0 or 1 are as good as it
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardTensor:
+    """Scores of previews `steps [P, N, S]` and of final pictures `final [P, N]`, in float64; NaN where one is missing.
+    `gold` is another judge's view of the final pictures."""
+
+    steps: Tensor
+    final: Tensor
+    gold: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        assert self.steps.shape[:2] == self.final.shape, (self.steps.shape, self.final.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,3 +182,29 @@ def build_previews(
     measured = measure({"before": from_proxy(), "after": network.eval()}, trial, SEEDS) | {"loss": losses}
     write_measured(out, f"previews-{name}", measured)
     return export_weights(out, f"previews-{name}", network.state_dict(), install)
+
+
+def rank_correlation(tensor: RewardTensor) -> Tensor:
+    """Spearman's correlation `[S]` of each step's score with the final one among the seeds of a prompt, mean over prompts.
+    Prompts all of whose seeds score the same have none and are left out, as are those with a missing score."""
+    there = ~(tensor.steps.isnan().any(2) | tensor.final.isnan()).any(1)
+    tensor = RewardTensor(steps=tensor.steps[there], final=tensor.final[there])
+    return torch.stack(
+        [_mean_correlation(_ranks(tensor.steps[:, :, s]), _ranks(tensor.final)) for s in range(tensor.steps.shape[2])]
+    )
+
+
+def _ranks(score: Tensor) -> Tensor:
+    """Ranks `[P, N]`; equal scores share their average one."""
+    below = (score[:, None, :] < score[:, :, None]).sum(2)
+    equal = (score[:, None, :] == score[:, :, None]).sum(2)
+    return below.double() + (equal.double() + 1) / 2
+
+
+def _mean_correlation(a: Tensor, b: Tensor) -> Tensor:
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    spread = (a.square().sum(1) * b.square().sum(1)).sqrt()
+    varied = spread > 0
+    if not varied.any():
+        return torch.tensor(torch.nan, dtype=torch.float64)
+    return ((a * b).sum(1)[varied] / spread[varied]).mean()

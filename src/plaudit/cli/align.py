@@ -23,7 +23,7 @@ def run(
     if resume and overwrite:
         raise RecipeError("--resume keeps a run and --overwrite replaces it; give one of the two")
     recipe = load_recipe(context, recipes)
-    from plaudit.train.loop import align
+    from plaudit.verbs import align
 
     display = make_display(plain)
     try:

@@ -137,9 +137,10 @@ def _from_files(path: Path, prompt: str | None) -> Gathered:
 def _from_run(run: Path, count: int) -> Gathered:
     """A run's outputs for its held-out prompts, drawn with its trained weights at the noise of its evaluation."""
     from plaudit.data.outputs import Gathered
+    from plaudit.models.origin import load_result
     from plaudit.recipe.load import load
+    from plaudit.sampling.drawers import generate
     from plaudit.train.evaluate import EVALUATION_SEED
-    from plaudit.train.preview import generate, load_result
     from plaudit.train.setup import prepare
 
     recipe = load([run / "recipe.yaml"])

@@ -20,6 +20,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RunError
 from plaudit.models.chat import ChatText, end_of_turn
 from plaudit.models.loading import must_be_there, pretrained, quiet, without_safetensors
+from plaudit.models.lora import ADAPTER
 from plaudit.models.tokens import Ids, TokenCache
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from plaudit.recipe.models import TransformersModel
 
-ADAPTER = "default"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 ANY_MASK = ("sdpa", "eager")  # implementations of attention that take the mask they are given

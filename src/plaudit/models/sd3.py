@@ -18,12 +18,12 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.models.flow import Condition
 from plaudit.models.loading import components, must_be_there, quiet, without_safetensors
+from plaudit.models.lora import ADAPTER
 from plaudit.recipe.models import Sd3Model
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
 
-ADAPTER = "default"
 PICTURES_PER_DECODE = 4  # a full-size decoder needs gigabytes for each picture
 
 

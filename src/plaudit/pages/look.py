@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from plaudit.audit.measures import Style
+from plaudit.pages.numbers import Style
 
 DPI = 160
 

@@ -13,10 +13,12 @@ from plaudit.models.flow import FlowModel, decoded, times_of
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.sampling import EvaluationSampler, Sampler, TokenSampling
 from plaudit.sampling.base import Drawer, Piece
-from plaudit.sampling.noise import SampleKey
+from plaudit.sampling.noise import SampleKey, numbered_keys
 from plaudit.sampling.plan import deterministic_plan, stochastic_plan
 from plaudit.sampling.rollout import FlowSamples, Starts, draw, tiles
 from plaudit.sampling.tokens import Completions, draw_completions
+
+EVALUATION_STEP = -1  # the step number of noise that belongs to no training step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,3 +125,8 @@ def make_drawer(
         evaluation_sampler=evaluation_sampler,
         density=density,
     )
+
+
+def generate(drawer: Drawer, prompts: Sequence[Prompt], seed: int) -> Piece:
+    """Outputs of prompts as a measurement draws them, at fixed noise."""
+    return drawer.evaluation(prompts, numbered_keys(prompts, seed=seed, step=EVALUATION_STEP))

@@ -77,8 +77,8 @@ def build_origin(origin: Origin) -> FlowModel | TokenModel:
     """The model with its weights."""
     model = build_model(origin.recipe.model)
     if origin.weights is not None:
-        from plaudit.train.policy import add_lora
-        from plaudit.train.preview import load_result
+        from plaudit.models.lora import add_lora
+        from plaudit.models.origin import load_result
 
         if origin.recipe.model.lora is not None:
             add_lora(model, origin.recipe.model.lora, origin.recipe.run.seed)

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
+from plaudit.pages.grid import COLUMNS, save_grid
 from plaudit.rewards.base import TRANSIENT, Score, Status
 from plaudit.rewards.load import Reward
 from plaudit.rewards.suite import ScoredBatch
 from plaudit.runs.folder import RunFolder
 from plaudit.runs.record import BEFORE
 from plaudit.sampling.base import Outputs
+from plaudit.sampling.drawers import generate
 from plaudit.statistics import Interval, mean_interval
-from plaudit.train.preview import COLUMNS, generate, save_grid
 from plaudit.train.setup import Setup
 
 EVALUATION_SEED = 20_000_003

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from plaudit import storage
-from plaudit.audit.report import write_report
 from plaudit.errors import Interrupted, RewardError, RunError
 from plaudit.pages.showing import Showing, Shown
 from plaudit.recipe.load import Source, as_recipe
@@ -52,7 +51,7 @@ class RunResult(Shown):
         return Showing(title=f"{summary_line(self.summary)}; report: {self.report}")
 
 
-def align(
+def train(
     recipe: Recipe | Source,
     *,
     resume: bool = False,
@@ -61,11 +60,7 @@ def align(
     quiet: bool = False,
     display: Display | None = None,
 ) -> RunResult:
-    """Train a generator on its rewards as the recipe says; returns where the report is.
-
-    `recipe` is a Recipe, a shipped name, a file, a run folder or a mapping. Progress is shown as the command shows it: a bar,
-    with `plain` a line a step, with `quiet` nothing; a `display` of one's own is told all of it.
-    """
+    """`plaudit.align` but for the report, which is made from the finished folder."""
     recipe, display = as_recipe(recipe, "align"), display or make_display(plain, quiet)
     if (ranks := os.environ.get("WORLD_SIZE", "1")) not in ("", "0", "1"):
         raise RunError(
@@ -270,7 +265,7 @@ def _show(display: Display, step: int, label: str, measured: Mapping[str, Measur
 
 
 def _finish(setup: Setup, folder: RunFolder, progress: Progress, display: Display, stopped: str) -> RunResult:
-    """The measurement after training, the result's weights, the summary and the report."""
+    """The measurement after training, the result's weights and the summary."""
     started = time.monotonic()
     after = evaluate(setup, folder, step=progress.step, label="after", count=setup.recipe.evaluate.final_prompts)
     _show(display, progress.step, "after", after)
@@ -286,9 +281,7 @@ def _finish(setup: Setup, folder: RunFolder, progress: Progress, display: Displa
         )
     summary = _summarise(setup, folder, progress, after, stopped)
     folder.write_json("summary.json", summary)
-    with storage.explain_write_errors(folder.root / "report.html"):
-        report = write_report(folder.root)
-    return RunResult(folder=folder.root, report=report, summary=summary)
+    return RunResult(folder=folder.root, report=folder.root / "report.html", summary=summary)
 
 
 def _summarise(

@@ -9,6 +9,7 @@ import torch
 from plaudit.data.sources import PromptSource, load_prompts
 from plaudit.errors import RecipeError
 from plaudit.models.build import build_model
+from plaudit.models.lora import add_lora
 from plaudit.objectives.base import Objective
 from plaudit.objectives.table import make_objective
 from plaudit.recipe.rewards import EVALUATION
@@ -19,7 +20,7 @@ from plaudit.sampling.base import Drawer
 from plaudit.sampling.drawers import make_drawer
 from plaudit.sandbox import demand
 from plaudit.train.learn import make_optimizer
-from plaudit.train.policy import Policy, add_lora
+from plaudit.train.policy import Policy
 from plaudit.train.reading import check_rows
 
 

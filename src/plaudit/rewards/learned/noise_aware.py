@@ -13,7 +13,6 @@ Shape legend: B pictures, L caption tokens.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,8 +25,6 @@ from plaudit.errors import RewardError
 from plaudit.lab.networks import WEIGHTS, ProxyNetwork, time_features
 from plaudit.lab.scenes.grammar import tokenise
 from plaudit.rewards.learned.proxy import SceneProxy
-from plaudit.search.flow.steps import Judge
-from plaudit.search.flow.task import FlowTask
 
 NONE = "none"
 UNCHANGED = 0.75  # up to this time the frozen proxy judges
@@ -91,19 +88,3 @@ class NoiseAware:
             return self.unchanged(captions, pictures)
         ids = torch.from_numpy(tokenise(captions))
         return torch.sigmoid(self.network(pictures, ids, torch.full((len(pictures),), t))).double()
-
-
-def noise_aware(name: str) -> Judge:
-    """A judge of previews. It counts as one reward call per preview, however many rewards the suite has."""
-    scores = _loaded(name)
-
-    def judge(task: FlowTask, pictures: Tensor, prompt: Tensor, t: Tensor) -> Tensor:
-        with task.spending("reward_calls", prompt):
-            return scores([one.text for one in task.prompts_of(prompt)], pictures, float(t))
-
-    return judge
-
-
-@functools.cache
-def _loaded(name: str) -> NoiseAware:
-    return NoiseAware(load_previews(name))

@@ -33,10 +33,6 @@ from plaudit.errors import RecipeError, RunError
 from plaudit.lab.encoder_networks import DualEncoder
 from plaudit.lab.scenes.grammar import MAX_TOKENS
 from plaudit.rewards.encoders.lab import read_words
-from plaudit.search.budget import Cost
-from plaudit.search.flow.lookouts import Worth
-from plaudit.search.flow.task import FlowTask, Time
-from plaudit.search.rows import Rows
 
 BOTTLENECK = 8
 
@@ -239,38 +235,3 @@ class StitchedValue(nn.Module):
         value = StitchedValue(DualEncoder(), int(about["block"]), int(about["layer"]), weight)
         value.load_state_dict(state)
         return value.eval().requires_grad_(False)
-
-
-class StitchedLookout:
-    """Stitched values for a search. One costs part of a network call and part of a reward call, and is counted as one each:
-    more than it is."""
-
-    needs_velocity = False
-
-    def __init__(self, value: StitchedValue) -> None:
-        self.value = value
-
-    @staticmethod
-    def load(name: str) -> StitchedLookout:
-        return StitchedLookout(StitchedValue.load(Path(name)))
-
-    def check(self, task: FlowTask) -> None:
-        blocks = getattr(getattr(task.model.network, "trunk", None), "blocks", None)
-        if blocks is None or not getattr(blocks[0], "side", None):
-            raise RecipeError(
-                "value: a stitched value model reads the blocks of the lab's `pixels` generator; search that one, or use "
-                "value=preview"
-            )
-
-    def cost(self, task: FlowTask) -> Cost:
-        return Cost(network_calls=1, reward_calls=1)
-
-    def scores(self, task: FlowTask, rows: Rows, v: Tensor | None, k: int) -> Tensor:
-        return self.worth(task, rows, task.times[k]).value
-
-    def worth(self, task: FlowTask, rows: Rows, t: Time) -> Worth:
-        at = torch.as_tensor(t, dtype=torch.float32).expand(len(rows))
-        texts = [prompt.text for prompt in task.prompts_of(rows.prompt)]
-        with task.spending("network_calls", rows.prompt), task.spending("reward_calls", rows.prompt):
-            value = self.value.score(task.model.network, rows.x, at, texts)
-        return Worth(value=value.double(), v=None)

@@ -12,15 +12,20 @@ Shape legend: B rows, * latent dimensions.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from plaudit.dotted import import_dotted
 from plaudit.errors import RecipeError
+from plaudit.rewards.learned.noise_aware import NoiseAware, load_previews
+from plaudit.rewards.learned.stitched import StitchedValue
 from plaudit.search.budget import Cost
-from plaudit.search.flow.steps import judge_previews
+from plaudit.search.flow.steps import Judge, judge_previews
 from plaudit.search.flow.task import FlowTask, Time
 from plaudit.search.rows import Rows
 
@@ -75,12 +80,45 @@ class Preview:
         return Worth(value=task.differentiable_score(task.preview(rows, v, t), rows.prompt), v=v)
 
 
+class StitchedLookout:
+    """Stitched values for a search. One costs part of a network call and part of a reward call, and is counted as one each:
+    more than it is."""
+
+    needs_velocity = False
+
+    def __init__(self, value: StitchedValue) -> None:
+        self.value = value
+
+    @staticmethod
+    def load(name: str) -> StitchedLookout:
+        return StitchedLookout(StitchedValue.load(Path(name)))
+
+    def check(self, task: FlowTask) -> None:
+        blocks = getattr(getattr(task.model.network, "trunk", None), "blocks", None)
+        if blocks is None or not getattr(blocks[0], "side", None):
+            raise RecipeError(
+                "value: a stitched value model reads the blocks of the lab's `pixels` generator; search that one, or use "
+                "value=preview"
+            )
+
+    def cost(self, task: FlowTask) -> Cost:
+        return Cost(network_calls=1, reward_calls=1)
+
+    def scores(self, task: FlowTask, rows: Rows, v: Tensor | None, k: int) -> Tensor:
+        return self.worth(task, rows, task.times[k]).value
+
+    def worth(self, task: FlowTask, rows: Rows, t: Time) -> Worth:
+        at = torch.as_tensor(t, dtype=torch.float32).expand(len(rows))
+        texts = [prompt.text for prompt in task.prompts_of(rows.prompt)]
+        with task.spending("network_calls", rows.prompt), task.spending("reward_calls", rows.prompt):
+            value = self.value.score(task.model.network, rows.x, at, texts)
+        return Worth(value=value.double(), v=None)
+
+
 def find_lookout(name: str) -> Lookout:
     if name == PREVIEW:
         return Preview()
     if name.endswith(".safetensors"):
-        from plaudit.rewards.learned.stitched import StitchedLookout
-
         return StitchedLookout.load(name)
     if ":" in name:
         made: Lookout = import_dotted(name, "value")()
@@ -89,3 +127,19 @@ def find_lookout(name: str) -> Lookout:
         f"value {name!r} is not known; allowed: {PREVIEW}, a file of a stitched value model (.safetensors), or a dotted path "
         "`package.module:Class`"
     )
+
+
+def noise_aware(name: str) -> Judge:
+    """A judge of previews. It counts as one reward call per preview, however many rewards the suite has."""
+    scores = _loaded(name)
+
+    def judge(task: FlowTask, pictures: Tensor, prompt: Tensor, t: Tensor) -> Tensor:
+        with task.spending("reward_calls", prompt):
+            return scores([one.text for one in task.prompts_of(prompt)], pictures, float(t))
+
+    return judge
+
+
+@functools.cache
+def _loaded(name: str) -> NoiseAware:
+    return NoiseAware(load_previews(name))

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from plaudit.errors import RecipeError
 from plaudit.rewards.compose.groups import rank_sum
-from plaudit.rewards.learned.noise_aware import NONE, noise_aware
+from plaudit.rewards.learned.noise_aware import NONE
 from plaudit.sampling.rollout import tiles
 from plaudit.search.budget import Cost
+from plaudit.search.flow.lookouts import noise_aware
 from plaudit.search.flow.steps import (
     Judge,
     advance,

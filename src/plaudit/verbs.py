@@ -1,0 +1,31 @@
+"""What Python calls the verbs: the work itself lies in their packages, and what follows it is put together here."""
+
+from __future__ import annotations
+
+from plaudit import storage
+from plaudit.audit.report import write_report
+from plaudit.recipe.load import Source
+from plaudit.recipe.schema import Recipe
+from plaudit.runs.display import Display
+from plaudit.train import loop
+from plaudit.train.loop import RunResult
+
+
+def align(
+    recipe: Recipe | Source,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    plain: bool = False,
+    quiet: bool = False,
+    display: Display | None = None,
+) -> RunResult:
+    """Train a generator on its rewards as the recipe says; returns where the report is.
+
+    `recipe` is a Recipe, a shipped name, a file, a run folder or a mapping. Progress is shown as the command shows it: a bar,
+    with `plain` a line a step, with `quiet` nothing; a `display` of one's own is told all of it.
+    """
+    result = loop.train(recipe, resume=resume, overwrite=overwrite, plain=plain, quiet=quiet, display=display)
+    with storage.explain_write_errors(result.report):
+        write_report(result.folder)
+    return result
