@@ -12,13 +12,14 @@ import pytest
 import torch
 from tests.train.ranks_worker import KINDS, shared
 
+import plaudit
 from plaudit.errors import RunError
 from plaudit.ranks import LOST, Ranks, StoppedByMain
 from plaudit.train import loop
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{Path(plaudit.__file__).parents[1]}:{ROOT}"}
 
 
 @pytest.fixture(scope="module")
