@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from plaudit.rewards.compose import operators, pairwise, running, shapers
-from plaudit.shaping.advantages import Deviation, group_advantage
+from plaudit.shaping.credit import Deviation, group_advantage
 
 PROMPTS, MEMBERS = 4, 16
 GROUP = torch.arange(PROMPTS).repeat_interleave(MEMBERS)

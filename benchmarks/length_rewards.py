@@ -26,8 +26,9 @@ from plaudit.rewards.base import Score
 from plaudit.rewards.calling.call import Caller
 from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.load import find_reward
-from plaudit.shaping.advantages import group_advantage
-from plaudit.shaping.lengths import decoupled_credit, position_advantage
+from plaudit.shaping.credit import group_advantage
+from plaudit.shaping.dense import position_credit
+from plaudit.shaping.lengths import decoupled_credit
 from plaudit.shaping.mix import mixed_advantage
 
 NEEDED, CEILING = np.array([2, 3, 5, 7]), np.array([0.98, 0.9, 0.7, 0.45])
@@ -158,7 +159,7 @@ def decoupled_tokens() -> Credit:
         padded = torch.zeros(batch.mask.shape, dtype=torch.float64)
         for row, one in zip(padded, score(batch, step), strict=True):
             row[: len(one.dense)] = one.dense
-        return position_advantage(padded, 1.1 * right_of(batch), torch.from_numpy(batch.mask), groups(batch)).value
+        return position_credit(padded, 1.1 * right_of(batch), torch.from_numpy(batch.mask), groups(batch)).value
 
     return credit
 

@@ -33,7 +33,7 @@ class Mutation:
 KERNELS, ROLLOUT, PLAN = (f"tests/sampling/test_{n}.py" for n in ("kernels", "rollout", "plan"))
 NOISE, ADVANTAGES, TERMS = (
     "tests/sampling/test_noise.py",
-    "tests/shaping/test_advantages.py",
+    "tests/shaping/test_credit.py",
     "tests/objectives/test_terms.py",
 )
 PUBLISHED = "tests/reference/test_published.py"
@@ -271,53 +271,51 @@ MUTATIONS = [
     # --- advantages
     Mutation(
         "missing is zero",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "present = torch.isfinite(score)",
         "score = score.nan_to_num(0, 0, 0); present = torch.isfinite(score)",
         ADVANTAGES,
     ),
     Mutation(
         "constant groups by rounding",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "torch.where(constant[index], torch.zeros_like(centred), centred)",
         "centred",
         ADVANTAGES,
     ),
     Mutation(
         "deviation with n",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "index, groups) / (count - 1).clamp(min=1)).sqrt()",
         "index, groups) / count.clamp(min=1)).sqrt()",
         ADVANTAGES,
     ),
     Mutation(
         "E[x^2] - E[x]^2 in float32",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "_group_sum(centred.square(), index, groups)",
         "(_group_sum(filled.float().square(), index, groups) - count.float() * mean.float().square()).clamp(min=0).double()",
         ADVANTAGES,
     ),
-    Mutation("epsilon for floor", "shaping/advantages.py", "spread.clamp(min=floor)", "(spread + 1e-8)", ADVANTAGES),
+    Mutation("epsilon for floor", "shaping/credit.py", "spread.clamp(min=floor)", "(spread + 1e-8)", ADVANTAGES),
     Mutation(
         "leave one out keeps it in",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "((count - 1).clamp(min=1) / count.clamp(min=1))[index]",
         "torch.ones_like(centred)",
         ADVANTAGES,
     ),
-    Mutation(
-        "clip on one side", "shaping/advantages.py", "value.clamp(-clip, clip)", "value.clamp(max=clip)", ADVANTAGES
-    ),
+    Mutation("clip on one side", "shaping/credit.py", "value.clamp(-clip, clip)", "value.clamp(max=clip)", ADVANTAGES),
     Mutation(
         "pooled deviation of raw scores",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "(centred.square().sum() / freedom).sqrt()",
         "(filled - filled.mean()).square().mean().sqrt()",
         ADVANTAGES,
     ),
     Mutation(
         "TRL's deviation with n",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         '1 if std == "batch" else 0',
         "0",
         f"{ADVANTAGES} {PUBLISHED}",
@@ -331,14 +329,14 @@ MUTATIONS = [
     ),
     Mutation(
         "singletons are valid",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "valid = present & (count[index] >= 2)",
         "valid = present",
         ADVANTAGES,
     ),
     Mutation(
         "optimality without bounds",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "(advantage / clip / 2 + 0.5).clamp(0, 1)",
         "(advantage / clip / 2 + 0.5)",
         ADVANTAGES,
@@ -399,7 +397,7 @@ MUTATIONS = [
     Mutation(
         "the divisor keeps what was dropped",
         "objectives/grpo.py",
-        "torch.ones_like(batch.valid) if keeps else batch.advantage != 0",
+        "torch.ones_like(batch.valid) if keeps else batch.credit.moves",
         "torch.ones_like(batch.valid)",
         PUBLISHED,
     ),
