@@ -47,6 +47,7 @@ CALL, SUITE, CACHE, CALIBRATE, ADAPTERS = (
 )
 REFERENCES = "tests/rewards/test_reference_answers.py"
 TRAINED = "tests/train/test_rewards.py"
+RANKS = "tests/train/test_ranks.py"
 POLICY, LEARN, COLLECT = (f"tests/train/test_{n}.py" for n in ("policy", "learn", "collect"))
 CLAIM = "tests/train/test_claim.py"
 CUSTOM = "tests/docs/test_objectives.py"
@@ -1419,6 +1420,12 @@ MUTATIONS = [
         "needs of a custom objective", "objectives/table.py", "check_needs(recipe, objective.needs)", "pass", CUSTOM
     ),
     Mutation("any family", "recipe/schema.py", "if family not in needs.families:", "if False:", CUSTOM),
+    Mutation("every rank computes every micro-batch", "ranks.py", "parts[self.index :: self.count]", "parts", RANKS),
+    Mutation("ranks make one another's parts", "ranks.py", "mine = start + self.index", "mine = start", RANKS),
+    Mutation(
+        "gradients stay where they are", "train/learn.py", "    ranks.add([parameter", "    list([parameter", RANKS
+    ),
+    Mutation("the others go on alone", "ranks.py", "if told[1] is not None:", "if told[1] is None and failure:", RANKS),
 ]
 
 

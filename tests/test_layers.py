@@ -9,7 +9,7 @@ import plaudit
 
 SOURCE = Path(plaudit.__file__).parent
 FLOORS = (
-    *("errors", "version", "dotted", "optional", "storage", "statistics", "http"),
+    *("errors", "version", "dotted", "optional", "storage", "statistics", "http", "ranks"),
     *("recipe", "shaping"),
     *("data", "lab", "sandbox"),
     *("models", "sampling"),

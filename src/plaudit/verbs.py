@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from plaudit import storage
 from plaudit.audit.report import write_report
+from plaudit.ranks import join
 from plaudit.recipe.load import Source
 from plaudit.recipe.schema import Recipe
 from plaudit.runs.display import Display
@@ -26,6 +27,10 @@ def align(
     with `plain` a line a step, with `quiet` nothing; a `display` of one's own is told all of it.
     """
     result = loop.train(recipe, resume=resume, overwrite=overwrite, plain=plain, quiet=quiet, display=display)
+    join().from_main(lambda: _report(result))
+    return result
+
+
+def _report(result: RunResult) -> None:
     with storage.explain_write_errors(result.report):
         write_report(result.folder)
-    return result

@@ -23,6 +23,7 @@ from plaudit.cli import (
 )
 from plaudit.cli.command import CheckCommand, PlauditCommand, RecipeCommand
 
+SHARED = ("align",)  # commands that a launcher may start several times
 app = typer.Typer(
     name="plaudit",
     help="Turn a reward into a better generative model.",
@@ -47,6 +48,7 @@ app.add_typer(lab.app, name="lab")
 
 @app.callback(invoke_without_command=True)
 def version(
+    context: typer.Context,
     show: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),
 ) -> None:
     if show:
@@ -54,19 +56,21 @@ def version(
 
         typer.echo(f"plaudit {__version__}")
         raise typer.Exit
-    _one_process()
+    if context.invoked_subcommand not in SHARED:
+        _one_process()
 
 
 def _one_process() -> None:
     """Launchers start a command once per rank: of these the first says that it cannot share the work, and the others leave."""
-    ranks = os.environ.get("WORLD_SIZE", "1")
-    if not ranks.isdecimal() or int(ranks) < 2:
+    from plaudit.ranks import asked
+
+    if asked() == 1:
         return
     if os.environ.get("RANK", "0") != "0":
         raise typer.Exit  # the first one's failure is the job's
     typer.echo(
-        f"error: WORLD_SIZE is {ranks}: Plaudit runs in one process and cannot share its work among {ranks}. Start `plaudit` "
-        "itself, without torchrun or accelerate launch (or with 1 process)",
+        f"error: WORLD_SIZE is {asked()}: of Plaudit's commands only {', '.join(SHARED)} shares its work among processes. Start "
+        "the others themselves, without torchrun or accelerate launch (or with 1 process)",
         err=True,
     )
     raise typer.Exit(2)

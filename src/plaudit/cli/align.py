@@ -15,6 +15,9 @@ def run(
     recipes: Recipes = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")] = False,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes on this machine that share the work.")
+    ] = 1,
     plain: Annotated[bool, typer.Option("--plain", help="One line a step instead of a progress bar.")] = False,
 ) -> None:
     """Train a generator on its rewards (default: the lab)."""
@@ -23,12 +26,15 @@ def run(
     if resume and overwrite:
         raise RecipeError("--resume keeps a run and --overwrite replaces it; give one of the two")
     recipe = load_recipe(context, recipes)
+    from plaudit.ranks import join, started
     from plaudit.verbs import align
 
     display = make_display(plain)
     try:
-        result = align(recipe, resume=resume, overwrite=overwrite, display=display)
+        with started(processes):
+            result = align(recipe, resume=resume, overwrite=overwrite, display=display)
     finally:
         display.end()  # a progress bar that is not ended leaves the terminal without a cursor
-    typer.echo(summary_line(result.summary))
-    typer.echo(f"report: {result.report}")
+    if join().is_main:
+        typer.echo(summary_line(result.summary))
+        typer.echo(f"report: {result.report}")

@@ -36,13 +36,16 @@ class PlauditCommand(TyperCommand):
         except PlauditError as error:
             if os.environ.get("PLAUDIT_TRACEBACK") == "1":
                 raise
+            from plaudit.ranks import StoppedByMain
             from plaudit.recipe.text import visible
 
-            stopped = isinstance(error, Interrupted)
-            lines = map(
-                visible, str(error).split("\n")
-            )  # a name that somebody else chose may hold what a terminal obeys
-            typer.echo(("" if stopped else "error: ") + "\n".join(lines), err=True)
+            stopped, rank = isinstance(error, Interrupted), os.environ.get("RANK") or "0"
+            if rank == "0" or not isinstance(error, Interrupted | StoppedByMain):  # else the first rank has said it
+                lines = map(
+                    visible, str(error).split("\n")
+                )  # a name that somebody else chose may hold what a terminal obeys
+                where = "" if rank == "0" else f"rank {rank}: "
+                typer.echo(where + ("" if stopped else "error: ") + "\n".join(lines), err=True)
             raise typer.Exit(INTERRUPTED if stopped else self.error_code) from None
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)

@@ -12,10 +12,11 @@ from typing import Any
 
 from plaudit import storage
 from plaudit.errors import RunError
+from plaudit.ranks import Ranks
 from plaudit.recipe.explain import shown
 from plaudit.recipe.load import dump, is_run
 from plaudit.recipe.schema import Recipe
-from plaudit.runs.folder import FORMAT, RunFolder
+from plaudit.runs.folder import FORMAT, OthersFolder, RunFolder
 from plaudit.version import __version__
 
 try:
@@ -101,6 +102,18 @@ def open_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> Claim:
                 _give_back(replaced, root)
             raise
         return Claim(folder, locks.pop_all(), going_on=False, replaced=replaced)
+
+
+def claim_for(ranks: Ranks, recipe: Recipe, *, resume: bool, overwrite: bool) -> Claim:
+    """The folder for the rank that writes it, and one that is only looked at for the others."""
+    own: list[Claim] = []
+
+    def opened() -> bool:
+        own.append(open_run(recipe, resume=resume, overwrite=overwrite))
+        return own[0].going_on
+
+    going_on = ranks.from_main(opened)
+    return own[0] if own else Claim(OthersFolder(root_of(recipe)), ExitStack(), going_on=going_on)
 
 
 def _check_place(root: Path) -> None:

@@ -68,6 +68,16 @@ class RunFolder:
                 storage.write_text(self.root / log, text)
 
 
+class OthersFolder(RunFolder):
+    """The folder of a run that another process writes."""
+
+    def write_json(self, name: str, value: Any) -> None: ...
+
+    def append(self, log: str, entry: Mapping[str, Any]) -> None: ...
+
+    def rewind(self, step: int, checksums: Mapping[str, str]) -> None: ...
+
+
 def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 

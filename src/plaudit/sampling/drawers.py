@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import FlowModel, decoded, times_of
 from plaudit.models.tokens import TokenModel
+from plaudit.ranks import ALONE, Ranks
 from plaudit.recipe.sampling import EvaluationSampler, Sampler, TokenSampling
 from plaudit.sampling.base import Drawer, Piece
 from plaudit.sampling.noise import SampleKey, numbered_keys
@@ -30,12 +32,14 @@ class FlowDrawer:
     sampler: Sampler
     evaluation_sampler: EvaluationSampler
     density: str = "exact"
+    ranks: Ranks = ALONE
 
     def training(
         self, prompts: Sequence[Prompt], keys: Sequence[SampleKey], first_of_group: Sequence[SampleKey]
     ) -> Iterator[Piece]:
         starts, tile = self.starts(prompts, keys, first_of_group), self.sampler.tile
-        for rows in tiles(len(keys), tile):
+
+        def piece(rows: Tensor) -> Piece:
             part = starts.select(rows)
             samples = draw(
                 self.model,
@@ -46,7 +50,9 @@ class FlowDrawer:
                 initial_keys=part.initial_keys,
                 density=self.density,
             )
-            yield self._piece(samples)
+            return self._piece(samples)
+
+        return self.ranks.share(tiles(len(keys), tile), piece)
 
     def starts(
         self, prompts: Sequence[Prompt], keys: Sequence[SampleKey], first_of_group: Sequence[SampleKey]
@@ -63,8 +69,16 @@ class FlowDrawer:
 
     def evaluation(self, prompts: Sequence[Prompt], keys: Sequence[SampleKey]) -> Piece:
         sampler = self.evaluation_sampler
-        plan = deterministic_plan(times_of(self.model, sampler.steps, sampler.shift), len(prompts), sampler.solver)
-        return self._piece(draw(self.model, self.encoder(prompts, sampler.guidance), plan, keys, tile=sampler.tile))
+        times, conditioning = (
+            times_of(self.model, sampler.steps, sampler.shift),
+            self.encoder(prompts, sampler.guidance),
+        )
+
+        def piece(rows: Tensor) -> Piece:
+            plan, own = deterministic_plan(times, len(rows), sampler.solver), [keys[i] for i in rows.tolist()]
+            return self._piece(draw(self.model, conditioning.select(rows), plan, own, tile=sampler.tile))
+
+        return self.join(list(self.ranks.share(tiles(len(prompts), sampler.tile), piece)))
 
     def join(self, pieces: Sequence[Piece]) -> Piece:
         samples = FlowSamples.cat([piece.samples for piece in pieces if isinstance(piece.samples, FlowSamples)])
@@ -82,6 +96,7 @@ class TokenDrawer:
     model: TokenModel
     sampler: TokenSampling
     evaluation_sampler: TokenSampling
+    ranks: Ranks = ALONE
 
     def training(
         self, prompts: Sequence[Prompt], keys: Sequence[SampleKey], first_of_group: Sequence[SampleKey]
@@ -93,10 +108,12 @@ class TokenDrawer:
 
     def _draw(self, prompts: Sequence[Prompt], keys: Sequence[SampleKey], sampling: TokenSampling) -> Iterator[Piece]:
         prompt_ids = self.model.encode(prompts)
-        for rows in tiles(len(keys), sampling.tile):
+
+        def piece(rows: Tensor) -> Piece:
             of = slice(int(rows[0]), int(rows[-1]) + 1)
-            samples = draw_completions(self.model, prompt_ids[of], sampling, keys[of])
-            yield self._piece(samples)
+            return self._piece(draw_completions(self.model, prompt_ids[of], sampling, keys[of]))
+
+        return self.ranks.share(tiles(len(keys), sampling.tile), piece)
 
     def join(self, pieces: Sequence[Piece]) -> Piece:
         samples = Completions.cat([piece.samples for piece in pieces if isinstance(piece.samples, Completions)])
@@ -112,9 +129,10 @@ def make_drawer(
     sampler: Sampler | TokenSampling,
     evaluation_sampler: EvaluationSampler | TokenSampling,
     density: str = "exact",
+    ranks: Ranks = ALONE,
 ) -> Drawer:
     if isinstance(sampler, TokenSampling) and isinstance(evaluation_sampler, TokenSampling):
-        return TokenDrawer(model=model, sampler=sampler, evaluation_sampler=evaluation_sampler)  # type: ignore[arg-type]
+        return TokenDrawer(model=model, sampler=sampler, evaluation_sampler=evaluation_sampler, ranks=ranks)  # type: ignore[arg-type]
     assert isinstance(sampler, Sampler) and isinstance(evaluation_sampler, EvaluationSampler), (
         "the recipe has checked this"
     )
@@ -124,6 +142,7 @@ def make_drawer(
         sampler=sampler,
         evaluation_sampler=evaluation_sampler,
         density=density,
+        ranks=ranks,
     )
 
 

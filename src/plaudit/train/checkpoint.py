@@ -29,6 +29,10 @@ class Progress:
 
 
 def save_checkpoint(folder: RunFolder, setup: Setup, progress: Progress) -> None:
+    setup.ranks.from_main(lambda: _save(folder, setup, progress))
+
+
+def _save(folder: RunFolder, setup: Setup, progress: Progress) -> None:
     policy = setup.policy
     tensors = {f"current.{name}": parameter for name, parameter in policy.trainable.items()}
     for snapshot, values in policy.snapshots.items():

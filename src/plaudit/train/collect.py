@@ -118,11 +118,12 @@ def draw_scored(setup: Setup, prompts: Sequence[Prompt], step: int, seen: Counte
                 of = slice(drawn, drawn + len(piece))
                 pieces.append(piece)
                 drawn += len(piece)
-                pending.add(make_request(members[of], piece.outputs, group[of], step, columns, piece.ids))
+                if setup.ranks.is_main:
+                    pending.add(make_request(members[of], piece.outputs, group[of], step, columns, piece.ids))
         joined = setup.drawer.join(pieces)
         sampled = time.perf_counter()
         request = make_request(members, joined.outputs, group, step, completion_ids=joined.ids)
-        scored = pending.finish(request, learn=True)
+        scored = setup.ranks.from_main(lambda: pending.finish(request, learn=True))
     return Drawn(
         prompts=members,
         keys=keys,

@@ -20,7 +20,7 @@ from plaudit.rewards.load import Reward
 from plaudit.rewards.suite import ScoredBatch
 from plaudit.runs.folder import RunFolder
 from plaudit.runs.record import BEFORE
-from plaudit.sampling.base import Outputs
+from plaudit.sampling.base import Outputs, Piece
 from plaudit.sampling.drawers import generate
 from plaudit.statistics import Interval, mean_interval
 from plaudit.train.setup import Setup
@@ -50,13 +50,8 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
     for split, prompts in setup.prompts.evaluation(count).items():
         with setup.policy.using(setup.result):
             piece = generate(setup.drawer, prompts, EVALUATION_SEED)
-            with setup.truth.unchanged():
-                judged = setup.truth(prompts, piece.outputs, completion_ids=piece.ids)
-            if label == BEFORE and not measured:
-                _refuse_unjudged(setup, judged)
-            truth = np.array([score.value for score in judged])
-            training = setup.rewards(prompts, piece.outputs, completion_ids=piece.ids)
-            extra = setup.rewards.take_extra(len(prompts))
+            first = label == BEFORE and not measured
+            truth, training, extra = setup.ranks.from_main(lambda: _judged(setup, prompts, piece, first))  # noqa: B023
         interval = mean_interval(truth)
         items = f"evaluations/{label}_{step:06d}_{split}.json"
         categories = [str(prompt.facts.get("category", "all")) for prompt in prompts]
@@ -90,9 +85,21 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
             entry["length"] = float(np.mean(scored["length"]))
         folder.append("evaluations.jsonl", entry)
         measured[split] = Measured(split=split, interval=interval, ids=ids, scores=truth)
-        if len(measured) == 1:
+        if len(measured) == 1 and setup.ranks.is_main:
             _preview(folder, piece.outputs, _rows(prompts, truth, training, extra), truth, step, label)
     return measured
+
+
+def _judged(
+    setup: Setup, prompts: Sequence[Prompt], piece: Piece, first: bool
+) -> tuple[np.ndarray, ScoredBatch, Mapping[str, Sequence[Any]]]:
+    """What the truth and the training rewards say, and the columns that rewards added."""
+    with setup.truth.unchanged():
+        judged = setup.truth(prompts, piece.outputs, completion_ids=piece.ids)
+    if first:
+        _refuse_unjudged(setup, judged)
+    training = setup.rewards(prompts, piece.outputs, completion_ids=piece.ids)
+    return np.array([score.value for score in judged]), training, setup.rewards.take_extra(len(prompts))
 
 
 def _looks_at_outputs(reward: Reward) -> bool:
@@ -123,7 +130,8 @@ def calibrate(setup: Setup) -> int:
     heldout = next(iter(setup.prompts.evaluation(count := setup.recipe.calibration_outputs).values()))
     prompts = list(itertools.islice(itertools.cycle(heldout), count))  # other noise for a prompt that comes again
     piece = generate(setup.drawer, prompts, CALIBRATION_SEED)
-    setup.rewards.calibrate(prompts, piece.outputs, piece.ids)
+    if setup.ranks.is_main:  # the scales stay where rewards are asked
+        setup.rewards.calibrate(prompts, piece.outputs, piece.ids)
     return len(prompts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from plaudit.errors import RunError
 from plaudit.objectives.base import Losses, Objective
 from plaudit.objectives.batch import Batch
+from plaudit.ranks import ALONE, Ranks
 from plaudit.recipe.schema import Recipe, Train
 from plaudit.train.policy import Policy
 
@@ -47,11 +48,23 @@ class Sums:
         if deviation is not None and losses.mask.any():
             self.largest_deviation = max(self.largest_deviation or 0.0, deviation[losses.mask].max().item())
 
+    def join(self, parts: Sequence[Sums]) -> None:
+        """The sums of all parts of an update."""
+        self.losses, self.metrics = _added([part.losses for part in parts]), _added([part.metrics for part in parts])
+        self.elements = sum(part.elements for part in parts)
+        found = [part.largest_deviation for part in parts if part.largest_deviation is not None]
+        self.largest_deviation = max(found, default=None)
+
     @property
     def totals(self) -> dict[str, float]:
         """Loss parts as shares of the whole update's count, metrics as means over the elements that were computed."""
         means = {name: value / self.elements for name, value in self.metrics.items()} if self.elements else {}
         return self.losses | means
+
+
+def _added(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    names = {name: None for part in parts for name in part}
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
 def make_optimizer(policy: Policy, train: Train) -> torch.optim.AdamW:
@@ -72,24 +85,43 @@ def update_rows(group: Tensor, updates: int, seed: int, step: int, whole_groups:
         yield from torch.from_numpy(rng.permutation(len(group))).split(len(group) // updates)
 
 
-def accumulate(policy: Policy, objective: Objective, batch: Batch, micro_batch: int) -> Sums:
-    """Gradients of one update. Every element is divided by the update's count, so the split does not matter; samples whose
-    gradient is certainly zero are counted but not computed."""
+def accumulate(policy: Policy, objective: Objective, batch: Batch, micro_batch: int, ranks: Ranks = ALONE) -> Sums:
+    """Gradients of one update. Every element is divided by the update's count, so the split does not matter, neither into
+    micro-batches nor over ranks; samples whose gradient is certainly zero are counted but not computed."""
     sums = Sums()
     batch = objective.prepare(policy, batch)
     count, needed = objective.count(batch), objective.computed(batch).nonzero()[:, 0]
     if count == 0 or len(needed) == 0:
         return sums
-    for rows in needed.split(micro_batch):
+    for rows in ranks.own(needed.split(micro_batch)):
         losses = objective.losses(objective.terms(policy, batch.select(rows)))
         parts = torch.stack([(part * losses.weights).sum() for part in losses.parts.values()])
         (parts.sum() / count).backward()
         sums.add(losses, count)
+    _add(ranks, policy, sums)
     return sums
 
 
+def _add(ranks: Ranks, policy: Policy, sums: Sums) -> None:
+    """What the ranks computed, together. A rank without a micro-batch has no gradients, and counts as zero."""
+    if ranks.count == 1:
+        return
+    parameters = list(policy.trainable.values())
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    ranks.add([parameter.grad for parameter in parameters])
+    sums.join(ranks.gather(sums))
+
+
 def learn(
-    recipe: Recipe, policy: Policy, objective: Objective, optimizer: torch.optim.Optimizer, batch: Batch, step: int
+    recipe: Recipe,
+    policy: Policy,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    step: int,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float | None]:
     """All updates of a step; returns its metrics. Stops before an optimiser step that would spoil the weights."""
     parameters = list(policy.trainable.values())
@@ -97,7 +129,7 @@ def learn(
     updates = update_rows(batch.group, train.updates_per_step, recipe.run.seed, step, objective.needs.whole_groups)
     for number, rows in enumerate(updates):
         optimizer.zero_grad(set_to_none=True)
-        sums = accumulate(policy, objective, batch.select(rows), train.micro_batch)
+        sums = accumulate(policy, objective, batch.select(rows), train.micro_batch, ranks)
         if number == 0:
             limit = _check_ratio(sums, policy, objective, train, batch.select(rows), step)
         norm = nn.utils.clip_grad_norm_(parameters, train.grad_clip).item()

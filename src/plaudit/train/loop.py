@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -17,12 +16,13 @@ from torch import Tensor
 from plaudit import storage
 from plaudit.errors import Interrupted, RewardError, RunError
 from plaudit.pages.showing import Showing, Shown
+from plaudit.ranks import join
 from plaudit.recipe.load import Source, as_recipe
 from plaudit.recipe.rewards import HANDED
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.suite import Suite
-from plaudit.runs.claim import Claim, find_run, open_run
-from plaudit.runs.display import Display, make_display, summary_line
+from plaudit.runs.claim import Claim, claim_for, find_run
+from plaudit.runs.display import Display, Silent, make_display, summary_line
 from plaudit.runs.folder import RunFolder
 from plaudit.runs.interrupt import Patience, between_steps
 from plaudit.runs.record import read_run
@@ -61,14 +61,11 @@ def train(
     display: Display | None = None,
 ) -> RunResult:
     """`plaudit.align` but for the report, which is made from the finished folder."""
-    recipe, display = as_recipe(recipe, "align"), display or make_display(plain, quiet)
-    if (ranks := os.environ.get("WORLD_SIZE", "1")) not in ("", "0", "1"):
-        raise RunError(
-            f"align: WORLD_SIZE is {ranks}, but a run is one process; start it without torchrun or accelerate launch"
-        )
-    find_run(recipe, resume=resume, overwrite=overwrite)
-    setup = prepare(recipe)
-    claim = open_run(recipe, resume=resume, overwrite=overwrite)
+    recipe, ranks = as_recipe(recipe, "align"), join()
+    display = (display or make_display(plain, quiet)) if ranks.is_main else Silent()
+    ranks.from_main(lambda: find_run(recipe, resume=resume, overwrite=overwrite))
+    setup = prepare(recipe, ranks)
+    claim = claim_for(ranks, recipe, resume=resume, overwrite=overwrite)
     try:
         return _align(setup, claim, display, resume)
     finally:
@@ -124,15 +121,19 @@ def _start(setup: Setup, folder: RunFolder, display: Display) -> Progress:
     started = time.monotonic()
     _calibrate(setup, folder, display)
     display.say("checking the recipe before the first step")
-    checks = cheap_checks(setup)
-    folder.write_json("checks.json", [check.to_json() for check in checks])
-    if any(check.passed is False for check in checks):
-        raise RunError(failed_message(checks))
+    setup.ranks.from_main(lambda: _check(setup, folder))
     before = evaluate(setup, folder, step=0, label="before", count=setup.recipe.evaluate.final_prompts)
     _show(display, 0, "before", before)
     progress = Progress(total_seconds=time.monotonic() - started)
     save_checkpoint(folder, setup, progress)
     return progress
+
+
+def _check(setup: Setup, folder: RunFolder) -> None:
+    checks = cheap_checks(setup.alone())
+    folder.write_json("checks.json", [check.to_json() for check in checks])
+    if any(check.passed is False for check in checks):
+        raise RunError(failed_message(checks))
 
 
 def _calibrate(setup: Setup, folder: RunFolder, display: Display) -> None:
@@ -146,7 +147,7 @@ def _calibrate(setup: Setup, folder: RunFolder, display: Display) -> None:
 def _train(setup: Setup, folder: RunFolder, progress: Progress, display: Display, patience: Patience) -> str | None:
     """Steps until a limit is reached; returns which one, or None when the user asked to stop."""
     recipe, started, before = setup.recipe, time.monotonic(), progress.total_seconds
-    while (reason := _limit_reached(recipe, progress)) is None:
+    while (reason := setup.ranks.from_main(lambda: _limit_reached(recipe, progress))) is None:
         metrics, timing = _step(setup, progress)
         folder.append("metrics.jsonl", {"step": progress.step, **metrics})
         folder.append("timing.jsonl", {"step": progress.step, **timing, "seconds": progress.training_seconds})
@@ -159,7 +160,7 @@ def _train(setup: Setup, folder: RunFolder, progress: Progress, display: Display
         progress.total_seconds = before + time.monotonic() - started
         if progress.step % recipe.run.save_every == 0:
             save_checkpoint(folder, setup, progress)
-        if patience.asked:
+        if setup.ranks.from_main(lambda: patience.asked):
             return None
     return reason
 
@@ -182,7 +183,7 @@ def _step(setup: Setup, progress: Progress) -> tuple[dict[str, float | None], di
     rollout = collect(setup, step=step, version=progress.updates) if objective.needs.feed == "rollouts" else None
     batch = rollout.batch if rollout else read_batch(setup, step)
     learning = time.perf_counter()
-    learned = learn(recipe, policy, objective, setup.optimizer, batch, step)
+    learned = learn(recipe, policy, objective, setup.optimizer, batch, step, setup.ranks)
     for name, decay in objective.snapshots.items():
         if decay is not None:
             policy.blend(name, decay((step + 1) * recipe.train.updates_per_step))
@@ -271,6 +272,13 @@ def _finish(setup: Setup, folder: RunFolder, progress: Progress, display: Displa
     _show(display, progress.step, "after", after)
     progress.total_seconds += time.monotonic() - started
     save_checkpoint(folder, setup, progress)
+    summary = setup.ranks.from_main(lambda: _keep(setup, folder, progress, after, stopped))
+    return RunResult(folder=folder.root, report=folder.root / "report.html", summary=summary)
+
+
+def _keep(
+    setup: Setup, folder: RunFolder, progress: Progress, after: Mapping[str, Measured], stopped: str
+) -> dict[str, Any]:
     with setup.policy.using(setup.result), storage.explain_write_errors(folder.root / "final"):
         (folder.root / "final").mkdir(exist_ok=True)
         setup.policy.model.save(folder.root / "final")
@@ -281,7 +289,7 @@ def _finish(setup: Setup, folder: RunFolder, progress: Progress, display: Displa
         )
     summary = _summarise(setup, folder, progress, after, stopped)
     folder.write_json("summary.json", summary)
-    return RunResult(folder=folder.root, report=folder.root / "report.html", summary=summary)
+    return summary
 
 
 def _summarise(

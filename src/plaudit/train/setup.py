@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,6 +12,7 @@ from plaudit.models.build import build_model
 from plaudit.models.lora import add_lora
 from plaudit.objectives.base import Objective
 from plaudit.objectives.table import make_objective
+from plaudit.ranks import ALONE, Ranks
 from plaudit.recipe.rewards import EVALUATION
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.load import Reward, load_reward
@@ -36,6 +37,11 @@ class Setup:
     truth: Reward
     objective: Objective
     optimizer: torch.optim.Optimizer
+    ranks: Ranks = ALONE
+
+    def alone(self) -> Setup:
+        """The same for one rank by itself, which may then do what the others do not."""
+        return replace(self, ranks=ALONE, drawer=replace(self.drawer, ranks=ALONE)) if self.ranks.count > 1 else self
 
     @property
     def result(self) -> str:
@@ -61,7 +67,7 @@ def parts_of(recipe: Recipe) -> Parts:
     return Parts(prompts=prompts, rewards=rewards, truth=truth, objective=objective)
 
 
-def prepare(recipe: Recipe) -> Setup:
+def prepare(recipe: Recipe, ranks: Ranks = ALONE) -> Setup:
     if recipe.run.sandbox:
         demand(recipe.run.sandbox)
     if recipe.run.threads:
@@ -80,10 +86,11 @@ def prepare(recipe: Recipe) -> Setup:
     return Setup(
         recipe=recipe,
         policy=policy,
-        drawer=make_drawer(model, recipe.sampler, recipe.evaluate.sampler, parts.objective.needs.density),
+        drawer=make_drawer(model, recipe.sampler, recipe.evaluate.sampler, parts.objective.needs.density, ranks),
         prompts=parts.prompts,
         rewards=parts.rewards,
         truth=parts.truth,
         objective=parts.objective,
         optimizer=make_optimizer(policy, recipe.train),
+        ranks=ranks,
     )
