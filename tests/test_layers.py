@@ -10,14 +10,14 @@ import plaudit
 SOURCE = Path(plaudit.__file__).parent
 FLOORS = (
     *("errors", "version", "dotted", "optional", "storage", "statistics", "http", "ranks"),
-    *("recipe", "systems", "shaping"),
+    *("recipe", "shaping"),
     *("data", "lab", "sandbox"),
     *("models", "sampling"),
     *("pages", "runs"),
     "rewards",
     *("objectives", "search", "serve"),
     *("train", "fit", "builds", "audit"),
-    *("verbs", "cli", "__main__"),
+    *("systems", "verbs", "cli", "__main__"),
 )
 HEIGHT = {name: height for height, name in enumerate(FLOORS)}
 FACE = {"__init__"}  # the package's own face names the verbs, and loads them when they are used

@@ -103,6 +103,31 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
     return Interval(mean=mean, low=mean - half, high=mean + half, count=present.size, missing=missing)
 
 
+def crossed_interval(values: np.ndarray) -> Interval:
+    """Mean of [S, I] values, no one missing, where both the S seeds and the I items stand for more of their kind.
+
+    The margin is that of the seeds' means and that of the items' means, less what neither explains and the seeds' means hold
+    already, each with its own Student's t, added in quadrature. With one item there are the seeds alone. Equal differences of
+    scores that are 0 or 1 get the interval of Agresti and Min.
+    """
+    seeds, items = values.shape
+    mean = float(values.mean())
+    if seeds < 2:
+        return Interval(mean=mean, low=math.nan, high=math.nan, count=values.size)
+    if np.ptp(values) == 0 and items > 1 and mean in (-1.0, 0.0, 1.0):
+        low, high = _agresti_min(mean, items)
+        return Interval(mean=mean, low=low, high=high, count=values.size)
+    by_seed, by_item = values.mean(axis=1), values.mean(axis=0)
+    margin = student_t_975(seeds - 1) * float(by_seed.std(ddof=1)) / math.sqrt(seeds)
+    if items > 1:
+        rest = float(((values - by_seed[:, None] - by_item + mean) ** 2).sum()) / (
+            (seeds - 1) * (items - 1) * values.size
+        )
+        of_items = max(float(by_item.var(ddof=1)) / items - rest, 0.0)
+        margin = math.hypot(margin, student_t_975(items - 1) * math.sqrt(of_items))
+    return Interval(mean=mean, low=mean - margin, high=mean + margin, count=values.size)
+
+
 def student_t_975(degrees: int) -> float:
     """The 0.975 quantile of Student's t, within 0.2 %: exact for 1 and 2 degrees of freedom, then the expansion in
     1 / degrees of Abramowitz and Stegun 26.7.5."""

@@ -8,6 +8,7 @@ import pytest
 from plaudit.errors import DataError
 from plaudit.statistics import (
     Items,
+    crossed_interval,
     is_binary,
     matched,
     mean_interval,
@@ -233,3 +234,45 @@ def test_one_seed_has_no_deviation_and_none_has_nothing() -> None:
     assert math.isnan(one.std)
     assert math.isnan(none.mean)
     assert (none.count, none.missing) == (0, 1)
+
+
+# --- seeds and items -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("of_seeds", "of_items", "rest"),
+    [(0.0, 1.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.0, 1.0), (0.1, 2.0, 0.5), (0.0, 0.0, 1.0)],
+)
+def test_intervals_over_seeds_and_items_hold_the_mean_as_often_as_they_say(
+    of_seeds: float, of_items: float, rest: float
+) -> None:
+    """With seeds and items drawn anew each time, whichever of the two the scatter comes from; and no wider than it must be."""
+    rng, trials, held, widths = np.random.default_rng(0), 1500, 0, []
+    for _ in range(trials):
+        values = (
+            0.3
+            + of_seeds * rng.normal(size=(4, 1))
+            + of_items * rng.normal(size=(1, 30))
+            + rest * rng.normal(size=(4, 30))
+        )
+        interval = crossed_interval(values)
+        held += interval.low <= 0.3 <= interval.high
+        widths.append(interval.high - interval.low)
+    assert held / trials >= 0.935  # 0.95 less three deviations of the trials' count
+    deviation = math.sqrt(of_seeds**2 / 4 + of_items**2 / 30 + rest**2 / 120)
+    assert np.median(widths) < 2 * 3.4 * deviation
+
+
+def test_one_item_leaves_the_seeds_and_one_seed_leaves_no_interval() -> None:
+    seeds = np.array([[0.1], [0.4], [0.7]])
+    expected = mean_interval(seeds[:, 0])
+    found = crossed_interval(seeds)
+    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))
+    assert math.isnan(crossed_interval(np.array([[1.0, 0.0]])).low)
+
+
+def test_equal_differences_of_answers_still_have_a_width_and_exact_ones_of_a_number_have_none() -> None:
+    answers = crossed_interval(np.ones((3, 5)))
+    assert 0 < answers.low < answers.mean == 1.0
+    exact = crossed_interval(np.full((3, 1), 0.25))
+    assert (exact.low, exact.high) == (0.25, 0.25)

@@ -314,17 +314,31 @@ def test_compare_refuses_what_it_cannot_compare(args, message):
 
 def test_systems_as_table_and_as_json():
     table = invoke("systems").stdout.splitlines()
-    assert table[0].split() == ["id", "status", "home", "recipe", "name"]
-    assert table[1].split()[:4] == ["S001", "planned", "flow", "objectives"]
+    assert table[0].split() == ["id", "level", "effect", "cost", "command", "name"]
+    assert table[1].split() == ["S001", "planned", "-", "-", "-", "Euphonium"]
     assert table[-1] == "129 systems"
     listed = json.loads(invoke("systems", "--json").stdout)
     assert [entry["id"] for entry in listed[:2]] == ["S001", "S002"]
-    assert set(listed[0]) == {"id", "name", "home", "what", "recipe", "status"}
-    result = invoke("systems", "--status", "done")
-    assert (result.exit_code, result.stderr) == (
-        2,
-        "error: --status is 'done'; allowed: planned, runs, shown, negative\n",
-    )
+    assert set(listed[0]) == {"id", "name", "home", "what", "level", "levels"}
+    parts = invoke("systems", "--level", "planned", "--parts").stdout
+    assert "P(yes) comparative reward" in parts and "tests/search/test_renoise.py" in parts
+    result = invoke("systems", "--level", "done")
+    said = "error: --level is 'done'; allowed: planned, runs, stale, inconclusive, negative, mixed, shown\n"
+    assert (result.exit_code, result.stderr) == (2, said)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "reproduce: name experiments or give --all, one of the two; there are "),
+        (["S101", "--all"], "reproduce: name experiments or give --all, one of the two; there are "),
+        (["S1010"], "experiment 'S1010': did you mean S101? shipped: "),
+    ],
+)
+def test_reproduce_says_what_there_is(args, message):
+    result = invoke("reproduce", *args)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {message}")
 
 
 def test_lab_build(fake):

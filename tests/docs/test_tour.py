@@ -12,6 +12,7 @@ from tests.docs.pages import blocks, commands, page, write_files
 from typer.testing import CliRunner
 
 from plaudit.cli import app
+from plaudit.recipe.experiment import find as find_experiments
 from plaudit.recipe.load import load
 from plaudit.search.table import METHODS
 
@@ -28,6 +29,7 @@ VERBS = {
     "search",
     "systems",
     "recipe",
+    "reproduce",
     "lab",
 }
 
@@ -52,6 +54,8 @@ def test_the_python_of_the_tour_runs_in_order(workplace: Path) -> None:
 def test_commands_name_existing_verbs_and_valid_recipes(arguments: list[str], workplace: Path) -> None:
     verb, *rest = arguments
     assert verb in VERBS
+    if verb == "reproduce":
+        assert find_experiments(rest)
     if verb == "recipe":
         assert CliRunner().invoke(app, arguments, prog_name="plaudit").exit_code == 0
     if verb in {"align", "doctor", "compare"}:

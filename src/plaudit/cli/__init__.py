@@ -6,7 +6,21 @@ import os
 
 import typer
 
-from plaudit.cli import align, compare, doctor, lab, recipe, report, rewards, sample, score, search, serve, systems
+from plaudit.cli import (
+    align,
+    compare,
+    doctor,
+    lab,
+    recipe,
+    report,
+    reproduce,
+    rewards,
+    sample,
+    score,
+    search,
+    serve,
+    systems,
+)
 from plaudit.cli.command import CheckCommand, PlauditCommand, RecipeCommand
 
 SHARED = ("align",)  # commands that a launcher may start several times
@@ -25,6 +39,7 @@ app.command("sample", cls=RecipeCommand)(sample.run)
 app.command("doctor", cls=RecipeCommand)(doctor.run)
 app.command("report", cls=PlauditCommand)(report.run)
 app.command("compare", cls=RecipeCommand)(compare.run)
+app.command("reproduce", cls=PlauditCommand)(reproduce.run)
 app.command("systems", cls=PlauditCommand)(systems.run)
 app.command("recipe", cls=CheckCommand)(recipe.run)
 app.add_typer(rewards.app, name="rewards")

@@ -115,11 +115,13 @@ class TextRow(_Lenient):
 
 
 class ScoredItems(_Lenient):
-    """The scores behind one evaluation: three lists of one length."""
+    """The scores behind one evaluation: lists of one length."""
 
     id: list[str]
     category: list[str | None]
     score: list[float | None]
+    rewards: dict[str, list[float | None]] = {}
+    length: list[float | None] = []
 
     @model_validator(mode="after")
     def _aligned(self) -> ScoredItems:

@@ -56,7 +56,11 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
         items = f"evaluations/{label}_{step:06d}_{split}.json"
         categories = [str(prompt.facts.get("category", "all")) for prompt in prompts]
         ids = [f"{prompt.id}/{i}" for i, prompt in enumerate(prompts)]
-        folder.write_json(items, {"id": ids, "category": categories, "score": truth.tolist()})
+        scored = {"id": ids, "category": categories, "score": truth.tolist()}
+        scored["rewards"] = {name: values.tolist() for name, values in training.parts.items()}
+        if piece.ids is not None:
+            scored["length"] = [len(ids) for ids in piece.ids]
+        folder.write_json(items, scored)
         entry = {
             "step": step,
             "split": split,
@@ -78,7 +82,7 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
         if of_the_data := [reward.name for reward in setup.rewards.rewards if not _looks_at_outputs(reward)]:
             entry["of_the_data"] = of_the_data
         if piece.ids is not None:
-            entry["length"] = float(np.mean([len(ids) for ids in piece.ids]))
+            entry["length"] = float(np.mean(scored["length"]))
         folder.append("evaluations.jsonl", entry)
         measured[split] = Measured(split=split, interval=interval, ids=ids, scores=truth)
         if len(measured) == 1 and setup.ranks.is_main:
