@@ -47,6 +47,7 @@ CALL, SUITE, CACHE, CALIBRATE, ADAPTERS = (
 )
 REFERENCES = "tests/rewards/test_reference_answers.py"
 TRAINED = "tests/train/test_rewards.py"
+CREDIT = "tests/train/test_credit.py"
 RANKS = "tests/train/test_ranks.py"
 POLICY, LEARN, COLLECT = (f"tests/train/test_{n}.py" for n in ("policy", "learn", "collect"))
 CLAIM = "tests/train/test_claim.py"
@@ -416,13 +417,11 @@ MUTATIONS = [
     Mutation(
         "good and bad exchanged",
         "objectives/nft.py",
-        "optimal * branch_loss(positive, x0) + (1 - optimal)",
-        "(1 - optimal) * branch_loss(positive, x0) + optimal",
+        "branch_loss(positive, x0, optimal)",
+        "branch_loss(positive, x0, 1 - optimal)",
         f"{LEARNING} {NFT}",
     ),
-    Mutation(
-        "beta forgotten", "objectives/nft.py", "branch_loss(negative, x0)) / beta", "branch_loss(negative, x0))", NFT
-    ),
+    Mutation("beta forgotten", "objectives/nft.py", "1 - optimal)) / beta", "1 - optimal))", NFT),
     Mutation(
         "old decay starts at its end",
         "objectives/nft.py",
@@ -1424,6 +1423,24 @@ MUTATIONS = [
         "gradients stay where they are", "train/learn.py", "    ranks.add([parameter", "    list([parameter", RANKS
     ),
     Mutation("the others go on alone", "ranks.py", "if told[1] is not None:", "if told[1] is None and failure:", RANKS),
+    Mutation(
+        "a gain has the wrong sign",
+        "shaping/dense.py",
+        "value[:, 1:] - value[:, :-1]",
+        "value[:, :-1] - value[:, 1:]",
+        CREDIT,
+    ),
+    Mutation(
+        "states are completed from a step too late",
+        "train/credit.py",
+        "x, times = trace.states[alike, k]",
+        "x, times = trace.states[alike, k + 1]",
+        CREDIT,
+    ),
+    Mutation(
+        "kappa is not kept", "train/curriculum.py", "self.kappa, self.share = state", "self.kappa, _ = state", CREDIT
+    ),
+    Mutation("credit is not narrowed with its samples", "shaping/credit.py", "value[:, :decisions]", "value", CREDIT),
 ]
 
 
