@@ -1,9 +1,6 @@
-"""Searches that look at candidates on their way, at equal cost.
+"""Schedules of pruning, simulated on (prompt, seed, step) rewards drawn once: `python benchmarks/search_pruning.py`.
 
-    python benchmarks/search_pruning.py offline    schedules of pruning, simulated on (prompt, seed, step) rewards drawn once
-    python benchmarks/search_pruning.py search     best-of-N, prune, renoise and beam: real runs, equal calls and equal seconds
-
-Offline: Spearman's correlation of a preview's score with the final one among the seeds of a prompt, for the proxy itself and
+Spearman's correlation of a preview's score with the final one among the seeds of a prompt, for the proxy itself and
 for its noise-aware weights; then what pruning finds for the cost of best-of-n, decoding and judging included. Differences to
 best-of-n are paired by prompt, with their standard error. Gold is `scene_exact`.
 """
@@ -11,7 +8,6 @@ best-of-n are paired by prompt, with their standard error. Gold is `scene_exact`
 from __future__ import annotations
 
 import argparse
-import time
 
 import numpy as np
 import torch
@@ -23,18 +19,11 @@ from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.lab import LabFlowModel
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.suite import load_suite
-from plaudit.search.api import measure
-from plaudit.search.base import Method
-from plaudit.search.best_of_n import BestOfN
 from plaudit.search.budget import Budget
-from plaudit.search.flow.beam import Beam
 from plaudit.search.flow.lookouts import noise_aware
-from plaudit.search.flow.prune import Plan, Prune, default_plan, pruning_cost
-from plaudit.search.flow.renoise import Renoise
+from plaudit.search.flow.prune import Plan, default_plan, pruning_cost
 from plaudit.search.flow.steps import score_total
 from plaudit.search.flow.task import FlowTask
-from plaudit.search.results import SearchResult
-from plaudit.search.run import run_search
 
 PROXY, GOLD = "scene_proxy", "scene_exact"
 LATER = {"later": Plan(at=(3, 5), keep=(0.4, 0.4)), "once": Plan(at=(4,), keep=(0.25,))}
@@ -54,9 +43,6 @@ def make_task(
         seed=seed,
         **rest,
     )
-
-
-# --- offline ---------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -110,99 +96,18 @@ def difference(pruned: Outcome, plain: Outcome) -> str:
     return "  ".join(cells)
 
 
-# --- real runs -------------------------------------------------------------------------------------------------------
-
-
-def methods(model: str, verifier: str) -> dict[str, Method]:
-    chosen: dict[str, Method] = {
-        "best_of_n": BestOfN(),
-        "prune": Prune(),
-        "prune, later": Prune(at=LATER["later"].at, keep=LATER["later"].keep),
-        "renoise": Renoise(),
-        "beam": Beam(),
-        "beam, late window": Beam(window=(5, 9)),
-    }
-    if model == "pixels" and verifier == PROXY:
-        chosen["prune, noise-aware"] = Prune(previews="pixels")
-    return chosen
-
-
-def searched(
-    name: str, verifier: str, method: Method, budget: Budget, options: argparse.Namespace, seed: int
-) -> tuple[SearchResult, float, float]:
-    """The result, and the gold judge's mean of the plain and of the best pictures."""
-    task = make_task(name, verifier, budget, options, seed, kernel="ddim_eta", level=1.0)
-    result = run_search(task, method)
-    truth = measure(load_suite({"gold": RewardConfig(type=GOLD)}).rewards[0], result)
-    return result, truth.plain.nanmean().item(), truth.best.nanmean().item()
-
-
-def search(options: argparse.Namespace) -> None:
-    print(
-        "model   verifier     budget            method               verifier           gold             calls  seconds"
-    )
-    for verifier in options.verifiers:
-        seconds = None
-        for kind in options.equal:
-            for label, method in methods(options.model, verifier).items():
-                budget = Budget(network_calls=options.calls) if kind == "calls" else Budget(seconds=seconds)
-                shown = str(budget) if kind == "calls" else f"{seconds:.3f}s"
-                rows, plain = [], []
-                for seed in range(options.repeats):
-                    started = time.perf_counter()
-                    result, before, after = searched(options.model, verifier, method, budget, options, seed)
-                    each = len(result.prompts)
-                    rows.append(
-                        (
-                            result.scores.nanmean().item(),
-                            after,
-                            result.ledger.total.network_calls / each,
-                            (time.perf_counter() - started) / each,
-                        )
-                    )
-                    plain.append((result.plain_scores.nanmean().item(), before))
-                found = np.array(rows)
-                if seconds is None:
-                    print(f"{options.model:7} {verifier:12} {'':17} {'plain':20} {row(np.array(plain))}", flush=True)
-                    seconds = float(found[:, 3].mean())
-                print(
-                    f"{options.model:7} {verifier:12} {shown:17} {label:20} {row(found[:, :2])}  "
-                    f"{found[:, 2].mean():6.1f}  {found[:, 3].mean():.3f}",
-                    flush=True,
-                )
-
-
-def row(found: np.ndarray) -> str:
-    """Mean and deviation over the seeds of each column."""
-    spread = found.std(0, ddof=1) if len(found) > 1 else np.full(found.shape[1], np.nan)
-    return "  ".join(f"{mean:.4f} ± {deviation:.4f}" for mean, deviation in zip(found.mean(0), spread, strict=True))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=("offline", "search"))
     parser.add_argument("--model", default="pixels", choices=("slots", "pixels"))
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=16, help="offline: trajectories of each prompt")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[2, 4, 5], help="offline: in plain samples")
-    parser.add_argument("--draws", type=int, default=100, help="offline: bootstrap draws")
-    parser.add_argument("--seed", type=int, default=0, help="offline: of the noise")
-    parser.add_argument("--verifiers", nargs="+", default=["scene_match", PROXY])
-    parser.add_argument("--calls", type=int, default=200, help="search: network calls per prompt")
-    parser.add_argument(
-        "--equal",
-        nargs="+",
-        default=["calls", "seconds"],
-        choices=("calls", "seconds"),
-        help="search: calls come first",
-    )
-    parser.add_argument("--repeats", type=int, default=3, help="search: seeds 0, 1, ...")
+    parser.add_argument("--seeds", type=int, default=16, help="trajectories of each prompt")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[2, 4, 5], help="in plain samples")
+    parser.add_argument("--draws", type=int, default=100, help="bootstrap draws")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
     options = parser.parse_args()
-    if options.equal[0] != "calls":
-        parser.error("--equal begins with calls: best-of-N's seconds at equal calls are the budget of equal seconds")
     torch.set_num_threads(1)
-    offline(options) if options.part == "offline" else search(options)
+    offline(options)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def test_training_learns_what_a_preview_tells_and_repeats_bit_for_bit() -> None:
 @torch.no_grad()
 def test_the_shipped_weights_know_early_which_final_pictures_will_score_high() -> None:
     """Held-out captions, noise that no training saw, ranks over all of them. The gain among the seeds of one caption is
-    smaller than so few pictures could tell; `benchmarks/search_pruning.py offline` measures it."""
+    smaller than so few pictures could tell; `benchmarks/search_pruning.py` measures it."""
     model, asked = LabFlowModel("pixels"), evaluation_prompts("heldout", 12)
     task = make_task(model, load_suite(PROXY), "9999nfe", asked=asked, steps=10, seed=5)
     found = reward_tensors(task, 4, {"naive": score_total, "aware": noise_aware("pixels")})

@@ -119,6 +119,9 @@ class Queue:
         if self.records is None:
             return
         for name in ended:
+            if not any(job.is_done for job in self.planned[name]):
+                self.line.say(f"{name}: no run came to an end, so there is no record")
+                continue
             try:
                 record = record_of(self.experiments[name], self.planned[name], self.errors)
             except PlauditError as error:

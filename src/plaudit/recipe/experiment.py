@@ -6,6 +6,7 @@ Files of `recipes/experiments/`; docs/experiments.md has an example. Whatever a 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,7 +30,7 @@ QUICK = {  # what a run needs to have gone through everything once
     "evaluate": {"prompts": 6, "final_prompts": 6},
     "calibration_outputs": 16,
 }
-QUICK_SEARCH = {"flow": "20nfe", "tokens": "100nfe"}
+QUICK_SEARCH = {"flow": "20nfe", "tokens": "1000nfe"}
 
 
 class Budget(Strict):
@@ -232,6 +233,9 @@ def find(names: list[str]) -> dict[str, Path]:
 
 
 def load_experiment(path: Path) -> Experiment:
+    """What a file says. Modules beside it can be named as functions."""
+    if str(path.parent.resolve()) not in sys.path:
+        sys.path.append(str(path.parent.resolve()))
     content = loading.read(path)
     try:
         experiment = Experiment.model_validate(content)

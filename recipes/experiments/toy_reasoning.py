@@ -1,4 +1,4 @@
-"""Rewards for reasoning on toys: `python benchmarks/reasoning_rewards.py [--only noise|calibration|credit] [--seeds 3]`.
+"""Rewards for reasoning on toys (S123, S128).
 
 1. noise: sums modulo 7 by a small network, first taught a little, then trained by group-relative policy gradient on
    rewards inverted with probability p, for all outputs of a question together or for each alone (S128).
@@ -7,15 +7,12 @@
 3. credit: routes with one change, a softmax for each slot of the answer, rewarded for right routes only or also for
    partial credit (S123).
 
-The policy gradient is on-policy (clipping would be inert), advantages are `group_advantage`, Adam. Each line gives mean and
-standard deviation over seeds.
+The policy gradient is on-policy (clipping would be inert), advantages are `group_advantage`, Adam.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,10 +28,6 @@ MODULUS = 7
 SUMS = list(itertools.product(range(MODULUS), repeat=2))
 TRUTH = torch.tensor([(a + b) % MODULUS for a, b in SUMS])
 GROUP, QUESTIONS = 8, 12
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.3f} +- {np.std(values):.3f}"
 
 
 def one_hot(questions: Sequence[tuple[int, int]]) -> Tensor:
@@ -75,8 +68,6 @@ def accuracy_of(chances: Tensor) -> float:
 
 # --- 1. noise --------------------------------------------------------------------------------------------------------
 
-BY = ("question", "sample")
-
 
 def noisy_sums(by: str, probability: float, seed: int, marks: Sequence[int]) -> list[float]:
     """Probability of the right answer, over all sums, at the start and after each of `marks` steps."""
@@ -106,15 +97,9 @@ def noisy_sums(by: str, probability: float, seed: int, marks: Sequence[int]) -> 
     return curve
 
 
-def noise(seeds: int) -> None:
-    marks = (200, 800, 2400)
-    print(f"sums modulo {MODULUS}: accuracy at the start and after {marks} steps of {QUESTIONS} questions x {GROUP}")
-    for by, probability in itertools.product(BY, (0.0, 0.2, 0.4, 0.5)):
-        if probability == 0 and by == "sample":
-            continue
-        runs = [noisy_sums(by, probability, seed, marks) for seed in range(seeds)]
-        columns = "   ".join(spread(column) for column in zip(*runs, strict=True))
-        print(f"  by {by:8} p = {probability:.1f}   {columns}", flush=True)
+def noise(*, seed: int, quick: bool, by: str, probability: float) -> dict[str, float]:
+    """Accuracy after 2,400 steps."""
+    return {"accuracy": noisy_sums(by, probability, seed, [4 if quick else 2400])[-1]}
 
 
 # --- 2. calibration --------------------------------------------------------------------------------------------------
@@ -152,15 +137,9 @@ def reasoning_sums(accuracy: float | None, weight: float, seed: int, steps: int)
         return [accuracy_of(often * reader(INPUTS).softmax(1) + (1 - often) * guesser.softmax(0)), often]
 
 
-def calibration(seeds: int) -> None:
-    steps = 800
-    print(f"reason (at first 2 %) or guess, then sums modulo {MODULUS}, systematic reward model: after {steps} steps")
-    settings = [(accuracy, weight) for accuracy in (1.0, 0.85, 0.75, 0.65) for weight in (0.0, 0.1)]
-    for accuracy, weight in [*settings, (None, 0.0)]:
-        runs = [reasoning_sums(accuracy, weight, seed, steps) for seed in range(seeds)]
-        right, often = (spread(column) for column in zip(*runs, strict=True))
-        name = "pattern reward alone" if accuracy is None else f"model {accuracy:.2f}, weight {weight:.1f}"
-        print(f"  {name:24} accuracy {right}   reasons {often}", flush=True)
+def calibration(*, seed: int, quick: bool, accuracy: float | None, weight: float) -> dict[str, float]:
+    right, often = reasoning_sums(accuracy, weight, seed, 4 if quick else 800)
+    return {"accuracy": right, "reasons": often}
 
 
 # --- 3. partial credit -----------------------------------------------------------------------------------------------
@@ -204,30 +183,6 @@ def route_credit_run(detail: float, seed: int, steps: int) -> tuple[float, float
     return reached, float(np.mean(right_share[-20:])), signals / (steps * len(TRIPS))
 
 
-def credit(seeds: int) -> None:
-    steps = 1500
-    print(f"routes with one change, {len(TRIPS)} trips x {GROUP}, {steps} steps")
-    for detail in (0.0, 0.5):
-        runs = [route_credit_run(detail, seed, steps) for seed in range(seeds)]
-        reached, right, signal = (spread(column) for column in zip(*runs, strict=True))
-        print(
-            f"  detail x {detail:.1f}: 20 % right at step {reached}, final {right}, groups with signal {signal}",
-            flush=True,
-        )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"noise": noise, "calibration": calibration, "credit": credit}
-    parser.add_argument("--only", choices=[*parts])
-    parser.add_argument("--seeds", type=int, default=3)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    for name in [arguments.only] if arguments.only else parts:
-        started = time.perf_counter()
-        parts[name](arguments.seeds)
-        print(f"  {time.perf_counter() - started:.0f} s")
-
-
-if __name__ == "__main__":
-    main()
+def credit(*, seed: int, quick: bool, detail: float) -> dict[str, float]:
+    reached, right, signal = route_credit_run(detail, seed, 4 if quick else 1500)
+    return {"reached": reached, "right": right, "signal": signal}

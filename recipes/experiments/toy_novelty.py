@@ -1,38 +1,22 @@
-"""Where novelty over all training helps, and where novelty within the episode: `python benchmarks/novelty.py [--seeds 5]`
-(about 45 s).
+"""Where novelty over all training helps, and where novelty within the episode (S021).
 
-S021's experiment in small. A context is a chain of four rooms, 3 x 3 cells each, with doors between neighbours; 1, 3 or 10
-of them are repeated, or every episode has a new one. The start is in the first room and the goal in the last. The bonus of
-a step is of the cell that it leads to, known by its position only: 1/sqrt(N) over all training, the indicator of a first
-visit in the episode, or both by sum or product (`plaudit.rewards.novelty`).
-
-One table, means over seeds +- standard deviation between seeds. Contexts along the top, bonuses down the side, and blocks:
-
-- bonus alone, the whole training: the share of a context's cells that were visited at least once in training (an ever-new
-  context is one episode, so compare that column with itself only);
-- bonus alone, at the end: the share of cells that an episode visits, and how often it passes the goal (episodes do not end
-  there), over the last quarter of training;
-- 1 for the goal, which ends the episode, and the bonus weighed by 1 or 0.1: how often the goal is reached, over the last
-  quarter of training. At weight 1 what is still new may be worth more than the goal.
-
-"random" walks at random; "none" learns without a bonus. "sum, scaled" divides each bonus by its standard deviation so far,
-which makes it several times as large as the other rows at the same weight.
+A context is a chain of four rooms, 3 x 3 cells each, with doors between neighbours; some are repeated, or every episode has a new
+one. The start is in the first room and the goal in the last. The bonus of a step is of the cell that it leads to, known by its
+position only: 1/sqrt(N) over all training, the indicator of a first visit in the episode, or both by sum or product
+(`plaudit.rewards.novelty`). "sum, scaled" divides each bonus by its standard deviation so far.
 
 Departures from the card: a linear Q-learner in place of IMPALA; the indicator in place of E3B, and counts in place of RND or
 NovelD; bonuses are not divided by a running deviation except in "sum, scaled", so that the other rows are those of the
 reward `novelty`; weights are not tuned for each row. The learner sees its position, its last move, and which neighbours are
 closed, open, or visited in this episode: the last stands in for a recurrent policy's memory, without which the episodic
-bonus is no function of what the learner knows. `--forgetful` takes it away. The rows of a seed meet the same contexts and
-the same random numbers.
+bonus is no function of what the learner knows. All arms of a seed meet the same contexts and the same random numbers.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -46,10 +30,7 @@ CLOSED, OPEN, VISITED = 0, 1, 2  # what the learner knows of a neighbour
 SLOTS, ROOM, ROOMS = 3, 3, 4  # rooms fill some of 3 x 3 slots, a wall of one cell between them
 SIDE = SLOTS * (ROOM + 1) - 1
 STEPS, EPISODES = 60, 400
-LAST = EPISODES // 4
 RATE, DISCOUNT, EXPLORE = 0.2, 0.95, 0.1
-CONTEXTS = {"1 context": 1, "3 contexts": 3, "10 contexts": 10, "ever new": None}
-BONUSES = ("random", "none", "global", "episodic", "sum", "sum, scaled", "product")
 Cell = tuple[int, int]
 
 
@@ -207,63 +188,27 @@ class Training:
     goal: float  # share of episodes at the end
 
 
-def train(kind: str, num_contexts: int | None, task: Task, seed: int) -> Training:
+def train(kind: str, num_contexts: int | None, task: Task, seed: int, num_episodes: int) -> Training:
     """Without `num_contexts`, every episode has a new context."""
     of_contexts, of_moves = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
-    contexts = [new_context(of_contexts) for _ in range(num_contexts or EPISODES)]
-    order = of_contexts.integers(num_contexts, size=EPISODES) if num_contexts else np.arange(EPISODES)
+    contexts = [new_context(of_contexts) for _ in range(num_contexts or num_episodes)]
+    order = of_contexts.integers(num_contexts, size=num_episodes) if num_contexts else np.arange(num_episodes)
     task = replace(task, explore=1.0) if kind == "random" else task
     learner, bonus = Learner(task.remembers), Bonus(kind)
     episodes = [run_episode(learner, bonus, contexts[i], task, of_moves) for i in order]
     return Training(
         in_all=statistics.fmean(len(c.visited) / len(c.cells) for c in contexts),
-        coverage=statistics.fmean(e.coverage for e in episodes[-LAST:]),
-        goal=statistics.fmean(e.goal for e in episodes[-LAST:]),
+        coverage=statistics.fmean(e.coverage for e in episodes[-num_episodes // 4 :]),
+        goal=statistics.fmean(e.goal for e in episodes[-num_episodes // 4 :]),
     )
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+# --- what is measured ------------------------------------------------------------------------------------------------
 
 
-def spread(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.2f} +- {statistics.stdev(values) if len(values) > 1 else math.nan:.2f}"
-
-
-Runs = dict[tuple[str, str], list[Training]]
-
-
-def block(title: str, runs: Runs, measure: Callable[[Training], float]) -> None:
-    print(title)
-    for kind in BONUSES:
-        cells = (spread([measure(run) for run in runs[kind, name]]) for name in CONTEXTS)
-        print(f"  {kind:14}" + "".join(f"{cell:>16}" for cell in cells))
-
-
-def all_runs(task: Task, seeds: int) -> Runs:
-    return {
-        (kind, name): [train(kind, number, task, seed) for seed in range(seeds)]
-        for kind in BONUSES
-        for name, number in CONTEXTS.items()
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--forgetful", action="store_true", help="a learner that does not know where it has been")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    remembers = not options.forgetful
-    alone = all_runs(Task(remembers=remembers), options.seeds)
-    print(f"S021: {ROOMS} rooms, {EPISODES} episodes of {STEPS} steps, {options.seeds} seeds")
-    print(" " * 16 + "".join(f"{name:>16}" for name in CONTEXTS))
-    block("bonus alone, the whole training: share of a context's cells visited", alone, lambda run: run.in_all)
-    block("bonus alone, at the end: share of cells visited in an episode", alone, lambda run: run.coverage)
-    block("bonus alone, at the end: goal passed", alone, lambda run: run.goal)
-    for weight in (1.0, 0.1):
-        both = all_runs(Task(goal=1.0, weight=weight, remembers=remembers), options.seeds)
-        block(f"1 for the goal and {weight:g} x bonus, at the end: goal reached", both, lambda run: run.goal)
-
-
-if __name__ == "__main__":
-    main()
+def measure(
+    *, seed: int, quick: bool, bonus: str, contexts: int | None, goal: float, weight: float
+) -> dict[str, float]:
+    """Over the last quarter of training: the share of cells that an episode visits, and of episodes that reach the goal."""
+    found = train(bonus, contexts, Task(goal=goal, weight=weight), seed, 8 if quick else EPISODES)
+    return {"coverage": found.coverage, "goal": found.goal, "in_all": found.in_all}
