@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from plaudit.shaping.advantages import Deviation, group_advantage
+from plaudit.shaping.credit import Deviation, group_advantage
 from torch import Tensor
 
 from plaudit.rewards.compose import operators, pairwise
