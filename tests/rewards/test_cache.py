@@ -14,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from plaudit.data.content import media_hash
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Score, Status, card, missing
 from plaudit.rewards.calling import cache as cache_module
-from plaudit.rewards.calling.cache import ScoreCache, identity, media_hash
+from plaudit.rewards.calling.cache import ScoreCache, identity
 from plaudit.rewards.calling.call import Cached, Caller
 from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.load import load_reward
