@@ -17,6 +17,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.objectives.batch import Batch
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.tokens import Completions
+from plaudit.shaping.credit import Credit
 
 PROMPTS, COMPLETIONS, TOKENS, RATE = 4, 4, 32, 1e-6
 
@@ -136,8 +137,7 @@ def given_batch(size: int, width: int) -> tuple[Batch, torch.Tensor, torch.Tenso
         group=torch.arange(size) // COMPLETIONS,
         score=torch.zeros(size),
         scores={},
-        advantage=torch.randn(size, generator=generator),
-        valid=yes,
+        credit=Credit(value=torch.randn(size, generator=generator), valid=yes),
         informative=yes,
     )
     return batch, (old + noise(0.2)) * mask, (old + noise(0.3)) * mask
@@ -163,7 +163,7 @@ def grpo_loss(
         "prompt_mask": torch.ones(len(batch), 1, dtype=torch.long),
         "completion_ids": batch.completions.ids,
         "completion_mask": mask.long(),
-        "advantages": batch.advantage,
+        "advantages": batch.credit.value,
         "old_per_token_logps": batch.completions.log_prob.float(),
         "ref_per_token_logps": reference,
         "num_items_in_batch": mask.sum(),

@@ -33,7 +33,7 @@ class Mutation:
 KERNELS, ROLLOUT, PLAN = (f"tests/sampling/test_{n}.py" for n in ("kernels", "rollout", "plan"))
 NOISE, ADVANTAGES, TERMS = (
     "tests/sampling/test_noise.py",
-    "tests/shaping/test_advantages.py",
+    "tests/shaping/test_credit.py",
     "tests/objectives/test_terms.py",
 )
 PUBLISHED = "tests/reference/test_published.py"
@@ -47,6 +47,7 @@ CALL, SUITE, CACHE, CALIBRATE, ADAPTERS = (
 )
 REFERENCES = "tests/rewards/test_reference_answers.py"
 TRAINED = "tests/train/test_rewards.py"
+CREDIT = "tests/train/test_credit.py"
 RANKS = "tests/train/test_ranks.py"
 POLICY, LEARN, COLLECT = (f"tests/train/test_{n}.py" for n in ("policy", "learn", "collect"))
 CLAIM = "tests/train/test_claim.py"
@@ -272,53 +273,51 @@ MUTATIONS = [
     # --- advantages
     Mutation(
         "missing is zero",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "present = torch.isfinite(score)",
         "score = score.nan_to_num(0, 0, 0); present = torch.isfinite(score)",
         ADVANTAGES,
     ),
     Mutation(
         "constant groups by rounding",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "torch.where(constant[index], torch.zeros_like(centred), centred)",
         "centred",
         ADVANTAGES,
     ),
     Mutation(
         "deviation with n",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "index, groups) / (count - 1).clamp(min=1)).sqrt()",
         "index, groups) / count.clamp(min=1)).sqrt()",
         ADVANTAGES,
     ),
     Mutation(
         "E[x^2] - E[x]^2 in float32",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "_group_sum(centred.square(), index, groups)",
         "(_group_sum(filled.float().square(), index, groups) - count.float() * mean.float().square()).clamp(min=0).double()",
         ADVANTAGES,
     ),
-    Mutation("epsilon for floor", "shaping/advantages.py", "spread.clamp(min=floor)", "(spread + 1e-8)", ADVANTAGES),
+    Mutation("epsilon for floor", "shaping/credit.py", "spread.clamp(min=floor)", "(spread + 1e-8)", ADVANTAGES),
     Mutation(
         "leave one out keeps it in",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "((count - 1).clamp(min=1) / count.clamp(min=1))[index]",
         "torch.ones_like(centred)",
         ADVANTAGES,
     ),
-    Mutation(
-        "clip on one side", "shaping/advantages.py", "value.clamp(-clip, clip)", "value.clamp(max=clip)", ADVANTAGES
-    ),
+    Mutation("clip on one side", "shaping/credit.py", "value.clamp(-clip, clip)", "value.clamp(max=clip)", ADVANTAGES),
     Mutation(
         "pooled deviation of raw scores",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "(centred.square().sum() / freedom).sqrt()",
         "(filled - filled.mean()).square().mean().sqrt()",
         ADVANTAGES,
     ),
     Mutation(
         "TRL's deviation with n",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         '1 if std == "batch" else 0',
         "0",
         f"{ADVANTAGES} {PUBLISHED}",
@@ -332,14 +331,14 @@ MUTATIONS = [
     ),
     Mutation(
         "singletons are valid",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "valid = present & (count[index] >= 2)",
         "valid = present",
         ADVANTAGES,
     ),
     Mutation(
         "optimality without bounds",
-        "shaping/advantages.py",
+        "shaping/credit.py",
         "(advantage / clip / 2 + 0.5).clamp(0, 1)",
         "(advantage / clip / 2 + 0.5)",
         ADVANTAGES,
@@ -400,7 +399,7 @@ MUTATIONS = [
     Mutation(
         "the divisor keeps what was dropped",
         "objectives/grpo.py",
-        "torch.ones_like(batch.valid) if keeps else batch.advantage != 0",
+        "torch.ones_like(batch.valid) if keeps else batch.credit.moves",
         "torch.ones_like(batch.valid)",
         PUBLISHED,
     ),
@@ -419,13 +418,11 @@ MUTATIONS = [
     Mutation(
         "good and bad exchanged",
         "objectives/nft.py",
-        "optimal * branch_loss(positive, x0) + (1 - optimal)",
-        "(1 - optimal) * branch_loss(positive, x0) + optimal",
+        "branch_loss(positive, x0, optimal)",
+        "branch_loss(positive, x0, 1 - optimal)",
         f"{LEARNING} {NFT}",
     ),
-    Mutation(
-        "beta forgotten", "objectives/nft.py", "branch_loss(negative, x0)) / beta", "branch_loss(negative, x0))", NFT
-    ),
+    Mutation("beta forgotten", "objectives/nft.py", "1 - optimal)) / beta", "1 - optimal))", NFT),
     Mutation(
         "old decay starts at its end",
         "objectives/nft.py",
@@ -1478,6 +1475,24 @@ MUTATIONS = [
         "return max(levels",
         "tests/test_systems.py",
     ),
+    Mutation(
+        "a gain has the wrong sign",
+        "shaping/dense.py",
+        "value[:, 1:] - value[:, :-1]",
+        "value[:, :-1] - value[:, 1:]",
+        CREDIT,
+    ),
+    Mutation(
+        "states are completed from a step too late",
+        "train/credit.py",
+        "x, times = trace.states[alike, k]",
+        "x, times = trace.states[alike, k + 1]",
+        CREDIT,
+    ),
+    Mutation(
+        "kappa is not kept", "train/curriculum.py", "self.kappa, self.share = state", "self.kappa, _ = state", CREDIT
+    ),
+    Mutation("credit is not narrowed with its samples", "shaping/credit.py", "value[:, :decisions]", "value", CREDIT),
 ]
 
 

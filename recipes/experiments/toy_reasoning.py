@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from plaudit.rewards.rules.reasoning import PHRASES, calibrated, inverted, reasoning_pattern
 from plaudit.rewards.rules.routes import Leg, is_route, route_detail
 from plaudit.sampling.noise import SampleKey
-from plaudit.shaping.advantages import group_advantage
+from plaudit.shaping.credit import group_advantage
 
 MODULUS = 7
 SUMS = list(itertools.product(range(MODULUS), repeat=2))

@@ -13,7 +13,7 @@ from plaudit.objectives.batch import Batch
 from plaudit.objectives.drpo import Drpo
 from plaudit.recipe.objectives import DrpoConfig
 from plaudit.sampling.tokens import given_completions
-from plaudit.shaping.advantages import group_advantage
+from plaudit.shaping.credit import group_advantage
 from plaudit.train.learn import accumulate, update_rows
 from plaudit.train.policy import Policy
 
@@ -34,7 +34,12 @@ def judged(batch: Batch, correct: list[float], limit: int = LIMIT) -> Batch:
     """`batch` with this rightness, and 1 - length / limit as the preference."""
     right = torch.tensor(correct, dtype=torch.float64)
     brief = 1 - batch.completions.length.double() / limit
-    return dataclasses.replace(batch, scores={"right": right, "brief": brief}, score=right, valid=right.isfinite())
+    return dataclasses.replace(
+        batch,
+        scores={"right": right, "brief": brief},
+        score=right,
+        credit=dataclasses.replace(batch.credit, valid=right.isfinite()),
+    )
 
 
 def moved(model, size: float, seed: int = 7) -> None:

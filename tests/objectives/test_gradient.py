@@ -21,6 +21,7 @@ from plaudit.rewards.suite import Suite, make_suite
 from plaudit.sampling.noise import uniform
 from plaudit.sampling.plan import stochastic_plan
 from plaudit.sampling.rollout import Starts
+from plaudit.shaping.credit import Credit
 from plaudit.train.collect import expand_groups
 from plaudit.train.learn import accumulate
 from plaudit.train.policy import Policy
@@ -54,8 +55,9 @@ def starts(model: ToyFlowModel, kernel: str = "ode", guidance: float = 1.0) -> B
     everything = torch.ones(len(keys), dtype=torch.bool)
     return Batch(
         samples=samples, prompts=tuple(members), keys=tuple(keys), group=group,
-        score=torch.full((len(keys),), torch.nan).double(), scores={}, advantage=torch.ones(len(keys)),
-        valid=everything, informative=everything,
+        score=torch.full((len(keys),), torch.nan).double(), scores={},
+        credit=Credit(value=torch.ones(len(keys)), valid=everything),
+        informative=everything,
     )  # fmt: skip
 
 

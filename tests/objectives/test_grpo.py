@@ -77,7 +77,7 @@ def test_the_loss_is_the_clipped_ratio_of_recorded_to_replayed(density: str) -> 
     found, batch, policy = losses_of(GrpoConfig(type="grpo", density=density), moved=True, density=density)
     with torch.no_grad():
         log_ratio = (FlowTerms(policy, batch).log_prob - batch.flow.trace.log_prob).numpy()
-    advantage = np.repeat(batch.advantage.double().numpy()[:, None], log_ratio.shape[1], axis=1)
+    advantage = np.repeat(batch.credit.value.double().numpy()[:, None], log_ratio.shape[1], axis=1)
     expected = reference.clipped_ratio(log_ratio, advantage, 0.2, 0.2)
     np.testing.assert_allclose(found.parts["policy"].detach().numpy(), expected.value, rtol=1e-6)
     assert found.mask.all() and found.mask.shape == (12, 4)
@@ -98,7 +98,7 @@ def test_before_any_update_the_gradient_is_that_of_weighted_log_likelihood() -> 
     objective.losses(objective.terms(policy, batch)).parts["policy"].sum().backward()
     ours = gradients(model)
     model.network.zero_grad()
-    (-batch.advantage[:, None] * FlowTerms(policy, batch).log_prob).sum().backward()
+    (-batch.credit.value[:, None] * FlowTerms(policy, batch).log_prob).sum().backward()
     torch.testing.assert_close(ours, gradients(model), rtol=1e-4, atol=1e-5)
     assert ours.norm() > 1e-3
 
@@ -131,7 +131,7 @@ def test_mask_leaves_out_missing_samples_and_undrawn_decisions() -> None:
     valid[3] = False
     undrawn = batch.flow.trace.mask.clone()
     undrawn[:, 2] = False
-    batch = with_trace(dataclasses.replace(batch, valid=valid), mask=undrawn)
+    batch = with_trace(dataclasses.replace(batch, credit=dataclasses.replace(batch.credit, valid=valid)), mask=undrawn)
     mask = Grpo(GrpoConfig(type="grpo")).mask(batch)
     assert not mask[3].any() and not mask[:, 2].any() and mask.sum() == 11 * 3
 

@@ -54,7 +54,9 @@ def prepared(reduction: str, *, valid: bool = True, **settings) -> tuple[Policy,
     batch = token_batch(dataclasses.replace(given, log_prob=log_prob), 3)
     asked = tuple(Prompt(id=q, text=q, facts={"answer": a}) for q, a in zip(QUESTIONS, ANSWERS, strict=True))
     flags = torch.tensor([True, True, valid])
-    batch = dataclasses.replace(batch, prompts=asked, valid=flags, informative=flags)
+    batch = dataclasses.replace(
+        batch, prompts=asked, credit=dataclasses.replace(batch.credit, valid=flags), informative=flags
+    )
     reward = PolicyLikelihood("#", reduction)
     reward.bind(policy, None)
     config = LikelihoodConfig(type="likelihood", reward="likelihood", **settings)
@@ -82,7 +84,7 @@ def test_the_gradient_is_the_papers(reduction: str, direct: float) -> None:
     loss = torch.zeros((), dtype=torch.float64)
     rewards = [slow_reward(model, i, reduction) for i in range(3)]
     for i in range(3):
-        loss = loss - (batch.advantage[i].double() * slow_policy(model, i) + direct * rewards[i]) / 3
+        loss = loss - (batch.credit.value[i].double() * slow_policy(model, i) + direct * rewards[i]) / 3
     loss.backward()
     theirs = gradients(model)
     model.network.zero_grad()
@@ -96,7 +98,7 @@ def test_the_gradient_is_the_papers(reduction: str, direct: float) -> None:
 def test_the_direct_part_alone_is_the_rewards_own_gradient(reduction: str) -> None:
     """No advantage: a supervised step on the answer; and it is the number that the reward gave."""
     policy, model, objective, batch = prepared(reduction)
-    batch = dataclasses.replace(batch, advantage=torch.zeros(3))
+    batch = dataclasses.replace(batch, credit=dataclasses.replace(batch.credit, value=torch.zeros(3)))
     (-sum(slow_reward(model, i, reduction) for i in range(3)) / 3).backward()
     theirs = gradients(model)
     model.network.zero_grad()
@@ -170,7 +172,9 @@ def test_the_split_changes_nothing(reduction: str) -> None:
 
 def test_a_sample_without_a_score_counts_nowhere() -> None:
     policy, model, objective, batch = prepared("mean", valid=False)
-    loss = sum(batch.advantage[i].double() * slow_policy(model, i) + slow_reward(model, i, "mean") for i in (0, 1)) / -2
+    loss = (
+        sum(batch.credit.value[i].double() * slow_policy(model, i) + slow_reward(model, i, "mean") for i in (0, 1)) / -2
+    )
     loss.backward()
     theirs = gradients(model)
     model.network.zero_grad()

@@ -43,10 +43,10 @@ def test_the_loss_is_the_loops_in_value_and_gradient(shape: tuple[int, ...], bet
 def test_the_weights_are_detached_and_floored() -> None:
     x0 = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
     exact = x0.clone().requires_grad_()
-    branch_loss(exact, x0).sum().backward()
+    branch_loss(exact, x0, torch.ones(())).sum().backward()
     assert torch.equal(exact.grad, torch.zeros(1, 2, dtype=torch.float64))
     close = (x0 + 1e-7).requires_grad_()
-    loss = branch_loss(close, x0)
+    loss = branch_loss(close, x0, torch.ones(()))
     assert loss.item() == pytest.approx(1e-14 / 1e-5, rel=1e-4)
     loss.sum().backward()
     np.testing.assert_allclose(close.grad.numpy(), 1e-7 / 1e-5, rtol=1e-4)
@@ -91,7 +91,7 @@ def test_the_objective_is_the_loss_at_the_batchs_points() -> None:
     with torch.no_grad():
         v = model.velocity(forward.x, forward.t, condition)
         v_old = torch.func.functional_call(model.network, old, (forward.x, forward.t, condition.tensors["caption"]))
-    r = np.array([reference.optimality(a, 2.0) for a in batch.advantage.repeat_interleave(3).tolist()])
+    r = np.array([reference.optimality(a, 2.0) for a in batch.credit.value.repeat_interleave(3).tolist()])
     arrays = [a.double().numpy() for a in (v, v_old, forward.x, forward.t, forward.x0)]
     expected = reference.nft(*arrays, r, 0.7).value * 2.0
     np.testing.assert_allclose(found.parts["policy"].detach().flatten().numpy(), expected, rtol=1e-4)
@@ -127,7 +127,7 @@ def test_missing_and_uninformative_samples_are_left_out() -> None:
     batch = rollout_batch(ToyFlowModel(), ODE)
     valid, informative = batch.valid.clone(), batch.informative.clone()
     valid[1], informative[4:8] = False, False
-    batch = dataclasses.replace(batch, valid=valid, informative=informative)
+    batch = dataclasses.replace(batch, credit=dataclasses.replace(batch.credit, valid=valid), informative=informative)
     mask = Nft(NftConfig(times_per_sample=2)).mask(batch)
     assert mask.shape == (12, 2) and mask.any(1).tolist() == [i != 1 and not 4 <= i < 8 for i in range(12)]
 

@@ -17,6 +17,7 @@ from plaudit.objectives.batch import Batch
 from plaudit.objectives.sft import KEPT, Sft, best_of_group
 from plaudit.recipe.objectives import SftConfig
 from plaudit.sampling.tokens import given_completions
+from plaudit.shaping.credit import Credit
 from plaudit.train.learn import accumulate
 from plaudit.train.policy import Policy
 
@@ -39,7 +40,7 @@ def prepared() -> tuple[TinyLanguage, Batch]:
     nan = math.nan
     score = torch.tensor([0.0, 0.7, 0.5, 0.7, nan, 0.2, 0.4, 0.1, nan, nan, nan, nan], dtype=torch.float64)
     assert len(set(batch.completions.length.tolist())) > 3
-    return model, dataclasses.replace(batch, score=score, valid=score.isfinite(), advantage=torch.zeros(12))
+    return model, dataclasses.replace(batch, score=score, credit=Credit(value=torch.zeros(12), valid=score.isfinite()))
 
 
 def cross_entropy(model: TinyLanguage, batch: Batch, rows: list[int]) -> Tensor:

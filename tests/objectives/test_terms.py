@@ -16,6 +16,7 @@ from plaudit.objectives.terms import FlowTerms, stratified_times
 from plaudit.recipe.objectives import GrpoConfig, KlConfig, NftConfig
 from plaudit.recipe.sampling import Sampler
 from plaudit.sampling.rollout import replay
+from plaudit.shaping.credit import Credit
 from plaudit.train.learn import accumulate, update_rows
 from plaudit.train.policy import Policy
 
@@ -137,8 +138,9 @@ def test_selecting_rows_selects_everything() -> None:
     batch = rollout_batch(ToyFlowModel(), SDE)
     rows = torch.tensor([9, 0, 4])
     part = batch.select(rows)
-    for name in ("group", "score", "advantage", "valid", "informative"):
+    for name in ("group", "score", "valid", "informative"):
         assert torch.equal(getattr(part, name), getattr(batch, name)[rows])
+    assert torch.equal(part.credit.value, batch.credit.value[rows])
     assert torch.equal(part.flow.latents, batch.flow.latents[rows])
     assert torch.equal(part.scores["toy"], batch.scores["toy"][rows])
     assert part.prompts == tuple(batch.prompts[i] for i in (9, 0, 4))
@@ -167,10 +169,10 @@ def prepared(name: str) -> tuple[Policy, ToyFlowModel, Batch]:
     valid, informative = batch.valid.clone(), batch.informative.clone()
     valid[2], informative[5:10] = False, False
     informative[2] = False
-    advantage = torch.where(informative, batch.advantage, 0.0)
+    advantage = torch.where(informative, batch.credit.value, 0.0)
     drawn = batch.flow.trace.mask.clone()
     drawn[::2, 3] = False
-    batch = dataclasses.replace(batch, valid=valid, informative=informative, advantage=advantage)
+    batch = dataclasses.replace(batch, credit=Credit(value=advantage, valid=valid), informative=informative)
     return policy, model, with_trace(batch, mask=drawn)
 
 

@@ -23,6 +23,7 @@ from plaudit.objectives.grpo import Grpo
 from plaudit.objectives.token_terms import TokenTerms
 from plaudit.recipe.objectives import GrpoConfig, KlConfig
 from plaudit.sampling.tokens import Completions
+from plaudit.shaping.credit import Credit
 from plaudit.train.learn import accumulate
 from plaudit.train.policy import Policy
 
@@ -69,8 +70,8 @@ def with_gaps(batch: Batch) -> Batch:
     valid, informative = batch.valid.clone(), batch.informative.clone()
     valid[2] = informative[2] = False
     informative[4:8] = False
-    advantage = torch.where(informative, batch.advantage, 0.0)
-    return dataclasses.replace(batch, valid=valid, informative=informative, advantage=advantage)
+    advantage = torch.where(informative, batch.credit.value, 0.0)
+    return dataclasses.replace(batch, credit=Credit(value=advantage, valid=valid), informative=informative)
 
 
 def gradients(model) -> Tensor:
@@ -237,7 +238,7 @@ def looped(
         drift = log_prob[i, :n] - completions.log_prob[i, :n]
         for t in range(n):
             ratio = (drift.mean() if level == "sequence" else drift[t]).exp()
-            advantage = batch.advantage[i].double()
+            advantage = batch.credit.value[i].double()
             bounded = ratio.clamp(1 - low, 1 + high)
             loss = loss - torch.minimum(ratio * advantage, bounded * advantage) * weigh(n)
     return loss / total
@@ -302,7 +303,7 @@ def test_the_gradients_of_gspo_and_luspo_are_the_papers(loss_type: str, per_leng
         grad = torch.autograd.grad(log_prob.sum(), model.table)[0]
         ratios.append((log_prob.detach() - completions.log_prob[i, : len(row)]).mean().exp().item())
         scale = 1 / len(row) if per_length else 1.0
-        expected += ratios[-1] * batch.advantage[i] * scale * grad / len(batch)
+        expected += ratios[-1] * batch.credit.value[i] * scale * grad / len(batch)
     assert len(set(completions.length.tolist())) > 2 and all(abs(s - 1) > 1e-4 for s in ratios)
     config = GrpoConfig(type="grpo", loss_type=loss_type, importance_sampling_level="sequence")
     accumulate(policy, Grpo(config), batch, 4)
@@ -313,7 +314,7 @@ def test_the_gradients_of_gspo_and_luspo_are_the_papers(loss_type: str, per_leng
 def test_a_sequence_beyond_its_range_has_no_gradient() -> None:
     model, batch = toy_sequences()
     shifted = torch.where(
-        batch.completions.mask, batch.completions.log_prob - 0.1 * batch.advantage.sign()[:, None], 0.0
+        batch.completions.mask, batch.completions.log_prob - 0.1 * batch.credit.value.sign()[:, None], 0.0
     )
     far = dataclasses.replace(batch, samples=dataclasses.replace(batch.completions, log_prob=shifted))
     config = GrpoConfig(type="grpo", importance_sampling_level="sequence", clip_low=2e-3, clip_high=2.5e-3)
@@ -329,7 +330,7 @@ def test_before_any_update_the_gradient_is_the_policy_gradient(loss_type: str) -
     weigh, total = divisors(batch)[loss_type]
     loss = torch.zeros((), dtype=torch.float64)
     for i, (prompt, row) in enumerate(zip(batch.completions.prompt_ids, batch.completions.rows(), strict=True)):
-        loss = loss - batch.advantage[i] * slow_log_probs(model, prompt, row, 1.0).sum() * weigh(len(row)) / total
+        loss = loss - batch.credit.value[i] * slow_log_probs(model, prompt, row, 1.0).sum() * weigh(len(row)) / total
     loss.backward()
     expected = gradients(model)
     model.network.zero_grad()
@@ -412,7 +413,7 @@ def test_a_group_where_one_is_missing_is_not_divided_by_it() -> None:
     everything = torch.arange(12)
     for loss_type in LOSS_TYPES:
         objective = Grpo(GrpoConfig(type="grpo", loss_type=loss_type))
-        missing = dataclasses.replace(batch, valid=everything != 3)
+        missing = dataclasses.replace(batch, credit=dataclasses.replace(batch.credit, valid=everything != 3))
         without = token_batch(batch.completions.select(everything[everything != 3]), 4)
         assert objective.count(missing) == objective.count(without) < objective.count(batch)
         assert not objective.weights(missing)[3].any()

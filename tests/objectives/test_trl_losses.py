@@ -25,6 +25,7 @@ from plaudit.objectives.grpo import Grpo
 from plaudit.recipe.objectives import DpoConfig, GrpoConfig, KlConfig
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.tokens import Completions, chosen_log_probs, given_completions, replay_logits
+from plaudit.shaping.credit import Credit
 from plaudit.train.learn import accumulate
 from plaudit.train.policy import Policy
 
@@ -84,8 +85,7 @@ def make_batch(samples: Completions | Pairs, size: int = len(PROMPTS)) -> Batch:
         group=torch.tensor([0, 0, 1])[:size],
         score=torch.zeros(size),
         scores={},
-        advantage=torch.tensor(ADVANTAGES)[:size],
-        valid=yes,
+        credit=Credit(value=torch.tensor(ADVANTAGES)[:size], valid=yes),
         informative=yes,
     )
 

@@ -18,7 +18,7 @@ from plaudit.recipe.objectives import GrpoConfig, NftConfig
 from plaudit.recipe.sampling import Sampler
 from plaudit.recipe.schema import Recipe
 from plaudit.sampling.kernels import Transition, kl_divergence, log_density, transition
-from plaudit.shaping.advantages import group_advantage, optimality
+from plaudit.shaping.credit import group_advantage, optimality
 from plaudit.train.learn import accumulate
 from plaudit.train.policy import Policy
 
@@ -107,7 +107,7 @@ def test_combinations_that_nobody_published_are_refused(kernel: str, objective: 
 
 
 @pytest.mark.parametrize("std", published.ADVANTAGES)
-def test_advantages_are_those_of_the_named_convention(std: str) -> None:
+def test_credit_are_those_of_the_named_convention(std: str) -> None:
     """Both add a small number to the deviation, which is undone here; `floor` is our departure."""
     score, group = torch.tensor(published.REWARDS, dtype=torch.float64), torch.arange(12) // 4
     _, _, expected = published.ADVANTAGES[std]
@@ -127,7 +127,7 @@ def grpo_gradient(zero_advantage: str) -> Tensor:
     score, group = torch.tensor(published.FILTERED_REWARDS), torch.arange(9) // 3
     advantage = group_advantage(score, group, std="global").value
     batch = rollout_batch(ToyFlowModel(), Sampler(kernel="flow_sde", steps=4), groups=3, size=3)
-    batch = dataclasses.replace(batch, advantage=advantage)
+    batch = dataclasses.replace(batch, credit=dataclasses.replace(batch.credit, value=advantage))
     objective = Grpo(GrpoConfig(type="grpo", zero_advantage=zero_advantage))
     log_prob = batch.flow.trace.log_prob.clone().requires_grad_()
 

@@ -21,6 +21,7 @@ from plaudit.recipe.sampling import TokenSampling
 from plaudit.recipe.schema import Recipe
 from plaudit.sampling.noise import SampleKey, uniform
 from plaudit.sampling.tokens import Completions, draw_completions
+from plaudit.shaping.credit import Credit
 
 LETTERS = "_abcd."  # padding, four letters, the end
 
@@ -157,8 +158,9 @@ def token_batch(completions: Completions, size: int) -> Batch:
         group=torch.arange(count) // size,
         score=torch.sin(torch.arange(count).double()),
         scores={"toy": torch.sin(torch.arange(count).double())},
-        advantage=torch.cos(torch.arange(count) * 1.7 + 0.3) * 1.5,
-        valid=torch.ones(count, dtype=torch.bool),
+        credit=Credit(
+            value=torch.cos(torch.arange(count) * 1.7 + 0.3) * 1.5, valid=torch.ones(count, dtype=torch.bool)
+        ),
         informative=torch.ones(count, dtype=torch.bool),
     )
 

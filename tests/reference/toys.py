@@ -21,6 +21,7 @@ from plaudit.recipe.schema import Recipe
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.plan import stochastic_plan
 from plaudit.sampling.rollout import draw
+from plaudit.shaping.credit import Credit
 from plaudit.train.collect import expand_groups
 from plaudit.train.setup import Setup
 
@@ -125,8 +126,9 @@ def rollout_batch(
         group=group,
         score=torch.sin(torch.arange(count).double()),
         scores={"toy": torch.sin(torch.arange(count).double())},
-        advantage=torch.cos(torch.arange(count) * 1.7 + 0.3) * 1.5,
-        valid=torch.ones(count, dtype=torch.bool),
+        credit=Credit(
+            value=torch.cos(torch.arange(count) * 1.7 + 0.3) * 1.5, valid=torch.ones(count, dtype=torch.bool)
+        ),
         informative=torch.ones(count, dtype=torch.bool),
     )
 

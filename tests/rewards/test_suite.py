@@ -498,7 +498,7 @@ def test_built_in_rules_follow_their_prompts_and_ignore_their_company(name: str)
 
 
 def test_a_constant_reward_gives_no_advantage() -> None:
-    from plaudit.shaping.advantages import group_advantage
+    from plaudit.shaping.credit import group_advantage
 
     batch = suite(fixed("constant", [0.3] * 3))(PROMPTS, PICTURES)
     found = group_advantage(batch.total, torch.zeros(3, dtype=torch.long))

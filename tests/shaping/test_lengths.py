@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from plaudit.shaping.advantages import group_advantage
+from plaudit.shaping.credit import group_advantage
+from plaudit.shaping.dense import position_credit
 from plaudit.shaping.lengths import (
     barrier_weight,
     contrast,
@@ -19,7 +20,6 @@ from plaudit.shaping.lengths import (
     decoupled_scores,
     kept_groups,
     next_kappa,
-    position_advantage,
     tilt,
 )
 
@@ -42,7 +42,7 @@ def test_token_scores_are_the_formula() -> None:
 
 
 def advantage(score: Tensor, after: Tensor, valid: Tensor, group: list[int], **rest):
-    return position_advantage(score, after, valid, torch.tensor(group), **rest)
+    return position_credit(score, after, valid, torch.tensor(group), **rest)
 
 
 def example() -> tuple[Tensor, Tensor, Tensor, list[int]]:
@@ -51,7 +51,7 @@ def example() -> tuple[Tensor, Tensor, Tensor, list[int]]:
     return score, doubles([1.1, 1.1, 0, 1.1]), ~score.isnan(), [0, 0, 0, 0]
 
 
-def test_advantages_are_taken_position_by_position_with_ended_outputs_in_the_statistics() -> None:
+def test_credit_are_taken_position_by_position_with_ended_outputs_in_the_statistics() -> None:
     score, after, valid, group = example()
     found = advantage(score, after, valid, group)
     for t in range(4):
@@ -59,7 +59,7 @@ def test_advantages_are_taken_position_by_position_with_ended_outputs_in_the_sta
         mean, std = statistics.fmean(column), statistics.stdev(column)
         expected = [(c - mean) / std if valid[i, t] else 0.0 for i, c in enumerate(column)]
         assert found.value[:, t].tolist() == pytest.approx(expected)
-    assert torch.equal(found.valid, valid) and (found.groups, found.constant_groups) == (1, 0)
+    assert torch.equal(found.valid, valid.any(1)) and (found.groups, found.constant_groups) == (1, 0)
 
 
 def test_a_redundant_token_is_pushed_less_than_a_needed_one_at_its_place() -> None:
@@ -104,7 +104,7 @@ def test_groups_and_missing_outputs_do_not_touch_others() -> None:
         torch.cat([valid, valid[1:2]]),
         [0] * 5,
     )
-    assert torch.allclose(gone.value[:4], alone) and (gone.value[4] == 0).all() and not gone.valid[4].any()
+    assert torch.allclose(gone.value[:4], alone) and (gone.value[4] == 0).all() and not gone.valid[4]
 
 
 def test_kappa_follows_the_needed_share_and_telescopes() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plaudit.shaping.advantages import Advantages, group_advantage
+from plaudit.shaping.credit import Credit, group_advantage
 from plaudit.shaping.mix import mixed_advantage
 
 GROUP = [0, 0, 0, 0, 7, 7, 7, 7]
@@ -17,9 +17,7 @@ RIGHT = [1.0, 0, 0, 1, 1, 1, 1, 0]
 BRIEF = [0.2, 0.9, 0.1, 0.4, 0.3, 0.3, 0.8, 0.1]
 
 
-def mix(
-    scores: dict[str, list[float]], weights: dict[str, float], group: list[int] | None = None, **rest
-) -> Advantages:
+def mix(scores: dict[str, list[float]], weights: dict[str, float], group: list[int] | None = None, **rest) -> Credit:
     tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()}
     return mixed_advantage(tensors, weights, torch.tensor(GROUP if group is None else group), **rest)
 

@@ -51,7 +51,7 @@ def test_samples_scores_and_conditions_stay_together(tmp_path) -> None:
     scores = toys.redness([p.text for p in rollout.prompts], rollout.outputs)
     assert rollout.scored.total.tolist() == pytest.approx(scores)
     expected = by_loops(scores, rollout.group.tolist(), std="group", floor=1e-3, clip=5.0)
-    assert rollout.batch.advantage.tolist() == pytest.approx(expected, rel=1e-5)
+    assert rollout.batch.credit.value.tolist() == pytest.approx(expected, rel=1e-5)
     assert rollout.batch.valid.all() and rollout.batch.informative.all() and rollout.version == 3
     assert torch.equal(rollout.batch.flow.trace.states[:, 0], gaussian(rollout.batch.keys, "initial", (3, 2, 2)))
 
@@ -89,7 +89,7 @@ def test_missing_scores_are_dropped_from_the_batch(tmp_path, monkeypatch) -> Non
     rollout = collected(setup)
     assert rollout.batch.valid.tolist() == [True, False, True, True] + [False] * 4
     assert rollout.batch.informative.tolist() == rollout.batch.valid.tolist()
-    assert (rollout.batch.advantage == 0).tolist() == (~rollout.batch.valid).tolist()
+    assert (rollout.batch.credit.value == 0).tolist() == (~rollout.batch.valid).tolist()
     with pytest.raises(RewardError, match="4 of 8 scores are missing"):
         collected(prepare(toy_recipe(tmp_path)))
 
@@ -100,7 +100,7 @@ def test_groups_without_contrast_are_not_informative(tmp_path, monkeypatch) -> N
     )
     rollout = collected(prepare(toy_recipe(tmp_path)))
     assert rollout.batch.informative.tolist() == [False] * 4 + [True] * 4
-    assert rollout.advantages.constant_groups == 1 and rollout.batch.valid.all()
+    assert rollout.credit.constant_groups == 1 and rollout.batch.valid.all()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_kl_in_the_reward_is_taken_from_the_score_before_it_is_shaped(normalise:
         parts = (by_loops(values.tolist(), group, **shaped | {"clip": None}) for values in (score, -penalty / 0.2))
         expected = [a + 0.2 * b for a, b in zip(*parts, strict=True)]
     unpunished = by_loops(score.tolist(), group, **shaped)
-    assert rollout.batch.advantage.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert rollout.batch.credit.value.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert max(abs(a - b) for a, b in zip(expected, unpunished, strict=True)) > 0.1
     assert rollout.scored.total.tolist() == pytest.approx(
         toys.redness([p.text for p in rollout.prompts], rollout.outputs)
@@ -244,7 +244,7 @@ def test_a_refilled_step_is_a_function_of_its_number(tmp_path, monkeypatch) -> N
     first, second, other = (collected(prepare(toy_recipe(tmp_path, REFILL)), step=step) for step in (2, 2, 3))
     assert first.batch.keys == second.batch.keys != other.batch.keys and first.dropped > 0
     assert torch.equal(first.batch.flow.latents, second.batch.flow.latents)
-    assert torch.equal(first.batch.advantage, second.batch.advantage)
+    assert torch.equal(first.batch.credit.value, second.batch.credit.value)
 
 
 def test_a_prompt_that_comes_again_in_a_later_round_has_other_noise(tmp_path, monkeypatch) -> None:
@@ -265,7 +265,7 @@ def test_what_cannot_be_replaced_is_filled_up_and_teaches_nothing(tmp_path, monk
     setup = prepare(toy_recipe(tmp_path, {"train": {"refill": 2, "prompts_per_step": 2}}))
     rollout = collected(setup)
     assert rollout.dropped == 4 and len(rollout.prompts) == 8 and rollout.batch.valid.all()
-    assert not rollout.batch.informative.any() and not rollout.batch.advantage.any()
+    assert not rollout.batch.informative.any() and not rollout.batch.credit.value.any()
     assert [p.id for p in rollout.prompts[::4]] == [p.id for p in setup.prompts.batch(0, 2, 0)]
 
 
@@ -273,7 +273,7 @@ def test_with_contrast_everywhere_nothing_more_is_drawn(tmp_path) -> None:
     plain = collected(prepare(toy_recipe(tmp_path)))
     refilled = collected(prepare(toy_recipe(tmp_path, {"train": {"refill": 5}})))
     assert refilled.batch.keys == plain.batch.keys and refilled.network_calls == plain.network_calls
-    assert torch.equal(refilled.batch.advantage, plain.batch.advantage) and refilled.dropped == 0
+    assert torch.equal(refilled.batch.credit.value, plain.batch.credit.value) and refilled.dropped == 0
 
 
 def test_missing_scores_are_limited_over_all_rounds_together(tmp_path, monkeypatch) -> None:

@@ -15,7 +15,7 @@ from tests.reference import toys
 from tests.reference.toys import GRPO, LORA, ToyFlowModel, toy_recipe
 
 import plaudit.objectives.terms as flow_terms
-import plaudit.shaping.advantages as shaping
+import plaudit.shaping.credit as shaping
 import plaudit.train.learn as learning
 from plaudit.errors import RunError
 from plaudit.objectives.nft import Nft

@@ -91,10 +91,12 @@ def test_metrics_are_means_over_what_was_computed() -> None:
     """The ratio's mean is 1 also when half of the batch needed no network call."""
     policy, _, batch = ready(None)
     informative = torch.arange(12) < 4
-    batch = dataclasses.replace(batch, informative=informative, advantage=batch.advantage * informative)
+    batch = dataclasses.replace(
+        batch, informative=informative, credit=dataclasses.replace(batch.credit, value=batch.credit.value * informative)
+    )
     metrics, _ = run(policy, GrpoConfig(type="grpo"), batch, recipe())
     assert metrics["ratio/mean"] == pytest.approx(1.0, abs=1e-6)
-    assert metrics["loss/policy"] == pytest.approx(-batch.advantage.mean().item(), rel=1e-4)
+    assert metrics["loss/policy"] == pytest.approx(-batch.credit.value.mean().item(), rel=1e-4)
 
 
 def test_a_step_without_any_contrast_changes_nothing_and_says_so() -> None:
@@ -102,7 +104,9 @@ def test_a_step_without_any_contrast_changes_nothing_and_says_so() -> None:
         policy, _model, batch = ready(config)
         before = {k: p.detach().clone() for k, p in policy.trainable.items()}
         nothing = torch.zeros(12, dtype=torch.bool)
-        batch = dataclasses.replace(batch, informative=nothing, advantage=torch.zeros(12))
+        batch = dataclasses.replace(
+            batch, informative=nothing, credit=dataclasses.replace(batch.credit, value=torch.zeros(12))
+        )
         metrics, optimizer = run(policy, config, batch, recipe(weight_decay=0.5))
         assert metrics["loss"] == 0 and metrics["grad_norm"] == 0
         assert all(torch.equal(p, before[k]) for k, p in policy.trainable.items()), "weight decay on nothing"
@@ -236,7 +240,9 @@ def test_the_ratio_is_checked_where_decisions_count_only() -> None:
     policy, _, batch = ready(GRPO)
     log_prob, valid = batch.flow.trace.log_prob.clone(), batch.valid.clone()
     log_prob[2], valid[2] = 55.0, False
-    batch = with_trace(dataclasses.replace(batch, valid=valid), log_prob=log_prob)
+    batch = with_trace(
+        dataclasses.replace(batch, credit=dataclasses.replace(batch.credit, valid=valid)), log_prob=log_prob
+    )
     run(policy, GRPO, batch, recipe())
 
 

@@ -107,7 +107,7 @@ def test_refilled_groups_and_their_batch_deviation_are_the_loops(limit: int, rou
     assert rollout.dropped == len(kept) + len(equal) - 4
     ids = [i for i in range(4) for _ in range(SIZE)]
     expected = by_loops(scores, ids, std="pooled", floor=1e-3, clip=None)
-    assert rollout.batch.advantage.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert rollout.batch.credit.value.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
     by_group = by_loops(scores, ids, std="group", floor=1e-3, clip=None)
     assert max(abs(a - b) for a, b in zip(expected, by_group, strict=True)) > 0.1
     truncated = [r != bool(s) for r, s in zip(right(rollout), scores, strict=True)]

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
@@ -14,7 +15,7 @@ from plaudit.sampling.base import Samples
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.rollout import FlowSamples, Starts
 from plaudit.sampling.tokens import Completions
-from plaudit.shaping.advantages import Advantages
+from plaudit.shaping.credit import Credit
 
 
 class SnapshotPolicy(Protocol):
@@ -43,9 +44,9 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples to learn from. `advantage [B]` is 0 where not `valid`; `informative` is False in groups without contrast.
+    """Samples to learn from. `informative [B]` is False in groups without contrast.
 
-    `score` is the total that the advantages were made of and `scores` each reward's own, NaN where missing. `extra` is what an
+    `score` is the total that the credit was made of and `scores` each reward's own, NaN where missing. `extra` is what an
     objective has found out about the batch as a whole; its values have a row per sample.
     """
 
@@ -55,8 +56,7 @@ class Batch:
     group: Tensor
     score: Tensor
     scores: Mapping[str, Tensor]
-    advantage: Tensor
-    valid: Tensor
+    credit: Credit
     informative: Tensor
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -65,22 +65,29 @@ class Batch:
 
     def select(self, rows: Tensor) -> Batch:
         """Rows by their numbers."""
-        order = rows.tolist()
+        order, samples = rows.tolist(), self.samples.select(rows)
+        width = None if samples.decisions is None else samples.decisions.mask.shape[1]
         return Batch(
-            samples=self.samples.select(rows),
+            samples=samples,
             prompts=tuple(self.prompts[i] for i in order),
             keys=tuple(self.keys[i] for i in order),
             group=self.group[rows],
             score=self.score[rows],
             scores={name: values[rows] for name, values in self.scores.items()},
-            advantage=self.advantage[rows],
-            valid=self.valid[rows],
+            credit=self.credit.select(rows, width),
             informative=self.informative[rows],
             extra={name: _rows(value, rows) for name, value in self.extra.items()},
         )
 
-    def shaped(self, advantages: Advantages, informative: Tensor) -> Batch:
-        return replace(self, advantage=advantages.value.float(), valid=advantages.valid, informative=informative)
+    @property
+    def valid(self) -> Tensor:
+        """Samples `[B]` that are learned from."""
+        return self.credit.valid
+
+    def shaped(self, credit: Credit) -> Batch:
+        """With credit; a group of which nothing moves is not informative."""
+        moving = torch.isin(self.group, self.group[credit.moves])
+        return replace(self, credit=replace(credit, value=credit.value.float()), informative=credit.valid & moving)
 
     def knowing(self, **extra: Any) -> Batch:
         return replace(self, extra={**self.extra, **extra})

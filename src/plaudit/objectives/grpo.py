@@ -51,7 +51,7 @@ class Grpo(Objective):
 
     def _kept(self, batch: Batch) -> Tensor:
         keeps = self.config.zero_advantage == "keep"
-        return torch.ones_like(batch.valid) if keeps else batch.advantage != 0
+        return torch.ones_like(batch.valid) if keeps else batch.credit.moves
 
     @staticmethod
     def _scored(batch: Batch) -> Tensor:
@@ -93,7 +93,7 @@ class Grpo(Objective):
         decisions, mask = batch.samples.decisions, self.mask(batch)
         assert decisions is not None
         log_ratio = terms.log_prob - decisions.log_prob
-        advantage = batch.advantage[:, None].expand_as(log_ratio).double()
+        advantage = batch.credit.expand(log_ratio.shape).double()
         used = sequence_log_ratio(log_ratio, mask) if config.importance_sampling_level == "sequence" else log_ratio
         parts = {"policy": clipped_ratio_loss(used, advantage, config.clip_low, config.clip_high)}
         ratio, drift = used.detach().exp(), log_ratio.detach()

@@ -75,7 +75,7 @@ class Likelihood(Objective):
         place = torch.arange(decisions.mask.shape[1])
         reasoning = decisions.mask & (place < batch.extra[REASONING][:, None])
         log_ratio = (terms.log_prob - decisions.log_prob) * reasoning
-        advantage = batch.advantage[:, None].expand_as(log_ratio).double()
+        advantage = batch.credit.expand(log_ratio.shape).double()
         clipped = clipped_ratio_loss(log_ratio, advantage, config.clip_low, config.clip_high)
         answers = terms.of(batch.extra[ANSWERS])
         reward = reduced(answers.log_prob, answers.completions.mask, self.reward.reduction)

@@ -17,30 +17,31 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from plaudit.models.flow import clean_prediction
+from plaudit.models.flow import clean_prediction, per_sample
 from plaudit.objectives.base import Losses, Objective
 from plaudit.objectives.batch import Batch, SnapshotPolicy
 from plaudit.objectives.terms import FlowTerms, stratified_times
 from plaudit.recipe.objectives import NftConfig
-from plaudit.shaping.advantages import optimality
+from plaudit.shaping.credit import optimality
 
 SMALLEST_WEIGHT = 1e-5
 
 
-def branch_loss(x0_branch: Tensor, x0: Tensor) -> Tensor:
-    """Self-normalised squared error `[N]` of a branch's clean prediction."""
+def branch_loss(x0_branch: Tensor, x0: Tensor, share: Tensor) -> Tensor:
+    """Self-normalised squared error `[N]` of a branch's clean prediction, of which each place `[N, *]` has a share."""
     distance = (x0_branch.double() - x0.double()).flatten(1)
     weight = distance.detach().abs().mean(1).clamp(min=SMALLEST_WEIGHT)
-    return distance.square().mean(1) / weight
+    return (share.expand(x0.shape).flatten(1) * distance.square()).mean(1) / weight
 
 
 def nft_loss(v: Tensor, v_old: Tensor, x: Tensor, t: Tensor, x0: Tensor, optimal: Tensor, beta: float) -> Tensor:
-    """The two branches `[N]`, weighted by the probability `optimal [N]`; gradients reach `v` only."""
-    assert v.shape == v_old.shape == x.shape == x0.shape and t.shape == optimal.shape == v.shape[:1]
+    """The two branches `[N]`, weighted by the probability `optimal [N]` or, of each place, `[N, *]`; gradients reach `v` only."""
+    assert v.shape == v_old.shape == x.shape == x0.shape and t.shape == optimal.shape[:1] == v.shape[:1]
+    optimal = per_sample(optimal, v) if optimal.ndim == 1 else optimal
     v_old = v_old.detach()
     positive = clean_prediction(x, (1 - beta) * v_old + beta * v, t)
     negative = clean_prediction(x, (1 + beta) * v_old - beta * v, t)
-    return (optimal * branch_loss(positive, x0) + (1 - optimal) * branch_loss(negative, x0)) / beta
+    return (branch_loss(positive, x0, optimal) + branch_loss(negative, x0, 1 - optimal)) / beta
 
 
 class Nft(Objective):
@@ -69,7 +70,8 @@ class Nft(Objective):
         points, config = terms.forward, self.config
         assert points is not None
         shape = (len(terms.batch), config.times_per_sample)
-        optimal = optimality(terms.batch.advantage, config.advantage_clip)[points.sample].double()
+        credit = terms.batch.credit.expand((*shape, *points.x0.shape[1:])).flatten(0, 1)
+        optimal = optimality(credit, config.advantage_clip).double()
         branches = nft_loss(terms.velocity, terms.old.velocity, points.x, points.t, points.x0, optimal, config.beta)
         parts = {"policy": config.advantage_clip * branches.unflatten(0, shape)}
         metrics = {"old_distance": (terms.velocity - terms.old.velocity).detach().square().flatten(1).mean(1)}

@@ -79,6 +79,8 @@ class Needs:
     """In which scaling the density of a flow model's steps is recorded."""
     kl: KlConfig | None = None
     """The KL to the reference that the objective has of its own."""
+    credit: tuple[str, ...] = ("sample",)
+    """What it can be credited by: samples, their decisions, or places of a picture."""
     rewards: Mapping[str, str] = field(default_factory=dict)
     """Rewards of the recipe that the objective reads, by its key that names them."""
 
@@ -119,7 +121,7 @@ class GrpoConfig(Strict):
 
     @property
     def needs(self) -> Needs:
-        return Needs(stochastic=True, density=self.density, kl=self.kl)
+        return Needs(stochastic=True, density=self.density, kl=self.kl, credit=("sample", "decision"))
 
 
 class DrpoConfig(Strict):
@@ -250,7 +252,7 @@ class NftConfig(Strict):
 
     @property
     def needs(self) -> Needs:
-        return Needs(families=self.families, kl=KlConfig(weight=self.kl_weight))
+        return Needs(families=self.families, kl=KlConfig(weight=self.kl_weight), credit=("sample", "place"))
 
 
 class GradientConfig(Strict):

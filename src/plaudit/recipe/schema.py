@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from plaudit.recipe.base import Fraction, Positive, PositiveFloat, Strict
+from plaudit.recipe.credit import Credit, OutcomeCredit, PositionsCredit
 from plaudit.recipe.models import LabModel, Model
 from plaudit.recipe.objectives import DENSITIES, KLS, CustomObjective, Needs, NftConfig, Objective, Shaping
 from plaudit.recipe.prompts import Prompts, ScenesPrompts
@@ -149,6 +150,8 @@ class Recipe(Strict):
     """How samples are drawn for training."""
     shaping: Shaping = Shaping()
     """How scores become advantages."""
+    credit: Credit = OutcomeCredit()
+    """What of a sample is credited."""
     objective: Objective = NftConfig()
     """How advantages become a loss."""
     train: Train = Train(minutes=5.0)
@@ -214,12 +217,35 @@ def check_needs(recipe: Recipe, needs: Needs) -> None:
                 f"objective.{key}: {name!r} is no reward of this recipe; rewards: {', '.join(recipe.rewards)}"
             )
     _check_updates(recipe, needs)
+    _check_credit(recipe, needs)
     if family == "tokens" and needs.density != "exact":
         raise ValueError(f"objective.density: {needs.density} belongs to Gaussian steps; tokens have exact")
     if family == "tokens" and needs.kl is not None and needs.kl.scaling in ("mean", *KLS):
         raise ValueError(
             f"objective.kl.scaling: {needs.kl.scaling} belongs to Gaussian steps; for tokens: exact, k1, k2, k3"
         )
+
+
+def _check_credit(recipe: Recipe, needs: Needs) -> None:
+    credit, family = recipe.credit, recipe.model.family
+    if isinstance(credit, OutcomeCredit):
+        return
+    if family not in credit.families or credit.where not in needs.credit or needs.feed != "rollouts":
+        raise ValueError(
+            f"credit.type: {credit.type} credits each {credit.where} of rollouts of family {' or '.join(credit.families)}; with "
+            f"model {recipe.model.type} and objective {recipe.objective.type} leave credit out, or use objective grpo"
+        )
+    if recipe.shaping.normalise == "each" or (needs.kl is not None and needs.kl.place == "reward"):
+        raise ValueError(
+            f"credit.type: {credit.type} with shaping.normalise each or objective.kl.place reward, which speak of a sample's "
+            "score as a whole; use normalise total and place loss"
+        )
+    if isinstance(credit, PositionsCredit):
+        for key, name in (("reward", credit.reward), ("correct", credit.correct)):
+            if name not in recipe.rewards:
+                raise ValueError(
+                    f"credit.{key}: {name!r} is no reward of this recipe; rewards: {', '.join(recipe.rewards)}"
+                )
 
 
 def _fitting(family: str) -> list[str]:

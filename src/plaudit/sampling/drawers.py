@@ -54,12 +54,16 @@ class FlowDrawer:
 
         return self.ranks.share(tiles(len(keys), tile), piece)
 
+    @property
+    def times(self) -> Tensor:
+        """Those of a training rollout, from noise to data."""
+        return times_of(self.model, self.sampler.steps, self.sampler.shift)
+
     def starts(
         self, prompts: Sequence[Prompt], keys: Sequence[SampleKey], first_of_group: Sequence[SampleKey]
     ) -> Starts:
         """What a training batch is drawn from."""
-        sampler = self.sampler
-        times = times_of(self.model, sampler.steps, sampler.shift)
+        sampler, times = self.sampler, self.times
         return Starts(
             conditioning=self.encoder(prompts, sampler.guidance),
             plan=stochastic_plan(sampler, times, keys, first_of_group),

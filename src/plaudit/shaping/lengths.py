@@ -12,7 +12,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from plaudit.shaping.advantages import Advantages, group_advantage
+from plaudit.shaping.credit import Credit
 
 # --- DECS: token scores, advantages by position, the share of easy prompts -------------------------------------------
 
@@ -27,27 +27,6 @@ def decoupled_scores(correct: Tensor, length: Tensor, redundant_BT: Tensor, *, l
     bonus = beta * (1 - length / limit).clamp(min=0)
     each_BT = torch.where(redundant_BT, 1 + bonus[:, None], torch.full_like(bonus[:, None], 1 + beta))
     return correct[:, None] * each_BT
-
-
-def position_advantage(
-    score_BT: Tensor, after_end: Tensor, valid_BT: Tensor, group: Tensor, *, floor: float = 1e-6
-) -> Advantages:
-    """Advantages `[B, T]` among the group's scores at the same position, 0 where there is no token.
-
-    An output that has ended still takes part with `after_end [B]`, its score as a whole (for DECS s (1 + beta)), so that late
-    positions are not compared among long outputs only. Departure: `floor` bounds the deviation, where the released code adds
-    1e-6 to it. `constant_groups` counts groups without any advantage other than 0.
-    """
-    assert score_BT.shape == valid_BT.shape and after_end.shape == group.shape == score_BT.shape[:1], score_BT.shape
-    width = score_BT.shape[1]
-    _, index = torch.unique(group, return_inverse=True)
-    filled_BT = torch.where(valid_BT, score_BT, after_end[:, None])
-    place_BT = index[:, None] * width + torch.arange(width, device=index.device)
-    found = group_advantage(filled_BT.flatten(), place_BT.flatten(), floor=floor)
-    counted_BT = found.valid.view_as(valid_BT) & valid_BT
-    value_BT = torch.where(counted_BT, found.value.view_as(score_BT), torch.zeros_like(score_BT))
-    groups, moving = int(index.max()) + 1, torch.unique(index[(value_BT != 0).any(1)])
-    return Advantages(value=value_BT, valid=counted_BT, groups=groups, constant_groups=groups - len(moving))
 
 
 def next_kappa(kappa: float, share: float, share_before: float, gain: float = 0.2) -> float:
@@ -92,7 +71,7 @@ def decoupled_credit(
     *,
     temperature: float = 0.1,
     contrast_temperature: float = 10.0,
-) -> Advantages:
+) -> Credit:
     """DRPO's coefficient of each output's mean-token log-probability `[B]`: tilt of the right, minus contrast of the wrong.
 
     `correct [B]` is 1 or 0, NaN where it is not known; a right output without a preference is left out. Groups all right or
@@ -108,7 +87,7 @@ def decoupled_credit(
     value = tilt(preference, right, group, temperature)
     value = value - contrast(mean_log_prob.detach(), wrong, group, contrast_temperature)
     value = torch.where(both[index], value, torch.zeros_like(value))
-    return Advantages(value=value, valid=known, groups=groups, constant_groups=int((~both).sum()))
+    return Credit(value=value, valid=known, groups=groups, constant_groups=int((~both).sum()))
 
 
 def barrier_weight(kl: Tensor, *, strength: float = 1e3, margin: float = 1e-4) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from plaudit.shaping.advantages import Advantages, Deviation, group_advantage
+from plaudit.shaping.credit import Credit, Deviation, group_advantage
 
 OnMissing = Literal["drop", "rescale"]
 
@@ -27,8 +27,8 @@ def mixed_advantage(
     std: Deviation = "group",
     floor: float = 1e-4,
     on_missing: OnMissing = "drop",
-) -> Advantages:
-    """Advantages `[B]` of named scores `[B]`. Departure: `floor` bounds the deviation, where the paper adds 1e-4 to it.
+) -> Credit:
+    """Credit `[B]` of named scores `[B]`. Departure: `floor` bounds the deviation, where the paper adds 1e-4 to it.
 
     `on_missing` for a sample that lacks some of the scores: `drop` leaves it out of every group and mean, `rescale` mixes
     those it has with their weights raised to the same total. A sample that lacks all is never valid; a score of weight 0
@@ -49,7 +49,7 @@ def mixed_advantage(
     held = (weight_K1.abs() * valid_KB).sum(0)
     share = torch.where(held > 0, weight_K1.abs().sum() / held.clamp(min=1e-30), torch.zeros_like(held))
     value = share * (weight_K1 * torch.stack([part.value for part in parts]).double()).sum(0)
-    return Advantages(
+    return Credit(
         value=value.to(score_KB.dtype),
         valid=valid_KB.any(0),
         groups=parts[0].groups,

@@ -45,6 +45,7 @@ def _save(folder: RunFolder, setup: Setup, progress: Progress) -> None:
         "memory": setup.rewards.state(),
         "counts": {reward.name: reward.caller.meter.counts() for reward in setup.rewards.rewards},
     }
+    meta["curriculum"] = setup.curriculum.state()
     storage.write_snapshot(folder.checkpoints / f"step_{progress.step}", tensors, meta)
     storage.prune_snapshots(folder.checkpoints, setup.recipe.run.keep_checkpoints)
 
@@ -80,5 +81,7 @@ def _restore(setup: Setup, tensors: dict[str, Tensor], meta: dict[str, Any]) -> 
     setup.rewards.load_state(meta["rewards"]["memory"])
     for reward in setup.rewards.rewards:
         reward.caller.meter.load_counts(meta["rewards"]["counts"][reward.name])
+    if "curriculum" in meta:  # checkpoints of format 2 were written without one
+        setup.curriculum.load_state(meta["curriculum"])
     storage.unpack_optimizer(setup.optimizer, tensors, "optimizer")
     return Progress(**meta["progress"])

@@ -1,12 +1,11 @@
-"""One step's samples: prompts, groups, keys, outputs, and their scores shaped to advantages."""
+"""One step's samples: prompts, groups, keys, outputs, and their scores shaped to credit."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,12 +17,10 @@ from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.suite import ScoredBatch, enforce_missing, join_scored
 from plaudit.sampling.base import Outputs, Piece
 from plaudit.sampling.noise import SampleKey
-from plaudit.shaping.advantages import Advantages, group_advantage
+from plaudit.shaping.credit import Credit, group_advantage
 from plaudit.shaping.mix import mixed_advantage
-
-if TYPE_CHECKING:
-    from plaudit.train.setup import Setup
-
+from plaudit.train.credit import Dense, dense_credit
+from plaudit.train.setup import Setup
 
 PENALTY = "(kl)"  # beside the rewards by their names
 
@@ -38,7 +35,8 @@ class Rollout:
     batch: Batch
     outputs: Outputs
     scored: ScoredBatch
-    advantages: Advantages
+    credit: Credit
+    metrics: Mapping[str, float]
     version: int
     dropped: int
     network_calls: int
@@ -168,33 +166,33 @@ def _shaped(setup: Setup, chosen: Sequence[Drawn], rounds: Sequence[Drawn], drop
         group=group,
         score=scored.total,
         scores=scored.parts,
-        advantage=torch.zeros(len(prompts)),
-        valid=scored.total.isfinite(),
+        credit=Credit(value=torch.zeros(len(prompts)), valid=scored.total.isfinite()),
         informative=nothing,
     )
-    penalty = objective.penalty(setup.policy, batch)
+    dense = dense_credit(setup, batch, scored, objective.sampler)
     kl = objective.needs.kl
-    advantages = shape(recipe, scored, group, penalty, kl.weight if kl else 1.0)
+    if dense is None:
+        penalty = objective.penalty(setup.policy, batch)
+        dense = Dense(credit=shape(recipe, scored, group, penalty, kl.weight if kl else 1.0))
     return Rollout(
         prompts=prompts,
         group=group,
-        batch=batch.shaped(advantages, advantages.valid & _moved(advantages.value, group)),
+        batch=batch.shaped(dense.credit),
         outputs=piece.outputs,
         scored=scored,
-        advantages=advantages,
+        credit=dense.credit,
+        metrics=dense.metrics,
         version=version,
         dropped=dropped,
-        network_calls=sum(drawn.piece.samples.network_calls for drawn in rounds),
-        reward_calls=sum(drawn.scored.calls for drawn in rounds),
+        network_calls=dense.network_calls + sum(drawn.piece.samples.network_calls for drawn in rounds),
+        reward_calls=dense.reward_calls + sum(drawn.scored.calls for drawn in rounds),
         seconds_sampling=sum(drawn.seconds_sampling for drawn in rounds),
         seconds_scoring=sum(drawn.seconds_scoring for drawn in rounds),
     )
 
 
-def shape(
-    recipe: Recipe, scored: ScoredBatch, group: Tensor, penalty: Tensor | None = None, kl: float = 1.0
-) -> Advantages:
-    """Advantages of the total, or of each reward by itself and then added by weight. `kl` is the penalty's weight."""
+def shape(recipe: Recipe, scored: ScoredBatch, group: Tensor, penalty: Tensor | None = None, kl: float = 1.0) -> Credit:
+    """Credit of the total, or of each reward by itself and then added by weight. `kl` is the penalty's weight."""
     shaping = recipe.shaping
     if shaping.normalise == "total":
         score = scored.total if penalty is None else scored.total - penalty
@@ -216,10 +214,3 @@ def has_contrast(scored: ScoredBatch, recipe: Recipe) -> bool:
         if len(present) > 1 and bool(present.max() > present.min()):
             return True
     return False
-
-
-def _moved(advantage: Tensor, group: Tensor) -> Tensor:
-    """Samples `[B]` of groups with any advantage that is not zero."""
-    moved = torch.zeros(int(group.max()) + 1, dtype=torch.bool)
-    moved[group[advantage != 0]] = True
-    return moved[group]

@@ -217,9 +217,9 @@ def _rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
         metrics[f"rewards/{name}/mean"] = present.mean().item() if len(present) else None
         metrics[f"rewards/{name}/std"] = present.std().item() if len(present) > 1 else None
         metrics[f"rewards/{name}/missing_frac"] = 1 - len(present) / len(values)
-    advantages = rollout.advantages
-    metrics["frac_reward_zero_std"] = advantages.constant_groups / advantages.groups
-    metrics["advantage/abs_mean"] = advantages.value.abs().mean().item()
+    metrics["frac_reward_zero_std"] = rollout.credit.constant_groups / rollout.credit.groups
+    metrics["advantage/abs_mean"] = rollout.credit.value.abs().mean().item()
+    metrics |= rollout.metrics
     if set(rollout.scored.terms) - set(rollout.scored.parts):
         metrics |= {f"terms/{text}": values.nanmean().item() for text, values in rollout.scored.terms.items()}
     metrics["diversity"] = _diversity(rollout.outputs, rollout.group)

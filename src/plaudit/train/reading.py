@@ -3,57 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
-from plaudit.data.sources import FileSource, PromptSource
-from plaudit.errors import DataError
 from plaudit.objectives.batch import Batch, Pairs
-from plaudit.recipe.objectives import Feed
-from plaudit.recipe.prompts import FilePrompts, SumsPrompts
-from plaudit.recipe.schema import Recipe
 from plaudit.sampling.base import Samples
 from plaudit.sampling.drawers import FlowDrawer
 from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.tokens import Completions, given_completions
+from plaudit.shaping.credit import Credit
 from plaudit.train.collect import expand_groups
-
-if TYPE_CHECKING:
-    from plaudit.train.setup import Setup
-
-NEEDED = {"pairs": ("chosen", "rejected"), "demonstrations": ("completion",)}
-ROWS = {
-    "pairs": "`prompt`, `chosen` and `rejected`",
-    "demonstrations": "`prompt` and `completion`, or `messages` that end with the assistant",
-}
-
-
-def check_rows(recipe: Recipe, prompts: PromptSource, source: Feed) -> None:
-    """Every row of a training file, or the first prompt of a source that makes them, has the answers that are learned from."""
-    if source not in NEEDED:
-        return
-    rows = prompts.train if isinstance(prompts, FileSource) else prompts.batch(0, 1, recipe.run.seed)
-    for number, prompt in enumerate(rows, start=1):
-        for name in NEEDED[source]:
-            if not isinstance(found := prompt.inputs.get(name), str):
-                raise DataError(_lacking(recipe, prompt, number, name, found, source))
-
-
-def _lacking(recipe: Recipe, prompt: Prompt, number: int, name: str, found: Any, source: Feed) -> str:
-    match recipe.prompts:
-        case FilePrompts(train=path):
-            where, remedy = f"prompts.train: {path} row {number}", f"rows with {ROWS[source]}"
-        case SumsPrompts(answers=answers):
-            where, remedy = f"prompts.answers: {answers}", f"prompts.answers: {source}"
-        case _:
-            where, remedy = f"prompts.type: {recipe.prompts.type}", f"prompts.type: file, with rows of {ROWS[source]}"
-    what = f"has no `{name}`" if found is None else f"has as `{name}` {str(found)[:60]!r}, which is no text"
-    return (
-        f"{where}: prompt {prompt.id} ({prompt.text[:60]!r}) {what}; objective {recipe.objective.type} needs {remedy}"
-    )
+from plaudit.train.setup import Setup
 
 
 def read_batch(setup: Setup, step: int) -> Batch:
@@ -89,8 +51,7 @@ def _unscored(samples: Samples, prompts: Sequence[Prompt], keys: Sequence[Sample
         group=group,
         score=torch.full((len(prompts),), torch.nan).double(),
         scores={},
-        advantage=torch.ones(len(prompts)),
-        valid=everything,
+        credit=Credit(value=torch.ones(len(prompts)), valid=everything),
         informative=everything,
     )
 

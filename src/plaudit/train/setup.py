@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -20,9 +20,10 @@ from plaudit.rewards.suite import Suite, recipe_suite
 from plaudit.sampling.base import Drawer
 from plaudit.sampling.drawers import make_drawer
 from plaudit.sandbox import demand
+from plaudit.train.curriculum import Curriculum
 from plaudit.train.learn import make_optimizer
 from plaudit.train.policy import Policy
-from plaudit.train.reading import check_rows
+from plaudit.train.rows import check_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class Setup:
     objective: Objective
     optimizer: torch.optim.Optimizer
     ranks: Ranks = ALONE
+    curriculum: Curriculum = field(default_factory=Curriculum)
 
     def alone(self) -> Setup:
         """The same for one rank by itself, which may then do what the others do not."""

@@ -9,7 +9,7 @@ from tests.rewards.compose.batches import NAN, grouped, groups, law, same, tenso
 
 from plaudit.rewards.compose.groups import rank
 from plaudit.rewards.compose.pairwise import asked_once, win_rate, win_rate_of_verdicts
-from plaudit.shaping.advantages import group_advantage
+from plaudit.shaping.credit import group_advantage
 
 
 @law(batch=grouped(), margin=st.sampled_from([0.0, 0.3, 2.0]))

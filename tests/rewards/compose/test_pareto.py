@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.rewards.compose.batches import NAN, grouped, groups, law, same, tensor
 
 from plaudit.rewards.compose.pareto import chain_advantage, dominance_chain, pareto
-from plaudit.shaping.advantages import group_advantage
+from plaudit.shaping.credit import group_advantage
 
 
 def beats(a: list[float], b: list[float]) -> bool:
@@ -80,7 +80,7 @@ def test_chain_lengths_of_independent_rewards() -> None:
 
 
 @law(batch=grouped(2))
-def test_advantages_rise_along_the_chain_and_stay_when_centred_again(batch) -> None:
+def test_credit_rise_along_the_chain_and_stay_when_centred_again(batch) -> None:
     parts, group = batch
     result = chain_advantage(parts, group=group)
     assert torch.equal(result.isnan(), torch.stack(parts).isnan().any(0))

@@ -6,6 +6,7 @@ answer, and what follows up to </think> is redundant. The final answer after it 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -43,19 +44,21 @@ class Span:
     end: int
 
 
-def chunks(text: str) -> list[Span]:
-    """The reasoning's chunks, in order and without gaps. A piece of one line is joined to the next.
+def chunks(
+    text: str, turns: re.Pattern[str] = TURNS, thought_ends: str = END_OF_THOUGHT, lines: bool = True
+) -> list[Span]:
+    """The reasoning's chunks, in order and without gaps. With `lines`, a piece of one line is joined to the next.
 
     Departure: the text is cut at </think> first, so that words of the final answer never split it (the released code looks
     for </think> in the last piece only).
     """
-    end = text.find(END_OF_THOUGHT)
+    end = text.find(thought_ends)
     end = len(text) if end < 0 else end
-    starts = [match.start() for match in TURNS.finditer(text, 0, end)]
+    starts = [match.start() for match in turns.finditer(text, 0, end)]
     bounds = [0, *(s for s in starts if s > 0), end]
     spans, start = [], 0
     for left, right in itertools.pairwise(bounds):
-        if right == end or "\n" in text[left:right].strip():
+        if right == end or not lines or "\n" in text[left:right].strip():
             spans.append(Span(start=start, end=right))
             start = right
     return [span for span in spans if span.end > span.start]
@@ -104,7 +107,8 @@ class NeededReasoning:
     """`dense` holds one score per token, for position-wise advantages (plaudit.shaping.lengths); `value` is their mean.
 
     `judge` says of each chunk whether it states the right answer: a reward that is handed the chunk as its output. The unit
-    is `words`, `characters` or the policy's tokenizer, of which `dense` follows the tokens.
+    is `words`, `characters` or the policy's tokenizer, of which `dense` follows the tokens. Reasoning that is not English has
+    other `turns` (a regular expression), another mark where `thought_ends`, and perhaps no `lines`.
     """
 
     card = Card(
@@ -123,11 +127,18 @@ class NeededReasoning:
         beta: float = 0.1,
         correct: Mapping[str, Any] | None = None,
         threshold: float = 1.0,
+        turns: str = TURNS.pattern,
+        thought_ends: str = END_OF_THOUGHT,
+        lines: bool = True,
     ) -> None:
         positive("needed_reasoning", "beta", beta)
         positive("needed_reasoning", "limit", limit)
         if unit == "tokens":
             raise RecipeError(f"{WHO}: `unit` tokens does not say where in the text a token begins; name the tokenizer")
+        try:
+            self.split = functools.partial(chunks, turns=re.compile(turns), thought_ends=thought_ends, lines=lines)
+        except re.error as error:
+            raise RecipeError(f"{WHO}: `turns` {turns!r} is no regular expression: {error}") from error
         self.unit, self.limit, self.beta, self.threshold = unit, limit, beta, threshold
         self.judge: Caller = inner_caller("needed_reasoning.judge", judge)
         self.right = Rightness("needed_reasoning", correct, threshold)
@@ -142,7 +153,7 @@ class NeededReasoning:
         correct: Column = None,
     ) -> list[Score]:
         rights = self.right(request, correct)
-        spans = [chunks(text) if right is True else [] for text, right in zip(outputs, rights, strict=True)]
+        spans = [self.split(text) if right is True else [] for text, right in zip(outputs, rights, strict=True)]
         verdicts = self._judge(request, spans)
         return [self._score(*row) for row in zip(outputs, rights, spans, verdicts, strict=True)]
 

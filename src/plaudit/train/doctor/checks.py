@@ -17,6 +17,7 @@ from plaudit.objectives.batch import Batch
 from plaudit.recipe.schema import Recipe
 from plaudit.sampling.base import Piece
 from plaudit.sampling.noise import SampleKey
+from plaudit.shaping.credit import Credit
 
 if TYPE_CHECKING:
     from plaudit.rewards.suite import ScoredBatch
@@ -77,8 +78,7 @@ class Patient:
             group=self.group,
             score=scored.total,
             scores=scored.parts,
-            advantage=torch.cos(torch.arange(count).float() + 0.5),
-            valid=true,
+            credit=Credit(value=torch.cos(torch.arange(count).float() + 0.5), valid=true),
             informative=true,
         )
 

@@ -184,7 +184,7 @@ def mismatch(patient: Patient) -> Check:
 
 
 def constant_group(patient: Patient) -> Check:
-    from plaudit.shaping.advantages import group_advantage
+    from plaudit.shaping.credit import group_advantage
 
     shaping = patient.recipe.shaping
     group = torch.arange(3).repeat_interleave(7)  # seven times 1000.1 has a float mean that is not 1000.1

@@ -1,4 +1,4 @@
-"""Advantages against loops over exact fractions, and the properties every convention must have."""
+"""Credit against loops over exact fractions, and the properties every convention must have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.reference.losses import optimality as optimality_by_hand
 from torch import Tensor
 
 from plaudit.recipe.objectives import Shaping
-from plaudit.shaping.advantages import Advantages, group_advantage, optimality
+from plaudit.shaping.credit import Credit, group_advantage, optimality
 
 KINDS = ("group", "batch", "global", "pooled", "none", "loo")
 LAYOUTS = {
@@ -28,7 +28,7 @@ scores_and_groups = st.lists(
 )
 
 
-def advantages(scores: list[float] | Tensor, groups: list[int], **rest) -> Advantages:
+def advantages(scores: list[float] | Tensor, groups: list[int], **rest) -> Credit:
     return group_advantage(torch.as_tensor(scores, dtype=torch.float64), torch.tensor(groups), **rest)
 
 

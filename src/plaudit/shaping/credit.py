@@ -1,11 +1,13 @@
-"""Scores to advantages, as pure functions of tensors. A missing score (NaN) is left out everywhere and never becomes a number.
+"""What shaping makes of scores, as pure functions of tensors. A missing score (NaN) is left out everywhere and never becomes a
+number.
 
-Shape legend: B samples; `group [B]` holds integer group ids.
+Shape legend: B samples, D decisions, * latent dimensions; `group [B]` holds integer group ids.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,14 +16,45 @@ from torch import Tensor
 Deviation = Literal["group", "batch", "global", "pooled", "none", "loo"]
 
 
+Where = Literal["sample", "decision", "place"]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Advantages:
-    """`value [B]` is exactly 0 where `valid [B]` is False; `constant_groups` counts groups that carry no signal."""
+class Credit:
+    """What a sample `[B]`, each of its decisions `[B, D]` or each place of each decision `[B, D, *]` is credited with: exactly 0
+    where the sample is not `valid [B]`. `constant_groups` counts those of the `groups` that carry no signal."""
 
     value: Tensor
     valid: Tensor
-    groups: int
-    constant_groups: int
+    groups: int = 0
+    constant_groups: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.valid.ndim == 1 and self.value.shape[:1] == self.valid.shape, (self.value.shape, self.valid.shape)
+
+    def __len__(self) -> int:
+        return len(self.valid)
+
+    @property
+    def where(self) -> Where:
+        return ("sample", "decision", "place")[min(self.value.ndim, 3) - 1]
+
+    @property
+    def moves(self) -> Tensor:
+        """Samples `[B]` with any credit other than 0."""
+        return (self.value != 0).flatten(1).any(1) if self.value.ndim > 1 else self.value != 0
+
+    def select(self, rows: Tensor, decisions: int | None = None) -> Credit:
+        """Some samples, with as many decisions as their longest has."""
+        value = self.value[rows]
+        return replace(self, value=value if self.where == "sample" else value[:, :decisions], valid=self.valid[rows])
+
+    def expand(self, shape: Sequence[int]) -> Tensor:
+        """In the shape of what it is to be multiplied with: a sample's credit is that of all its decisions, a decision's that of
+        all its places."""
+        missing = len(shape) - self.value.ndim
+        assert missing >= 0, f"credit of each {self.where} {tuple(self.value.shape)} for a loss of shape {tuple(shape)}"
+        return self.value[(..., *[None] * missing)].expand(shape)
 
 
 def _group_sum(values: Tensor, index: Tensor, groups: int) -> Tensor:
@@ -30,7 +63,7 @@ def _group_sum(values: Tensor, index: Tensor, groups: int) -> Tensor:
 
 def group_advantage(
     score: Tensor, group: Tensor, *, std: Deviation = "group", floor: float = 1e-3, clip: float | None = None
-) -> Advantages:
+) -> Credit:
     """Distance of each score to its group's mean, divided by a standard deviation.
 
     `std`: `group` divides by the group's (n - 1), `batch` by that of all scores (n - 1; TRL's), `global` by that of all scores
@@ -68,7 +101,7 @@ def group_advantage(
     if clip is not None:
         value = value.clamp(-clip, clip)
     counted = count >= 1
-    return Advantages(
+    return Credit(
         value=value.to(score.dtype), valid=valid, groups=groups, constant_groups=int((constant & counted).sum())
     )
 
