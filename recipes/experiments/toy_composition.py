@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from plaudit.shaping.credit import Deviation, group_advantage
 from torch import Tensor
 
 from plaudit.rewards.compose import operators, pairwise
+from plaudit.shaping.credit import Deviation, group_advantage
 
 PROMPTS, MEMBERS = 4, 16
 GROUP = torch.arange(PROMPTS).repeat_interleave(MEMBERS)
