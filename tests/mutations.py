@@ -52,6 +52,7 @@ CREDIT = "tests/train/test_credit.py"
 RANKS = "tests/train/test_ranks.py"
 POLICY, LEARN, COLLECT = (f"tests/train/test_{n}.py" for n in ("policy", "learn", "collect"))
 CLAIM = "tests/train/test_claim.py"
+JUDGED, REPRODUCED = "tests/audit/test_claim.py", "tests/audit/test_experiment.py"
 CUSTOM = "tests/docs/test_objectives.py"
 PATH, GRADIENT = "tests/sampling/test_path.py", "tests/objectives/test_gradient.py"
 ESCAPES = "tests/sandbox/test_escapes.py"
@@ -1424,6 +1425,57 @@ MUTATIONS = [
         "gradients stay where they are", "train/learn.py", "    ranks.add([parameter", "    list([parameter", RANKS
     ),
     Mutation("the others go on alone", "ranks.py", "if told[1] is not None:", "if told[1] is None and failure:", RANKS),
+    Mutation(
+        "shown although the interval holds zero", "audit/claim.py", "    if low > 0:\n", "    if high > 0:\n", JUDGED
+    ),
+    Mutation(
+        "a part of the claimed size is all of it", "audit/claim.py", "if high >= by else", "if high >= 0 else", JUDGED
+    ),
+    Mutation("lower is better like higher", "audit/claim.py", "[sign * (first", "[(first", JUDGED),
+    Mutation("any number of scores may be missing", "audit/claim.py", "> MISSING *", "> 100 * MISSING *", JUDGED),
+    Mutation("two seeds are enough", "audit/claim.py", "FEWEST = 3", "FEWEST = 2", JUDGED),
+    Mutation(
+        "part of a claim shown is the claim shown", "audit/claim.py", 'return "mixed" if', 'return "shown" if', JUDGED
+    ),
+    Mutation(
+        "seeds without their Student's t",
+        "statistics.py",
+        "margin = student_t_975(seeds - 1) *",
+        "margin = Z_95 *",
+        "tests/audit/test_statistics.py",
+    ),
+    Mutation(
+        "items without a share in the margin",
+        "statistics.py",
+        "    if items > 1:\n",
+        "    if items > 1_000:\n",
+        "tests/audit/test_statistics.py",
+    ),
+    Mutation(
+        "code that changed leaves a record current",
+        "audit/record.py",
+        "if side.code.get(key) != now.code.get(key)]",
+        "if key not in side.code]",
+        REPRODUCED,
+    ),
+    Mutation(
+        "a new key at its default makes every record stale",
+        "audit/record.py",
+        "if key not in before and key not in now.usual",
+        "if key not in before",
+        REPRODUCED,
+    ),
+    Mutation("before is after", "audit/experiment.py", "before=side == BEFORE)", "before=False)", REPRODUCED),
+    Mutation("a stopped run starts over", "audit/experiment.py", "resume=started", "resume=False", REPRODUCED),
+    Mutation("a stopped queue goes on", "audit/queue.py", "                    waiting.clear()\n", "", REPRODUCED),
+    Mutation("a dead worker is done", "audit/queue.py", '"stopped" if stopping else "failed"', '"done"', REPRODUCED),
+    Mutation(
+        "a system is as far as its strongest part",
+        "systems.py",
+        "return min(levels",
+        "return max(levels",
+        "tests/test_systems.py",
+    ),
     Mutation(
         "a gain has the wrong sign",
         "shaping/dense.py",

@@ -328,10 +328,12 @@ def test_a_queue_that_was_killed_goes_on_to_the_same_bits(folder: Path, jobs: li
     stopped = folder / "again" / jobs[0].folder.name
     lines = (stopped / "metrics.jsonl").read_text().splitlines()
     assert 0 < len(lines) < 4 and not (stopped / "summary.json").exists()
+    timed = (stopped / "timing.jsonl").read_text()
     queue = _reproduce(folder, "again")
     said = queue.communicate(timeout=240)[0]
     assert queue.returncode == 0, said
     assert "toy: MIXED" in said
+    assert (stopped / "timing.jsonl").read_text().startswith(timed), "it went on, and did not start over"
     for job in jobs:
         if job.trains:
             again = folder / "again" / job.folder.name
@@ -339,4 +341,3 @@ def test_a_queue_that_was_killed_goes_on_to_the_same_bits(folder: Path, jobs: li
                 assert (again / name).read_bytes() == (job.folder / name).read_bytes(), name
     first, second = record_of(jobs[0].experiment, jobs, {}), read_record(folder / "records/toy.json")
     assert second is not None and [f.effect for f in second.found] == [f.effect for f in first.found]
-    assert "12 of them done before" in _reproduce(folder, "again").communicate(timeout=240)[0]
