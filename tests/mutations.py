@@ -37,6 +37,7 @@ NOISE, ADVANTAGES, TERMS = (
     "tests/objectives/test_terms.py",
 )
 PUBLISHED = "tests/reference/test_published.py"
+PREFERENCE = "tests/data/test_preference.py"
 GRPO, NFT = "tests/objectives/test_grpo.py", "tests/objectives/test_nft.py"
 TOKENS, TOKEN_TERMS = "tests/sampling/test_tokens.py", "tests/objectives/test_token_terms.py"
 REPORT, PACKAGE = "tests/audit/test_report.py", "tests/test_package.py"
@@ -1493,6 +1494,22 @@ MUTATIONS = [
         "kappa is not kept", "train/curriculum.py", "self.kappa, self.share = state", "self.kappa, _ = state", CREDIT
     ),
     Mutation("credit is not narrowed with its samples", "shaping/credit.py", "value[:, :decisions]", "value", CREDIT),
+    Mutation("HPDv2's marks are ranks", "data/preference.py", "[1 - mark for mark in said]", "list(said)", PREFERENCE),
+    Mutation(
+        "a tie is an order of paths",
+        "data/preference.py",
+        'if row.values.get("tie_case") is True',
+        "if False",
+        PREFERENCE,
+    ),
+    Mutation("winners stay first", "data/preference.py", "if of.winner_first else", "if False else", PREFERENCE),
+    Mutation(
+        "a pair of equals",
+        "data/preference.py",
+        "if same and record.outcome",
+        "if False and record.outcome",
+        PREFERENCE,
+    ),
 ]
 
 

@@ -35,8 +35,9 @@ def is_no_file(path: Path) -> bool:
     return os.path.exists(path) and not os.path.isfile(path)
 
 
-def read_rows(path: Path, key: str = "") -> list[Row]:
-    """Objects of a JSON-lines file, a CSV, a parquet file or a folder of `datasets`; each has only what JSON has."""
+def read_rows(path: Path, key: str = "", media: bool = False) -> list[Row]:
+    """Objects of a JSON-lines file, a CSV, a parquet file or a folder of `datasets`; each has only what JSON has, and
+    with `media` encoded pictures."""
     said = f"{key}: {brief(path)}" if key else brief(path)
     if is_dataset(path):
         rows = _dataset_rows(path, said)
@@ -48,7 +49,7 @@ def read_rows(path: Path, key: str = "") -> list[Row]:
         rows = _csv_rows(path, said)
     else:
         rows = _json_rows(path, said)
-    found = [_checked(where, row) for where, row in rows]
+    found = [_checked(where, row, media) for where, row in rows]
     if not found:
         raise DataError(f"{said} is empty; write one object a line")
     return found
@@ -136,7 +137,7 @@ def _dataset_rows(path: Path, said: str) -> Iterator[Row]:
     return ((f"{said} row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _checked(where: str, row: Any) -> Row:
+def _checked(where: str, row: Any, media: bool) -> Row:
     """An object of texts, numbers, lists and objects that can be written again."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected an object, got {brief(row)[:80]}")
@@ -144,7 +145,7 @@ def _checked(where: str, row: Any) -> Row:
         if _depth(value) > DEEPEST:
             raise DataError(f"{where}: `{brief(name)}` is nested more than {DEEPEST} levels deep; flatten it")
         try:
-            json.dumps({name: value}, ensure_ascii=False).encode()
+            json.dumps({name: value}, ensure_ascii=False, default=_media if media else None).encode()
         except TypeError as error:
             what = type(value).__name__
             raise DataError(
@@ -157,6 +158,12 @@ def _checked(where: str, row: Any) -> Row:
                 ).decode()
             ) from error
     return where, row
+
+
+def _media(value: Any) -> str:
+    if isinstance(value, bytes):
+        return ""
+    raise TypeError(f"{type(value).__name__} is not what JSON has")
 
 
 def _depth(value: Any) -> int:
