@@ -83,7 +83,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the rewards, to which the tests go."""
     path = tmp_path_factory.mktemp("experiments")
     (path / "odd_rewards.py").write_text(REWARDS, encoding="utf-8")
-    (path / "toy.yaml").write_text(loading.text.render(TOY), encoding="utf-8")
+    alone = {
+        "arms": {"long": TOY["arms"]["long"]},
+        "metrics": {"length": TOY["metrics"]["length"]},
+        "expect": TOY["expect"][-1:],
+    }
+    (path / "toy.yaml").write_text(loading.text.render({**TOY, **alone}), encoding="utf-8")
     here = Path.cwd()
     os.chdir(path)
     sys.path.insert(0, str(path))
@@ -323,7 +328,7 @@ def test_a_queue_that_was_killed_goes_on_to_the_same_bits(folder: Path, jobs: li
         queue.kill()
         (folder / "open").touch()
     assert queue.returncode == 130, said
-    assert "stopped with 12 of 12 runs to go; the same command goes on where it was" in said
+    assert "stopped with 3 of 3 runs to go; the same command goes on where it was" in said
     assert not (folder / "records/toy.json").exists()
     stopped = folder / "again" / jobs[0].folder.name
     lines = (stopped / "metrics.jsonl").read_text().splitlines()
@@ -332,7 +337,7 @@ def test_a_queue_that_was_killed_goes_on_to_the_same_bits(folder: Path, jobs: li
     queue = _reproduce(folder, "again")
     said = queue.communicate(timeout=240)[0]
     assert queue.returncode == 0, said
-    assert "toy: MIXED" in said
+    assert "toy: " in said and "long over before by length" in said
     assert (stopped / "timing.jsonl").read_text().startswith(timed), "it went on, and did not start over"
     for job in jobs:
         if job.trains:
@@ -340,4 +345,4 @@ def test_a_queue_that_was_killed_goes_on_to_the_same_bits(folder: Path, jobs: li
             for name in ("metrics.jsonl", "evaluations.jsonl", "final/model.safetensors"):
                 assert (again / name).read_bytes() == (job.folder / name).read_bytes(), name
     first, second = record_of(jobs[0].experiment, jobs, {}), read_record(folder / "records/toy.json")
-    assert second is not None and [f.effect for f in second.found] == [f.effect for f in first.found]
+    assert second is not None and second.found == first.found[-1:]
