@@ -290,7 +290,7 @@ def trained(request, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         return encode(model, text)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "prepare", lambda _: setup)
+        patch.setattr(loop, "prepare", lambda *_: setup)
         patch.setattr(Sd3FlowModel, "_encode", counted)
         result = loop.train(recipe)
     yield Trained(recipe=recipe, setup=setup, result=result, encoded=encoded)
