@@ -164,6 +164,9 @@ def test_the_verdict_is_that_of_the_rule(record: Record) -> None:
     assert (gain.verdict, gain.mean, gain.low) == ("shown", pytest.approx(8), pytest.approx(8))
     assert (by_item.verdict, by_item.items, by_item.seeds) == ("inconclusive", 2, 3)
     assert (truth.items, length.items) == (8, 8)
+    runs = record.arms["long"].runs.values()
+    shorter = [(run.before["length"] or 0) - (run.values["length"] or 0) for run in runs]
+    assert length.mean == pytest.approx(sum(shorter) / 3) and length.mean != 0
     assert record.verdict == "mixed"
 
 
