@@ -382,7 +382,8 @@ NFT_KEYS = ", ".join(NftConfig.model_fields)
         ),
         (
             "--model 5",
-            "`model` is 5 (from the command line); it must be a mapping with `type` lab, sd3, transformers, custom",
+            "`model` is 5 (from the command line); it must be a mapping with `type` lab, sd3, transformers, vision, "
+            "custom",
         ),
         ("--rewards [1]", "`rewards` is [1] (from the command line); it must be a mapping"),
         (
