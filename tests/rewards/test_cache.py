@@ -197,7 +197,7 @@ def test_pictures_of_pillow_are_told_apart_and_what_has_no_content_is_refused(st
     with pytest.raises(TypeError, match="a object has no content"):
         media_hash({"x": object()})
     strange = [Prompt(id="a", text="a", inputs={"x": object()})]
-    with pytest.raises(RewardError, match="a object has no content .* leave `cache` out"):
+    with pytest.raises(RewardError, match=r"a object has no content .* leave `cache` out"):
         store.keys("r", strange, ["a"])
     assert strange[0].key == strange[0].key != Prompt(id="a", text="a", inputs={"x": object()}).key
     assert media_hash("\ud800") != media_hash("?")
