@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from plaudit.audit import record as recording
-from plaudit.audit.experiment import Job, jobs_of, record_of, run_job
+from plaudit.audit.experiment import Job, Measured, _found, jobs_of, record_of, run_job
 from plaudit.audit.queue import Watch, run_queue
 from plaudit.audit.record import Record, read_record, stale, standings_of, what_runs, write_record
 from plaudit.audit.results import Title, page
@@ -165,6 +165,15 @@ def test_the_verdict_is_that_of_the_rule(record: Record) -> None:
     assert (by_item.verdict, by_item.items, by_item.seeds) == ("inconclusive", 2, 3)
     assert (truth.items, length.items) == (8, 8)
     assert record.verdict == "mixed"
+
+
+def test_before_is_the_other_arms_figure_before_training(toy: Experiment) -> None:
+    class Fake(Measured):
+        def point(self, of: str, before: bool = False) -> dict[str, float]:
+            return {"": 1.0 if before else 3.0}
+
+    found = _found(toy, toy.expect[3], {("long", seed): Fake() for seed in toy.seeds})
+    assert found.effect.mean == -2  # lengths are better lower, and it grew by two
 
 
 def test_a_failed_run_and_a_metric_that_no_run_has_are_said(toy: Experiment, jobs: list[Job]) -> None:
