@@ -37,6 +37,7 @@ NOISE, ADVANTAGES, TERMS = (
     "tests/objectives/test_terms.py",
 )
 PUBLISHED = "tests/reference/test_published.py"
+PAIRS_FLOW = "tests/objectives/test_pairs_flow.py"
 PREFERENCE = "tests/data/test_preference.py"
 GRPO, NFT = "tests/objectives/test_grpo.py", "tests/objectives/test_nft.py"
 TOKENS, TOKEN_TERMS = "tests/sampling/test_tokens.py", "tests/objectives/test_token_terms.py"
@@ -1510,6 +1511,21 @@ MUTATIONS = [
         "if False and record.outcome",
         PREFERENCE,
     ),
+    Mutation(
+        "Flow-DPO prefers the rejected",
+        "objectives/pairs_flow.py",
+        "F.logsigmoid(-beta / 2",
+        "F.logsigmoid(beta / 2",
+        PAIRS_FLOW,
+    ),
+    Mutation(
+        "each side has its own noise",
+        "objectives/pairs_flow.py",
+        "batch.select(torch.arange(len(batch)).repeat(2))",
+        "batch.select(torch.arange(2 * len(batch)) // 2)",
+        PAIRS_FLOW,
+    ),
+    Mutation("latents of any encoder", "models/latents.py", " + self._encoder.encode()", "", PAIRS_FLOW),
 ]
 
 

@@ -132,6 +132,21 @@ def test_search_works_on_it(model, method: str):
     assert 0 < found.ledger.total.network_calls <= 60 * len(PROMPTS)
 
 
+def test_latents_are_those_that_the_pipelines_decoder_takes(model, stock):
+    """As in diffusers' own image-to-image: the encoder's latents less the shift, times the scale."""
+    height, width = (side * stock.vae_scale_factor for side in model.latent_shape[1:])
+    pictures = torch.rand(5, 3, height, width)
+    with torch.no_grad():
+        found = model.latents(pictures)
+        mode = stock.vae.encode(stock.image_processor.preprocess(pictures)).latent_dist.mode()
+        decoded = stock.image_processor.postprocess(stock.vae.decode(mode, return_dict=False)[0], output_type="pt")
+        again = model.decode(found)
+    config = stock.vae.config
+    assert found.shape == (5, *model.latent_shape) and config.shift_factor != 0 and config.scaling_factor != 1
+    torch.testing.assert_close(found, (mode - config.shift_factor) * config.scaling_factor, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(again, decoded, rtol=1e-4, atol=1e-5)
+
+
 def test_text_changes_the_picture(model):
     swapped = [dataclasses.replace(prompt, text="a fish") for prompt in PROMPTS]
     sampler = EvaluationSampler(steps=4, guidance=4.5)

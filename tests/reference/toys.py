@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -70,6 +72,14 @@ class ToyFlowModel:
     def decode(self, x0: Tensor) -> Tensor:
         pictures = torch.sigmoid(x0.reshape(len(x0), 3, -1).mean(2))
         return pictures[:, :, None, None].expand(-1, 3, 4, 4).contiguous()
+
+    def latents(self, pictures: Tensor) -> Tensor:
+        colours = pictures.mean((2, 3)).clamp(0.02, 0.98).logit()
+        return (
+            colours[:, :, None]
+            .expand(-1, -1, self.latent_shape[1] * self.latent_shape[2])
+            .reshape(-1, *self.latent_shape)
+        )
 
     def schedule(self, steps: int, shift: float | None) -> Tensor:
         return shifted_times(steps, shift or 1.0)
@@ -190,6 +200,29 @@ def toy_recipe(folder: Path, *layers: dict) -> Recipe:
         "run": {"folder": str(folder / "runs"), "save_every": 1, "threads": 1},
     }
     return load([base, *layers])
+
+
+def paired(folder: Path, pairs: int = 12) -> dict[str, Any]:
+    """Prompts with pairs of pictures on disk, of which the better has more of the red that the caption asks for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(pairs):
+        good = (i % 3) / 2
+        names = {"chosen": good, "rejected": (good + 0.6) % 1.2}
+        for name, red in names.items():
+            colour = (round(255 * min(red, 1)), 60 + 10 * i, 128)
+            Image.new("RGB", (4, 4), colour).save(folder / f"{i}_{name}.png")
+        files = {name: f"{i}_{name}.png" for name in names}
+        rows.append(
+            {"prompt": f"caption number {i}", **files, "score_chosen": 0.9, "score_rejected": 0.1, "margin": 0.8}
+        )
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"type": "file", "train": str(folder / "pairs.jsonl"), "layout": "preferences"}
+
+
+def paired_recipe(folder: Path, *layers: dict) -> Recipe:
+    offline = {"train": {"samples_per_prompt": 1, "prompts_per_step": 6, "micro_batch": 4}}
+    return toy_recipe(folder, {"prompts": paired(folder / "pairs"), "rewards": {}}, offline, *layers)
 
 
 class Asked:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tests.reference.token_toys import sums_recipe
-from tests.reference.toys import GRPO, toy_recipe
+from tests.reference.toys import GRPO, paired_recipe, toy_recipe
 from torch import Tensor
 
 from plaudit import storage
@@ -90,6 +90,18 @@ ROWS = {
         layers=[{"prompts": {"problems": 12, "answers": "pairs"}, "objective": {"type": "dpo"}}, OFFLINE],
         learning=TEXT,
         rises="rewards/margins",
+    ),
+    "flow_dpo": Row(
+        base=paired_recipe,
+        layers=[{"objective": {"type": "flow_dpo", "beta": 20.0}}],
+        learning={"steps": 60, "lr": 1e-2},
+        rises="rewards/margins",
+    ),
+    "rwr": Row(
+        base=paired_recipe,
+        layers=[{"objective": {"type": "rwr", "temperature": 0.2}}],
+        learning={"steps": 60, "lr": 1e-2},
+        rises="-error/chosen",
     ),
     "sft": Row(
         base=sums_recipe,

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from plaudit.data.files import JSON_ROWS, TABLES, brief, has_rows, read_rows, read_text
+from plaudit.data.preference import read_preferences
 from plaudit.data.prompt import Prompt, is_conversation, must_be_text, text_of
 from plaudit.data.tasks import reasoning_gym_prompts
 from plaudit.dotted import made
@@ -37,8 +38,11 @@ class PromptSource(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class ScenesSource:
     categories: Sequence[str]
+    pairs: Sequence[Prompt] = ()
 
     def batch(self, step: int, count: int, seed: int) -> list[Prompt]:
+        if self.pairs:
+            return FileSource(train=self.pairs, heldout=()).batch(step, count, seed)
         return grammar.sample_prompts("train", count, np.random.default_rng([seed, step, 1]), self.categories)
 
     def evaluation(self, count: int) -> dict[str, list[Prompt]]:
@@ -103,6 +107,24 @@ class FileSource:
 
     def evaluation(self, count: int) -> dict[str, list[Prompt]]:
         return {"heldout": list(self.heldout[:count])} if self.heldout else {"train": list(self.train[:count])}
+
+
+def preferred(path: str, layout: str | None, key: str, seed: int = 0) -> list[Prompt]:
+    """A prompt for each pair of which one is better, with `chosen` and `rejected` and what the source says of them."""
+    found = []
+    for record in read_preferences(Path(path), layout, seed=seed, key=key):
+        for better, worse in record.pairs():
+            said = {"chosen": record.outputs[better], "rejected": record.outputs[worse]}
+            if record.scores is not None:
+                said |= {"scores": (record.scores[better], record.scores[worse])}
+            if record.margin is not None:
+                said |= {"margin": record.margin}
+            found.append(
+                (f"{path} row {record.id}", None, replace(record.prompt, inputs={**record.prompt.inputs, **said}))
+            )
+    if not found:
+        raise DataError(f"{key}: {path} holds no pair of which one is better; ties and equals teach nothing")
+    return _numbered(found)
 
 
 PLAIN = ("", ".txt", ".text", ".md")
@@ -229,7 +251,8 @@ def _text_in(where: str, name: str, value: Any) -> str:
 def load_prompts(config: Prompts) -> PromptSource:
     match config:
         case ScenesPrompts():
-            return ScenesSource(categories=config.categories)
+            pairs = preferred(config.pairs, None, "prompts.pairs") if config.pairs else ()
+            return ScenesSource(categories=config.categories, pairs=pairs)
         case SumsPrompts():
             return SumsSource(config=config, categories=_known_sums(config.categories))
         case PuzzlePrompts():
@@ -244,7 +267,7 @@ def load_prompts(config: Prompts) -> PromptSource:
             return _own(config)
         case FilePrompts():
             return FileSource(
-                train=read_prompts(config.train, "prompts.train"),
+                train=_training_prompts(config),
                 heldout=read_prompts(config.heldout, "prompts.heldout") if config.heldout else (),
             )
 
@@ -265,6 +288,12 @@ def _own(config: CustomPrompts) -> PromptSource:
         )
     checked: PromptSource = source
     return checked
+
+
+def _training_prompts(config: FilePrompts) -> list[Prompt]:
+    if config.layout is None:
+        return read_prompts(config.train, "prompts.train")
+    return preferred(config.train, None if config.layout == "preferences" else config.layout, "prompts.train")
 
 
 def _known_sums(categories: Sequence[str] | None) -> Sequence[str]:

@@ -71,6 +71,10 @@ class FlowModel(Protocol):
         """Pictures `[B, 3, H, W]` in [0, 1]."""
         ...
 
+    def latents(self, pictures: Tensor) -> Tensor:
+        """Clean latents `[B, *latent_shape]` of pictures; only models that learn from given pictures need it."""
+        ...
+
     def schedule(self, steps: int, shift: float | None) -> Tensor:
         """Times `[steps + 1]` from 1 to 0; `shift` None is the model's own."""
         ...

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
-from plaudit.lab.networks import NETWORKS, WEIGHTS, from_pixel_latents
+from plaudit.lab.networks import NETWORKS, WEIGHTS, from_pixel_latents, to_pixel_latents
 from plaudit.lab.scenes.grammar import tokenise
 from plaudit.lab.scenes.render import rasterise
 from plaudit.models.flow import Condition, shifted_times
@@ -47,6 +47,11 @@ class LabFlowModel:
 
     def decode(self, x0: Tensor) -> Tensor:
         return from_pixel_latents(x0) if self.name == "pixels" else rasterise(x0)
+
+    def latents(self, pictures: Tensor) -> Tensor:
+        if self.name != "pixels":
+            raise RecipeError(f"model: lab/{self.name} draws objects and cannot encode a given picture; use lab/pixels")
+        return to_pixel_latents(pictures)
 
     def schedule(self, steps: int, shift: float | None) -> Tensor:
         return shifted_times(steps, shift or OWN_SHIFT[self.name])

@@ -93,6 +93,13 @@ class Sd3FlowModel:
         pictures = torch.cat([vae.decode(few, return_dict=False)[0] for few in latents.split(PICTURES_PER_DECODE)])
         return (pictures.to(x0.device, torch.float32) / 2 + 0.5).clamp(0, 1)
 
+    def latents(self, pictures: Tensor) -> Tensor:
+        """The middle of the encoder's distribution, in the units that `decode` takes."""
+        vae = self.pipe.vae
+        few = (pictures * 2 - 1).to(vae.device, vae.dtype).split(PICTURES_PER_DECODE)
+        latents = torch.cat([vae.encode(part).latent_dist.mode() for part in few])
+        return ((latents - vae.config.shift_factor) * vae.config.scaling_factor).to(pictures.device, torch.float32)
+
     def schedule(self, steps: int, shift: float | None) -> Tensor:
         """Noise levels of a fresh scheduler, whose state nobody shares; `shift` replaces its own, dynamic or not."""
         changes: dict[str, Any] = {} if shift is None else {"shift": shift, "use_dynamic_shifting": False}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from plaudit.sampling.rollout import FlowSamples, Starts
 from plaudit.sampling.tokens import Completions
 from plaudit.shaping.credit import Credit
 
+S = TypeVar("S", FlowSamples, Completions)
+
 
 class SnapshotPolicy(Protocol):
     """What terms need of a policy: its model, and a way to run with a snapshot's weights."""
@@ -27,19 +29,28 @@ class SnapshotPolicy(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs:
-    """Answers of which the first was preferred; a sample is a pair."""
+class Pairs(Generic[S]):
+    """Answers or pictures of which the first was preferred; a sample is a pair. `scores [P, 2]` are what the two were given, and
+    `margin [P]` by how much the first leads, where the source says so."""
 
-    chosen: Completions
-    rejected: Completions
+    chosen: S
+    rejected: S
+    scores: Tensor | None = None
+    margin: Tensor | None = None
     decisions: None = None
     network_calls: int = 0
 
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def select(self, rows: Tensor) -> Pairs:
-        return Pairs(chosen=self.chosen.select(rows), rejected=self.rejected.select(rows))
+    def select(self, rows: Tensor) -> Pairs[S]:
+        return replace(
+            self,
+            chosen=self.chosen.select(rows),
+            rejected=self.rejected.select(rows),
+            scores=None if self.scores is None else self.scores[rows],
+            margin=None if self.margin is None else self.margin[rows],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +119,7 @@ class Batch:
         return self.samples
 
     @property
-    def pairs(self) -> Pairs:
+    def pairs(self) -> Pairs[Any]:
         assert isinstance(self.samples, Pairs), "this objective learns from pairs"
         return self.samples
 

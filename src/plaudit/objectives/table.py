@@ -14,15 +14,18 @@ from plaudit.objectives.grpo import Grpo
 from plaudit.objectives.guarded import Guarded
 from plaudit.objectives.likelihood import Likelihood
 from plaudit.objectives.nft import Nft
+from plaudit.objectives.pairs_flow import FlowDpo, Rwr
 from plaudit.objectives.sft import Sft
 from plaudit.recipe.objectives import (
     CustomObjective,
     DpoConfig,
     DrpoConfig,
+    FlowDpoConfig,
     GradientConfig,
     GrpoConfig,
     LikelihoodConfig,
     NftConfig,
+    RwrConfig,
     SftConfig,
 )
 from plaudit.recipe.sampling import TokenSampling
@@ -48,6 +51,10 @@ def make_objective(recipe: Recipe, rewards: Suite) -> Objective:
             return Sft(config, pack)
         case GradientConfig() as config:
             return RewardGradient(config, rewards, recipe.missing)
+        case FlowDpoConfig() as config:
+            return FlowDpo(config)
+        case RwrConfig() as config:
+            return Rwr(config)
         case CustomObjective() as config:
             return _custom(config, recipe)
     raise RecipeError(f"objective.type: {recipe.objective!r} is not known")

@@ -73,6 +73,8 @@ class Needs:
     feed: Feed = "rollouts"
     whole_groups: bool = False
     """Whether the samples of a group must be learned from in one update."""
+    scored: bool = False
+    """Whether every given output must have a score."""
     stochastic: bool = False
     """Whether a flow model must be drawn with steps that have a density."""
     density: str = "exact"
@@ -276,6 +278,46 @@ class GradientConfig(Strict):
         return Needs(families=self.families, feed="prompts")
 
 
+class FlowPairs(Strict):
+    """Where a flow model's errors on given pairs are taken."""
+
+    families: ClassVar[Families] = ("flow",)
+    times_per_sample: Positive = 2
+    """Points of the forward process at which both pictures of a pair are compared."""
+    time_range: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Between which times those points lie; 1 is noise."""
+    time_shift: PositiveFloat = 1.0
+    """Bends the times toward noise when above 1."""
+
+
+class FlowDpoConfig(FlowPairs):
+    """DPO of a flow model on pairs of pictures."""
+
+    type: Literal["flow_dpo"]
+    """Direct preference optimisation on pictures."""
+    beta: PositiveFloat = 500.0
+    """How strongly the model is held to the reference, per mean squared error of the velocity."""
+    schedule: Literal["constant", "theory"] = "constant"
+    """beta at all times, which works better, or beta (1 - t)^2, which the theory gives."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(families=self.families, feed="pairs")
+
+
+class RwrConfig(FlowPairs):
+    """Regression on both pictures of a pair, each weighted by the exponential of its score."""
+
+    type: Literal["rwr"]
+    """Reward-weighted regression on pictures."""
+    temperature: PositiveFloat = 1.0
+    """What scores are divided by before the exponential."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(families=self.families, feed="pairs", scored=True)
+
+
 class CustomObjective(Strict):
     """Any other objective: a class at a dotted path `package.module:Class`, made with `options`."""
 
@@ -295,6 +337,15 @@ class CustomObjective(Strict):
 
 
 Objective = Annotated[
-    GrpoConfig | NftConfig | DrpoConfig | LikelihoodConfig | DpoConfig | SftConfig | GradientConfig | CustomObjective,
+    GrpoConfig
+    | NftConfig
+    | DrpoConfig
+    | LikelihoodConfig
+    | DpoConfig
+    | SftConfig
+    | GradientConfig
+    | FlowDpoConfig
+    | RwrConfig
+    | CustomObjective,
     Field(discriminator="type"),
 ]

@@ -18,6 +18,8 @@ class ScenesPrompts(Strict):
         default=("single", "count", "two", "relation", "counttwo", "three"), min_length=1
     )
     """Kinds of caption to draw from."""
+    pairs: str | None = None
+    """A file of preferences to learn from in place of captions, such as a search's `pairs.jsonl`; held out stay the world's."""
 
 
 class SumsPrompts(Strict):
@@ -64,6 +66,8 @@ class FilePrompts(Strict):
     """The file to train on: text with a prompt a line, or JSONL."""
     heldout: str | None = None
     """The file to evaluate on; null = the first prompts of `train`."""
+    layout: str | None = None
+    """`preferences`, or the name of a layout of them, when `train` holds preferences (docs/preferences.md)."""
 
 
 class CustomPrompts(Strict):

@@ -12,6 +12,7 @@ from plaudit.objectives.batch import Batch, Pairs
 from plaudit.sampling.base import Samples
 from plaudit.sampling.drawers import FlowDrawer
 from plaudit.sampling.noise import SampleKey
+from plaudit.sampling.rollout import FlowSamples
 from plaudit.sampling.tokens import Completions, given_completions
 from plaudit.shaping.credit import Credit
 from plaudit.train.collect import expand_groups
@@ -26,11 +27,30 @@ def read_batch(setup: Setup, step: int) -> Batch:
     if source == "prompts":
         return _starts(setup, prompts, step)
     if source == "pairs":
-        samples = Pairs(chosen=_given(setup, prompts, "chosen"), rejected=_given(setup, prompts, "rejected"))
+        samples = _pairs(setup, prompts)
     else:
         samples = _given(setup, prompts, "completion")
     keys = [SampleKey(seed=recipe.run.seed, step=step, prompt=p.id, index=i) for i, p in enumerate(prompts)]
     return _unscored(samples, prompts, keys, torch.arange(len(prompts)))
+
+
+def _pairs(setup: Setup, prompts: Sequence[Prompt]) -> Samples:
+    scores = [prompt.inputs.get("scores") for prompt in prompts]
+    margins = [prompt.inputs.get("margin") for prompt in prompts]
+    said = {
+        "scores": None if None in scores else torch.tensor(scores, dtype=torch.float64),
+        "margin": None if None in margins else torch.tensor(margins, dtype=torch.float64),
+    }
+    if isinstance(setup.drawer, FlowDrawer):
+        return Pairs(chosen=_pictures(setup, prompts, "chosen"), rejected=_pictures(setup, prompts, "rejected"), **said)
+    return Pairs(chosen=_given(setup, prompts, "chosen"), rejected=_given(setup, prompts, "rejected"), **said)
+
+
+def _pictures(setup: Setup, prompts: Sequence[Prompt], name: str) -> FlowSamples:
+    """Given pictures as latents, under their prompts without guidance."""
+    assert isinstance(setup.drawer, FlowDrawer), "pictures are a flow model's"
+    latents = setup.latents([prompt.inputs[name] for prompt in prompts])
+    return FlowSamples(conditioning=setup.drawer.encoder(prompts, 1.0), latents=latents, trace=None, network_calls=0)
 
 
 def _starts(setup: Setup, prompts: Sequence[Prompt], step: int) -> Batch:

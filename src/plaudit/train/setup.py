@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
 from plaudit.data.sources import PromptSource, load_prompts
 from plaudit.errors import RecipeError
 from plaudit.models.build import build_model
+from plaudit.models.latents import LatentCache
 from plaudit.models.lora import add_lora
 from plaudit.objectives.base import Objective
 from plaudit.objectives.table import make_objective
@@ -41,6 +44,11 @@ class Setup:
     ranks: Ranks = ALONE
     curriculum: Curriculum = field(default_factory=Curriculum)
 
+    @functools.cached_property
+    def latents(self) -> LatentCache:
+        """Of given pictures, kept beside the runs."""
+        return LatentCache(self.policy.model, Path(self.recipe.run.folder) / ".latents")
+
     def alone(self) -> Setup:
         """The same for one rank by itself, which may then do what the others do not."""
         return replace(self, ranks=ALONE, drawer=replace(self.drawer, ranks=ALONE)) if self.ranks.count > 1 else self
@@ -65,7 +73,7 @@ def parts_of(recipe: Recipe) -> Parts:
     """What is cheap, and so comes first: a mistyped reward or path is not found after minutes of loading a model."""
     prompts, rewards = load_prompts(recipe.prompts), recipe_suite(recipe)
     truth, objective = load_reward(EVALUATION, recipe.evaluate.reward), make_objective(recipe, rewards)
-    check_rows(recipe, prompts, objective.needs.feed)
+    check_rows(recipe, prompts, objective.needs.feed, objective.needs.scored)
     return Parts(prompts=prompts, rewards=rewards, truth=truth, objective=objective)
 
 
