@@ -825,8 +825,8 @@ MUTATIONS = [
     Mutation(
         "conditions kept by id alone",
         "models/conditioning.py",
-        "asked = [(p.id, p.text) for p in prompts]",
-        'asked = [(p.id, "") for p in prompts]',
+        "asked = [p.key for p in prompts]",
+        "asked = [p.id for p in prompts]",
         COLLECT,
     ),
     Mutation("an order that never changes", "data/sources.py", "[seed, turn, 2]", "[seed, 2]", COLLECT),
@@ -904,7 +904,7 @@ MUTATIONS = [
     Mutation(
         "every group is one",
         "rewards/calling/request.py",
-        "seen.setdefault((prompt.id, prompt.text), len(seen))",
+        "seen.setdefault(prompt.key, len(seen))",
         "0",
         CALL,
     ),
@@ -969,11 +969,11 @@ MUTATIONS = [
         CACHE,
     ),
     Mutation("digests of any key", "rewards/calling/cache.py", "blake2b(key + text", "blake2b(text", CACHE),
-    Mutation("palettes do not count", "rewards/calling/cache.py", "{value.size} {shown};", "{value.size};", CACHE),
+    Mutation("palettes do not count", "data/content.py", "{value.size} {shown};", "{value.size};", CACHE),
     Mutation("facts do not count", "rewards/calling/cache.py", "prompt.text, prompt.facts,", "prompt.text,", CACHE),
     Mutation(
         "shapes do not count",
-        "rewards/calling/cache.py",
+        "data/content.py",
         "{value.dtype} {tuple(value.shape)};",
         "{value.dtype};",
         CACHE,
@@ -1218,7 +1218,7 @@ MUTATIONS = [
     Mutation(
         "nothing is longer than the prompts",
         "train/doctor/tokens.py",
-        "prompts = [*prompts, prompts[0][-1:] * (2 + max(map(len, prompts)))]",
+        "prompts = [*prompts, longer]",
         "prompts = prompts[:1]",
         TOKEN_DOCTOR,
     ),

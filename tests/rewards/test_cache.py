@@ -16,7 +16,7 @@ from PIL import Image
 
 from plaudit.data.content import media_hash
 from plaudit.data.prompt import Prompt
-from plaudit.errors import RecipeError, RewardError
+from plaudit.errors import DataError, RecipeError, RewardError
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Score, Status, card, missing
 from plaudit.rewards.calling import cache as cache_module
@@ -199,7 +199,9 @@ def test_pictures_of_pillow_are_told_apart_and_what_has_no_content_is_refused(st
     strange = [Prompt(id="a", text="a", inputs={"x": object()})]
     with pytest.raises(RewardError, match=r"a object has no content .* leave `cache` out"):
         store.keys("r", strange, ["a"])
-    assert strange[0].key == strange[0].key != Prompt(id="a", text="a", inputs={"x": object()}).key
+    with pytest.raises(DataError, match="prompt 'a': among its inputs, a object has no content"):
+        strange[0].key  # noqa: B018
+    assert Prompt(id="a\0b", text="c").key != Prompt(id="a", text="b\0c").key
     assert media_hash("\ud800") != media_hash("?")
 
 

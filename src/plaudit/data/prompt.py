@@ -21,16 +21,18 @@ class Prompt:
 
     @functools.cached_property
     def key(self) -> str:
-        """What a model makes of a prompt is kept by: a digest of id, text and media. Two pictures under one text are two prompts;
-        what has no content that is known here is told apart by being another object."""
+        """What a model makes of a prompt is kept by: id, text and media. Two pictures under one text are two prompts."""
         if not self.inputs:
-            return f"{self.id}\0{self.text}"
+            return repr((self.id, self.text))
         from plaudit.data.content import media_hash
 
         try:
             return media_hash([self.id, self.text, self.inputs]).hex()
-        except TypeError:
-            return f"{self.id}\0{self.text}\0{id(self.inputs)}"
+        except TypeError as error:
+            raise DataError(
+                f"prompt {self.id!r}: among its inputs, {error}; give texts, numbers, tensors, arrays and pictures, which can be "
+                "told apart"
+            ) from error
 
 
 def is_conversation(value: Any) -> bool:

@@ -46,6 +46,11 @@ class Context(tuple[int, ...]):
         return Context, (tuple(self), dict(self.media), self.key)
 
 
+def continued(context: Ids, more: Ids) -> Ids:
+    """A context that goes on, with the same media."""
+    return Context((*context, *more), context.media, context.key) if isinstance(context, Context) else (*context, *more)
+
+
 def with_media(contexts: Sequence[Ids]) -> dict[str, Any]:
     """The argument `contexts` of `logits`, where the contexts have media; models of texts have none."""
     return {"contexts": contexts} if any(isinstance(one, Context) for one in contexts) else {}

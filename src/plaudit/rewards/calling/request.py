@@ -54,12 +54,12 @@ def make_request(
     columns: frozenset[str] = frozenset(),
     completion_ids: Sequence[Sequence[int]] | None = None,
 ) -> Request:
-    """Without `group`, outputs of the same prompt id and text belong together. `columns` are those of a larger batch."""
+    """Without `group`, outputs of the same prompt belong together. `columns` are those of a larger batch."""
     if len(prompts) != len(outputs):
         raise RewardError(f"{len(prompts)} prompts for {len(outputs)} outputs; give one prompt per output")
     if group is None:
-        seen: dict[tuple[str, str], int] = {}
-        group = [seen.setdefault((prompt.id, prompt.text), len(seen)) for prompt in prompts]
+        seen: dict[str, int] = {}
+        group = [seen.setdefault(prompt.key, len(seen)) for prompt in prompts]
     members = group.tolist() if isinstance(group, Tensor) else list(group)
     return Request(
         prompts=prompts, outputs=outputs, group=members, step=step, columns=columns, completion_ids=completion_ids

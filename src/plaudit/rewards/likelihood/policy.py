@@ -15,7 +15,7 @@ from torch import Tensor
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
-from plaudit.models.tokens import Ids, TokenModel
+from plaudit.models.tokens import Ids, TokenModel, continued
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.calling.request import Request
 from plaudit.rewards.likelihood.frozen import Reduction, likelihood_score, reduction_card
@@ -49,9 +49,9 @@ def with_answers(
         length = reasoning_length(model, own, delimiter)
         if length is None:
             added = tuple(i for i in model.encode_completion(delimiter) if i not in model.end_ids)
-            contexts.append((*prompt, *own, *added))
+            contexts.append(continued(prompt, (*own, *added)))
         else:
-            contexts.append((*prompt, *own[:length]))
+            contexts.append(continued(prompt, own[:length]))
         lengths.append(len(own) if length is None else length)
     given = given_completions(contexts, [model.encode_completion(answer) for answer in answers])
     return given, torch.tensor(lengths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from plaudit.models.tokens import continued, with_media
 from plaudit.recipe.sampling import TokenSampling
 from plaudit.sampling.tokens import (
     Completions,
@@ -30,15 +31,19 @@ def _completions(patient: Patient) -> Completions:
 def padding(patient: Patient) -> Check:
     """Logits after a prompt alone, and after it among longer ones with padding on its left."""
     model = patient.setup.policy.model
-    prompts = list(dict.fromkeys(tuple(ids) for ids in model.encode(patient.prompts)))
-    prompts = [*prompts, prompts[0][-1:] * (2 + max(map(len, prompts)))]
+    prompts = list(dict.fromkeys(model.encode(patient.prompts)))
+    longer = continued(prompts[0], prompts[0][-1:] * (2 + max(map(len, prompts))))
+    prompts = [*prompts, longer]
     ids, valid = left_padded(prompts, model.pad_id)
     last = torch.tensor([ids.shape[1] - 1])
-    together = model.logits(ids, positions_of(valid), causal(valid), keep=last)[:, 0].log_softmax(-1)
+    together = model.logits(ids, positions_of(valid), causal(valid), keep=last, **with_media(prompts))[
+        :, 0
+    ].log_softmax(-1)
     deviations = []
     for row, prompt in zip(together, prompts, strict=True):
         one, present = left_padded([prompt], model.pad_id)
-        alone = model.logits(one, positions_of(present), causal(present), keep=torch.tensor([len(prompt) - 1]))[0, 0]
+        keep, media = torch.tensor([len(prompt) - 1]), with_media([prompt])
+        alone = model.logits(one, positions_of(present), causal(present), keep=keep, **media)[0, 0]
         alone = alone.log_softmax(-1)
         deviations.append(torch.where(alone == row, 0.0, (alone - row).abs()).max())  # -inf in both is equal
     largest = torch.stack(deviations).max().item()
