@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,9 @@ def _feed(digest: Any, value: Any) -> None:
         )
         digest.update(f"picture {value.mode} {value.size} {shown};".encode())
         digest.update(value.tobytes())
+    elif isinstance(value, Path) and value.is_file():
+        with value.open("rb") as file:
+            digest.update(b"file;" + hashlib.file_digest(file, "sha256").digest())
     elif isinstance(value, str | bytes):
         data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
         digest.update(f"{type(value).__name__} {len(data)};".encode())

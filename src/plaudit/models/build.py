@@ -43,7 +43,8 @@ def build_model(config: Model) -> FlowModel | TokenModel:
 def _check_complete(model: Any, config: DottedModel) -> None:
     """What a run would miss only when it comes to it, at the latest in saving its result."""
     protocol = TokenModel if config.makes == "tokens" else FlowModel
-    asked = sorted(name for name in {*protocol.__annotations__, *vars(protocol)} if not name.startswith("_"))
+    named = {*protocol.__annotations__, *vars(protocol)} - {"latents"}  # which only given pictures ask for
+    asked = sorted(name for name in named if not name.startswith("_"))
     if lacking := [name for name in asked if not hasattr(model, name)]:
         raise RecipeError(
             f"model.factory: {config.factory} made a {type(model).__name__} without {', '.join(lacking)}; with makes "
