@@ -1469,7 +1469,7 @@ MUTATIONS = [
     Mutation("before is after", "audit/experiment.py", "before=side == BEFORE)", "before=False)", REPRODUCED),
     Mutation("a stopped run starts over", "audit/experiment.py", "resume=started", "resume=False", REPRODUCED),
     Mutation("a stopped queue goes on", "audit/queue.py", "                    waiting.clear()\n", "", REPRODUCED),
-    Mutation("a dead worker is done", "audit/queue.py", '"stopped" if stopping else "failed"', '"done"', REPRODUCED),
+    Mutation("a dead worker is done", "audit/queue.py", '"stopped" if stopping else "failed"', '"stopped"', REPRODUCED),
     Mutation(
         "a system is as far as its strongest part",
         "systems.py",
@@ -1526,6 +1526,7 @@ MUTATIONS = [
         PAIRS_FLOW,
     ),
     Mutation("latents of any encoder", "models/latents.py", " + self._encoder.encode()", "", PAIRS_FLOW),
+    Mutation("one name for what is being written", "models/latents.py", "uuid.uuid4().hex", "'begun'", PAIRS_FLOW),
 ]
 
 

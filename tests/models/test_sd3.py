@@ -38,6 +38,7 @@ from plaudit.sampling.rollout import Trace, draw, replay, replay_log_prob
 from plaudit.train import loop
 from plaudit.train.doctor.doctor import examine
 from plaudit.train.setup import Setup, prepare
+from plaudit.verbs import align
 
 SIZE = 32
 TOKENS = 24
@@ -305,9 +306,9 @@ def trained(request, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         return encode(model, text)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "prepare", lambda _: setup)
+        patch.setattr(loop, "prepare", lambda *_: setup)
         patch.setattr(Sd3FlowModel, "_encode", counted)
-        result = loop.train(recipe)
+        result = align(recipe, quiet=True)
     yield Trained(recipe=recipe, setup=setup, result=result, encoded=encoded)
 
 

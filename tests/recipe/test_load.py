@@ -364,7 +364,7 @@ NFT_KEYS = ", ".join(NftConfig.model_fields)
         (
             "--objective.type nff",
             '`objective.type` is "nff" (from the command line); allowed: grpo, nft, drpo, likelihood, dpo, '
-            "sft, gradient, custom; did you mean nft?",
+            "sft, gradient, flow_dpo, rwr, custom; did you mean nft?",
         ),
         ("--prompts.type file", "`prompts.train` is missing; give it a value, for example --prompts.train VALUE"),
         (
@@ -382,7 +382,8 @@ NFT_KEYS = ", ".join(NftConfig.model_fields)
         ),
         (
             "--model 5",
-            "`model` is 5 (from the command line); it must be a mapping with `type` lab, sd3, transformers, custom",
+            "`model` is 5 (from the command line); it must be a mapping with `type` lab, sd3, transformers, vision, "
+            "custom",
         ),
         ("--rewards [1]", "`rewards` is [1] (from the command line); it must be a mapping"),
         (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 
+from plaudit.data.content import media_hash
 from plaudit.rewards.base import Status
-from plaudit.rewards.calling.cache import media_hash
 from plaudit.rewards.calling.call import Caller
 from plaudit.rewards.load import find_reward
 from plaudit.rewards.pinned import NUM_CASES, agrees, load_pinned, shown

@@ -14,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from plaudit.data.content import media_hash
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Score, Status, card, missing
 from plaudit.rewards.calling import cache as cache_module
-from plaudit.rewards.calling.cache import ScoreCache, identity, media_hash
+from plaudit.rewards.calling.cache import ScoreCache, identity
 from plaudit.rewards.calling.call import Cached, Caller
 from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.load import load_reward
@@ -190,11 +191,15 @@ def test_edits_are_noticed_behind_arguments_and_adapters(tmp_path, monkeypatch) 
         assert [value(source.format(n), **config) for n in (1.0, 1.0, 99.0)] == [1, 1, 99]
 
 
-def test_pictures_of_pillow_are_told_apart_and_what_has_no_content_is_refused() -> None:
+def test_pictures_of_pillow_are_told_apart_and_what_has_no_content_is_refused(store: ScoreCache) -> None:
     red, green = (Image.new("RGB", (4, 4), colour) for colour in ("red", "green"))
     assert media_hash(red) == media_hash(red.copy()) != media_hash(green) != media_hash(red.resize((2, 8)))
-    with pytest.raises(RewardError, match="a object has no content"):
+    with pytest.raises(TypeError, match="a object has no content"):
         media_hash({"x": object()})
+    strange = [Prompt(id="a", text="a", inputs={"x": object()})]
+    with pytest.raises(RewardError, match=r"a object has no content .* leave `cache` out"):
+        store.keys("r", strange, ["a"])
+    assert strange[0].key == strange[0].key != Prompt(id="a", text="a", inputs={"x": object()}).key
     assert media_hash("\ud800") != media_hash("?")
 
 

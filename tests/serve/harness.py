@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from plaudit.data.prompt import Prompt
+from plaudit.http import Client, Reply
 from plaudit.rewards.base import card
 from plaudit.rewards.calling.call import Caller, Handling
 from plaudit.rewards.calling.request import Request, make_request
 from plaudit.rewards.load import Reward
-from plaudit.serve.client import Client, Reply
 from plaudit.serve.config import ServeConfig
 from plaudit.serve.remote import Remote
 from plaudit.serve.server import DrainingServer, make_server

@@ -16,12 +16,12 @@ from tests.serve.harness import LONG, texts_request, wait_for
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
+from plaudit.http import Client
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.base import Status
 from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.load import load_reward
 from plaudit.rewards.pinned import agrees, load_pinned
-from plaudit.serve.client import Client
 from plaudit.serve.process import Isolated, WorkerProcess
 
 ODD = {"type": "tests.serve.odd_rewards:odd"}
@@ -67,7 +67,7 @@ def test_the_same_scores_as_in_this_process_for_who_knows_the_token() -> None:
         assert client.ask("GET", "/v1/rewards", until).status == 200
         stranger = Client(client.url, "wrong")
         assert stranger.ask("GET", "/v1/rewards", until).status == 401
-        assert client.address.host == "127.0.0.1"
+        assert client.url.startswith("http://127.0.0.1:")
         arguments = Path(f"/proc/{worker.process.pid}/cmdline").read_bytes()
         environment = Path(f"/proc/{worker.process.pid}/environ").read_bytes()
         assert worker.token.encode() not in arguments + environment

@@ -232,7 +232,7 @@ def test_a_service_that_drips_is_left_at_the_deadline() -> None:
 
 
 def test_an_endless_answer_is_cut(monkeypatch) -> None:
-    monkeypatch.setattr("plaudit.serve.client.MAX_ANSWER_BYTES", 2**20)
+    monkeypatch.setattr("plaudit.http.MAX_ANSWER_BYTES", 2**20)
 
     def flood(connection, request):
         connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
@@ -424,7 +424,7 @@ def test_two_threads_share_a_reward() -> None:
         for thread in threads:
             thread.join()
         assert found == {i: [float(100 * i + k) for k in range(3) for _ in range(5)] for i in range(8)}
-        assert len(caller.function.client.free) <= 8
+        assert len(caller.function.client.pool.connections) <= 8
 
 
 def test_read_request_reads_what_the_client_sends() -> None:

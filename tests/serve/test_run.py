@@ -17,9 +17,9 @@ from tests.serve.harness import LONG, get, wait_for
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
+from plaudit.http import Failed
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.rewards.load import load_reward
-from plaudit.serve.client import Failed
 from plaudit.serve.remote import Remote
 from plaudit.verbs import align
 

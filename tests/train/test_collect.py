@@ -20,6 +20,7 @@ from plaudit.data.sources import FileSource, ScenesSource, load_prompts, read_pr
 from plaudit.errors import DataError, RewardError
 from plaudit.lab.scenes.grammar import split_of
 from plaudit.models.conditioning import PromptEncoder
+from plaudit.models.flow import Condition
 from plaudit.recipe.objectives import Shaping
 from plaudit.recipe.prompts import FilePrompts, ScenesPrompts
 from plaudit.recipe.schema import Recipe
@@ -323,6 +324,25 @@ def test_prompts_that_share_an_id_keep_their_own_text() -> None:
     train, heldout = Prompt(id="0", text="caption number 1"), Prompt(id="0", text="caption number 2")
     first, second = (encoder([p], 1.0).condition.tensors["caption"].item() for p in (train, heldout))
     assert [first, second] == ToyFlowModel().encode([train, heldout]).tensors["caption"].tolist() and first != second
+
+
+class Looking(ToyFlowModel):
+    """Reads the picture instead of the text."""
+
+    def encode(self, asked):
+        return Condition(
+            tensors={"caption": torch.tensor([int(p.inputs["source"].sum()) if p.inputs else 0 for p in asked])}
+        )
+
+
+def test_two_pictures_under_one_text_are_two_conditions() -> None:
+    encoder = PromptEncoder(Looking())
+    asked = [
+        Prompt(id="0", text="make it red", inputs={"source": torch.full((3, 1, 1), value)}) for value in (1.0, 2.0)
+    ]
+    again = Prompt(id="0", text="make it red", inputs={"source": torch.full((3, 1, 1), 1.0)})
+    assert encoder([*asked, again], 1.0).condition.tensors["caption"].tolist() == [3, 6, 3]
+    assert asked[0].key == again.key != asked[1].key and len(encoder.cache) == 2
 
 
 def test_a_full_encoder_still_answers_right() -> None:

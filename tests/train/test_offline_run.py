@@ -28,6 +28,7 @@ from plaudit.train.checkpoint import Progress
 from plaudit.train.doctor.doctor import cheap_checks, examine
 from plaudit.train.reading import read_batch
 from plaudit.train.setup import prepare
+from plaudit.verbs import align
 
 PAIRS = {
     "prompts": {"problems": 12, "answers": "pairs", "noise": 0.25},
@@ -140,7 +141,7 @@ def test_a_file_is_learned_from(name: str, folder: Path, tmp_path: Path) -> None
     """The measurement is of the data itself, and it rises."""
     recipe = load([RECIPE_OF[name]], small(folder, tmp_path, written(tmp_path, name)))
     assert list(recipe.rewards) == (["prefers"] if RECIPE_OF[name] == "lm-dpo" else ["likelihood"])
-    result = loop.train(recipe)
+    result = align(recipe, quiet=True)
     before, after = result.summary["before"], result.summary["after"]
     assert after > before + 0.1 and (before == 0.5 if RECIPE_OF[name] == "lm-dpo" else before < -1)
     assert "<html" in result.report.read_text(encoding="utf-8")[:200].lower()
@@ -328,7 +329,7 @@ def test_the_doctor_does_not_judge_what_has_no_scores(tmp_path: Path) -> None:
 def test_a_truth_about_the_data_is_called_by_its_name(folder: Path, tmp_path: Path) -> None:
     """Before training every pair is a tie, so the score is no accuracy, whatever it is later; and it is not about the texts."""
     recipe = load(["lm-dpo"], small(folder, tmp_path, written(tmp_path, "pairs")))
-    result = loop.train(recipe)
+    result = align(recipe, quiet=True)
     after = json.loads((result.folder / "evaluations" / "after_000003_train.json").read_text())["score"]
     assert set(after) <= {0.0, 0.5, 1.0}
     assert result.summary["accuracy"] is False and "pair_accuracy 0.500 -> " in summary_line(result.summary)

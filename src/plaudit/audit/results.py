@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from plaudit.audit.record import Found, Record, Standing
-from plaudit.pages.numbers import Style, number
+from plaudit.pages.numbers import Style
 from plaudit.recipe.experiment import Experiment
 
 HEAD = """# Results
@@ -35,7 +35,7 @@ def effect_text(record: Record, found: Found) -> str:
 
 def cost_text(record: Record) -> str:
     minutes = record.seconds / 60
-    calls = f", {number(record.network_calls)} network calls" if record.network_calls else ""
+    calls = f", {record.network_calls:,} network calls" if record.network_calls else ""
     return f"{minutes:.0f} min{calls}" if minutes >= 1 else f"{record.seconds:.0f} s{calls}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,19 @@ class Prompt:
     text: str
     inputs: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """What a model makes of a prompt is kept by: a digest of id, text and media. Two pictures under one text are two prompts;
+        what has no content that is known here is told apart by being another object."""
+        if not self.inputs:
+            return f"{self.id}\0{self.text}"
+        from plaudit.data.content import media_hash
+
+        try:
+            return media_hash([self.id, self.text, self.inputs]).hex()
+        except TypeError:
+            return f"{self.id}\0{self.text}\0{id(self.inputs)}"
 
 
 def is_conversation(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,12 +16,13 @@ from plaudit.data.files import JSON_ROWS, TABLES, brief, has_rows, read_rows, re
 from plaudit.data.preference import read_preferences
 from plaudit.data.prompt import Prompt, is_conversation, must_be_text, text_of
 from plaudit.data.tasks import reasoning_gym_prompts
-from plaudit.errors import DataError
+from plaudit.dotted import made
+from plaudit.errors import DataError, RecipeError
 from plaudit.lab.scenes import grammar
 from plaudit.lab.sums import grammar as sums
 from plaudit.lab.sums.check import read_facts
 from plaudit.lab.sums.traces import sample_trace
-from plaudit.recipe.prompts import FilePrompts, Prompts, PuzzlePrompts, ScenesPrompts, SumsPrompts
+from plaudit.recipe.prompts import CustomPrompts, FilePrompts, Prompts, PuzzlePrompts, ScenesPrompts, SumsPrompts
 
 
 class PromptSource(Protocol):
@@ -262,6 +263,8 @@ def load_prompts(config: Prompts) -> PromptSource:
             )
             known = {prompt.id for prompt in heldout}
             return FileSource(train=[prompt for prompt in train if prompt.id not in known], heldout=heldout)
+        case CustomPrompts():
+            return _own(config)
         case FilePrompts():
             return FileSource(
                 train=_training_prompts(config),
@@ -273,6 +276,24 @@ def _training_prompts(config: FilePrompts) -> list[Prompt]:
     if config.layout is None:
         return read_prompts(config.train, "prompts.train")
     return preferred(config.train, None if config.layout == "preferences" else config.layout, "prompts.train")
+
+
+def _own(config: CustomPrompts) -> PromptSource:
+    source = made(config.path, "prompts.class", "prompts.options", config.options)
+    if lacking := [name for name in ("batch", "evaluation") if not callable(getattr(source, name, None))]:
+        raise RecipeError(
+            f"prompts.class: {config.path} made a {type(source).__name__} without {', '.join(lacking)}; a source of prompts has "
+            "batch(step, count, seed) -> prompts and evaluation(count) -> prompts by split"
+        )
+    asked, named = source.batch(0, 1, 0), source.evaluation(1)
+    found = [*asked, *(p for prompts in named.values() for p in prompts)] if isinstance(named, Mapping) else []
+    if not found or not all(isinstance(prompt, Prompt) for prompt in found):
+        raise RecipeError(
+            f"prompts.class: {config.path} gave {type(asked).__name__} and {type(named).__name__}; batch gives a list of "
+            "plaudit.Prompt, and evaluation a mapping of splits to such lists"
+        )
+    checked: PromptSource = source
+    return checked
 
 
 def _known_sums(categories: Sequence[str] | None) -> Sequence[str]:

@@ -8,7 +8,7 @@ from plaudit.dotted import made
 from plaudit.errors import RecipeError
 from plaudit.models.flow import FlowModel
 from plaudit.models.tokens import TokenModel
-from plaudit.recipe.models import DottedModel, LabModel, Model, Sd3Model, TransformersModel
+from plaudit.recipe.models import DottedModel, LabModel, Model, Sd3Model, TransformersModel, VisionModel
 
 
 def build_model(config: Model) -> FlowModel | TokenModel:
@@ -29,6 +29,10 @@ def build_model(config: Model) -> FlowModel | TokenModel:
             from plaudit.models.causal import CausalTokenModel
 
             return CausalTokenModel.from_config(config)
+        case VisionModel():
+            from plaudit.models.vision import VisionTokenModel
+
+            return VisionTokenModel.from_config(config)
         case DottedModel():
             model = made(config.factory, "model.factory", "model.arguments", config.arguments)
             _check_complete(model, config)

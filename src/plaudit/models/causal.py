@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,9 @@ class CausalCache:
 class CausalTokenModel:
     """`AutoModelForCausalLM` and its tokenizer. The network is always in evaluation mode: dropout in the rollout or the
     replay would make their ratio noise."""
+
+    beside: Mapping[str, Tensor] = {}
+    """What the network is handed besides ids in the present call."""
 
     def __init__(
         self,
@@ -130,7 +133,7 @@ class CausalTokenModel:
         device = self.network.device
         positions, visible = positions.to(device), visible.to(device)
         keys = positions if cache is None else cache.extend(positions)
-        arguments: dict[str, Any] = {"attention_mask": self._mask(visible, positions, keys)}
+        arguments: dict[str, Any] = {"attention_mask": self._mask(visible, positions, keys), **self.beside}
         if "position_ids" in self.accepts:
             arguments["position_ids"] = positions
         if keep is not None:

@@ -13,17 +13,16 @@ from plaudit.models.flow import EMPTY_PROMPT, Condition, Conditioning, FlowModel
 
 
 class PromptEncoder:
-    """Encodes prompts once: conditions are kept by id and text (ids may repeat between files), the unconditional one for
-    good."""
+    """Encodes prompts once: conditions are kept by the prompts' keys, the unconditional one for good."""
 
     def __init__(self, model: FlowModel, capacity: int = 512) -> None:
         self.model, self.capacity = model, capacity
-        self.cache: dict[tuple[str, str], Condition] = {}
+        self.cache: dict[str, Condition] = {}
         self._unconditional: Condition | None = None
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], guidance: float) -> Conditioning:
-        asked = [(p.id, p.text) for p in prompts]
+        asked = [p.key for p in prompts]
         new = {key: p for key, p in zip(asked, prompts, strict=True) if key not in self.cache}
         if new:
             encoded = self._encode(list(new.values()))

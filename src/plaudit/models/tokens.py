@@ -9,15 +9,46 @@ V entries of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from plaudit.data.prompt import Prompt
 
 Ids = tuple[int, ...]
+
+
+class Context(tuple[int, ...]):
+    """What a network reads before a completion: ids, and media that some of them stand for. Equal ids under other media are
+    another context; without media it is the ids alone."""
+
+    media: Mapping[str, Tensor]
+    key: str
+
+    def __new__(cls, ids: Iterable[int], media: Mapping[str, Tensor], key: str) -> Context:
+        """`key` tells the media apart, such as the prompt's."""
+        made = super().__new__(cls, ids)
+        made.media, made.key = media, key
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Context) and other.key == self.key and super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((self.key, tuple(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Context, (tuple(self), dict(self.media), self.key)
+
+
+def with_media(contexts: Sequence[Ids]) -> dict[str, Any]:
+    """The argument `contexts` of `logits`, where the contexts have media; models of texts have none."""
+    return {"contexts": contexts} if any(isinstance(one, Context) for one in contexts) else {}
 
 
 class TokenCache(Protocol):
@@ -65,9 +96,11 @@ class TokenModel(Protocol):
         *,
         cache: TokenCache | None = None,
         keep: Tensor | None = None,
+        **contexts: Sequence[Ids],
     ) -> Tensor:
         """`[N, K, V]` for `ids [N, L]` at `positions [N, L]`, where `visible [N, L, S]` says which keys a column attends to.
-        With a cache the new keys are added to it. `keep [K]` names columns; None wants all."""
+        With a cache the new keys are added to it. `keep [K]` names columns; None wants all. A model that
+        reads media is handed the `contexts` of the rows where they begin."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -83,8 +83,8 @@ class Arm(Strict):
     verb: Literal["align", "search"] = "align"
     """What is done with the recipe; a search measures the truth of the best output of each held-out prompt."""
     function: str | None = None
-    """Instead of a recipe `package.module:function`, called with `seed` and `arguments`; it returns numbers by metric, or by
-    metric and item."""
+    """Instead of a recipe `package.module:function`, called with `seed`, `quick` and `arguments`; it returns numbers by
+    metric, or by metric and item."""
     arguments: dict[str, Any] = {}
     """Arguments of the function."""
     budget: Budget | None = None

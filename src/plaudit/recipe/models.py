@@ -101,6 +101,30 @@ class TransformersModel(Strict):
         return self
 
 
+class VisionModel(Strict):
+    """A vision-language model through transformers, whose prompts may have pictures among their inputs."""
+
+    type: Literal["vision"]
+    """A vision-language model through transformers."""
+    path: str
+    """A name on the hub or a local folder."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the frozen weights; adapters are trained in float32."""
+    system: str | None = None
+    """What every chat begins with."""
+    lora: LoraConfig | None = LoraConfig()
+    """Low-rank adapters to train; null trains every parameter."""
+
+    @property
+    def family(self) -> Family:
+        return "tokens"
+
+    @model_validator(mode="after")
+    def _keeps_small_updates(self) -> VisionModel:
+        _check_precision(self.dtype, self.lora)
+        return self
+
+
 class DottedModel(Strict):
     """Any other FlowModel or TokenModel: `factory` is a dotted path `package.module:callable`, called with `arguments`."""
 
@@ -120,4 +144,4 @@ class DottedModel(Strict):
         return self.makes
 
 
-Model = Annotated[LabModel | Sd3Model | TransformersModel | DottedModel, Field(discriminator="type")]
+Model = Annotated[LabModel | Sd3Model | TransformersModel | VisionModel | DottedModel, Field(discriminator="type")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from plaudit.recipe.base import Fraction, Positive, Strict
 
@@ -70,4 +70,19 @@ class FilePrompts(Strict):
     """`preferences`, or the name of a layout of them, when `train` holds preferences (docs/preferences.md)."""
 
 
-Prompts = Annotated[ScenesPrompts | SumsPrompts | PuzzlePrompts | FilePrompts, Field(discriminator="type")]
+class CustomPrompts(Strict):
+    """Any other source of prompts: a class at a dotted path `package.module:Class`, made with `options`."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    type: Literal["custom"]
+    """A source of your own."""
+    path: str = Field(alias="class")
+    """Its dotted path `package.module:Class`; it has `batch(step, count, seed)` and `evaluation(count)`."""
+    options: dict[str, Any] = {}
+    """What it is made with, by name."""
+
+
+Prompts = Annotated[
+    ScenesPrompts | SumsPrompts | PuzzlePrompts | FilePrompts | CustomPrompts, Field(discriminator="type")
+]

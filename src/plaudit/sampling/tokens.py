@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from plaudit.errors import RecipeError
-from plaudit.models.tokens import Ids, TokenModel
+from plaudit.models.tokens import Ids, TokenModel, with_media
 from plaudit.recipe.sampling import TokenSampling
 from plaudit.sampling.noise import SampleKey, uniform
 
@@ -167,7 +167,7 @@ def draw_completions(
     check_room(model, max(map(len, distinct)), T)
     ids, valid = left_padded(distinct, model.pad_id)
     cache, last = model.new_cache(), torch.tensor([ids.shape[1] - 1])
-    logits = model.logits(ids, positions_of(valid), causal(valid), cache=cache, keep=last)[:, 0]
+    logits = model.logits(ids, positions_of(valid), causal(valid), cache=cache, keep=last, **with_media(distinct))[:, 0]
     of_prompt = torch.tensor([distinct.index(p) for p in prompt_ids])
     cache.select(of_prompt)
     logits, seen, position = logits[of_prompt], valid[of_prompt], valid.sum(1)[of_prompt]
@@ -236,6 +236,7 @@ class Layout:
     """Where every token of some completions is predicted: in row `row [M]` and column `column [M]` of a network call whose
     prompts all end in column `width - 1`."""
 
+    contexts: Sequence[Ids]
     ids: Tensor
     positions: Tensor
     visible: Tensor
@@ -286,7 +287,13 @@ def lay_out(completions: Completions, rows: Sequence[Sequence[int]], pad_id: int
     visible = causal(segment >= 0) & (own | torch.eye(total, dtype=torch.bool))
     mask = completions.mask
     return Layout(
-        ids=ids, positions=positions, visible=visible, width=width, row=row[mask], column=column[mask] - width + 1
+        contexts=prompts,
+        ids=ids,
+        positions=positions,
+        visible=visible,
+        width=width,
+        row=row[mask],
+        column=column[mask] - width + 1,
     )
 
 
@@ -297,7 +304,7 @@ def replay_logits(model: TokenModel, completions: Completions, pack: int) -> Ten
     layout = lay_out(completions, packed_rows(completions, pack) if pack and model.packs else alone, model.pad_id)
     check_room(model, int(layout.positions.max()) + 1, 0)
     keep = torch.arange(layout.width - 1, layout.ids.shape[1])
-    logits = model.logits(layout.ids, layout.positions, layout.visible, keep=keep)
+    logits = model.logits(layout.ids, layout.positions, layout.visible, keep=keep, **with_media(layout.contexts))
     drawn_from = logits[layout.row, layout.column].float()
     return drawn_from if completions.temperature == 1 else drawn_from / completions.temperature
 

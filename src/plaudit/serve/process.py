@@ -20,10 +20,10 @@ from types import TracebackType
 from typing import Any
 
 from plaudit.errors import RewardError
+from plaudit.http import Client, Failed, Reply
 from plaudit.recipe.rewards import RewardConfig, key_of
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.calling.request import Outputs, Request
-from plaudit.serve.client import Client, Failed, Reply
 from plaudit.serve.pack import Packed
 from plaudit.serve.remote import Remote
 

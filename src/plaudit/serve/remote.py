@@ -15,14 +15,13 @@ from functools import partial
 from typing import Any, Literal
 
 from plaudit.errors import RecipeError, RewardError
+from plaudit.http import Client, Failed, Reply, persistently, token_from
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.calling.request import Outputs, Request
 from plaudit.serve.answers import read_card, read_scores, remembering, shown
-from plaudit.serve.client import Client, Failed, Reply, token_from
 from plaudit.serve.pack import Packed, Packer, Unsendable
 from plaudit.serve.wire import WireError, strict_json
 
-AGAIN = (408, 429, 500, 502, 503, 504)  # answers after which the same request may succeed
 TOO_LARGE = 413  # this request will never be taken, one with fewer outputs may be
 NOT_READ = 409  # the service lacks media that were named by hash
 CARD_S = 10.0
@@ -184,22 +183,11 @@ class Remote:
         return self.client.ask("POST", "/v1/score", deadline, packed.body, headers)
 
     def _persistently(self, ask: Callable[[], Reply], deadline: float) -> Reply:
-        """The answer, after as many repeats as it takes within the bounds; on the last one whatever came."""
-        for attempt in range(self.retries + 1):
-            last = attempt == self.retries
-            pause = self.backoff_s * 2**attempt
-            try:
-                reply = ask()
-            except Failed as failed:
-                if last or failed.late or time.monotonic() + pause >= deadline:
-                    status = Status.TIMED_OUT if failed.late else Status.ERRORED
-                    raise Unreached(status, f"{self.url}: {failed} ({_times(attempt + 1)})") from None
-            else:
-                pause = max(pause, _asked_pause(reply))
-                if reply.status not in AGAIN or last or time.monotonic() + pause >= deadline:
-                    return reply
-            time.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
+        try:
+            return persistently(ask, deadline, self.retries, self.backoff_s)
+        except Failed as failed:
+            status = Status.TIMED_OUT if failed.late else Status.ERRORED
+            raise Unreached(status, f"{self.url}: {failed} ({_times(failed.attempts)})") from None
 
     def close(self) -> None:
         self.client.close()
@@ -207,11 +195,6 @@ class Remote:
 
 def _times(attempts: int) -> str:
     return "1 attempt" if attempts == 1 else f"{attempts} attempts"
-
-
-def _asked_pause(reply: Reply) -> float:
-    text = reply.headers.get("retry-after", "")
-    return float(text) if text.isdecimal() and len(text) < 6 else 0.0
 
 
 def _message(reply: Reply) -> str:

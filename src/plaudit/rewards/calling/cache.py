@@ -21,11 +21,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
+from plaudit.data.content import media_hash
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.recipe.rewards import key_of
@@ -34,7 +32,6 @@ from plaudit.rewards.base import RewardFunction, Score, Status
 KEPT = (Status.OK, Status.NOT_APPLICABLE, Status.PARSE_FAILED)
 MAX_MB = 512
 QUERY = 500  # keys in one statement
-ORIENTATION = 0x0112  # in EXIF
 LOCKED_S = 10.0  # how long others are waited for
 UNUSABLE = (sqlite3.Error, OSError)
 DIGEST = 16  # characters before a score
@@ -45,51 +42,6 @@ def default_folder() -> Path:
     """`PLAUDIT_CACHE`, or the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("PLAUDIT_CACHE") or Path(base) / "plaudit")
-
-
-def media_hash(output: Any) -> bytes:
-    """A digest of one output that is equal exactly when type, shape and every bit are."""
-    digest = hashlib.sha256()
-    _feed(digest, output)
-    return digest.digest()
-
-
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-    elif isinstance(value, np.ndarray) and value.dtype != object:
-        digest.update(f"array {value.dtype} {value.shape};".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, Image.Image):
-        shown = (
-            value.getexif().get(ORIENTATION),
-            value.info.get("transparency"),
-            value.palette and value.getpalette("RGBA"),
-        )
-        digest.update(f"picture {value.mode} {value.size} {shown};".encode())
-        digest.update(value.tobytes())
-    elif isinstance(value, str | bytes):
-        data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
-        digest.update(f"{type(value).__name__} {len(data)};".encode())
-        digest.update(data)
-    elif isinstance(value, Mapping):
-        digest.update(f"mapping {len(value)};".encode())
-        for key in sorted(value, key=lambda key: (str(type(key)), str(key))):
-            _feed(digest, key)
-            _feed(digest, value[key])
-    elif isinstance(value, Sequence):
-        digest.update(f"list {len(value)};".encode())
-        for item in value:
-            _feed(digest, item)
-    elif value is None or isinstance(value, bool | int | float | np.generic):
-        digest.update(f"{type(value).__name__} {value!r};".encode())
-    else:
-        raise RewardError(
-            f"a {type(value).__name__} has no content that scores could be kept by; leave `cache` out, or use tensors, "
-            "arrays, pictures, texts and numbers"
-        )
 
 
 def identity(name: str, type_: str, arguments: Mapping[str, Any], function: RewardFunction) -> str:
@@ -164,13 +116,19 @@ class ScoreCache:
         start = hashlib.sha256(f"{identity} {step}".encode())
         known: dict[int, bytes] = {}
         keys = []
-        for prompt, output in zip(prompts, outputs, strict=True):
-            if id(prompt) not in known:
-                known[id(prompt)] = media_hash([prompt.id if ids else "", prompt.text, prompt.facts, prompt.inputs])
-            digest = start.copy()
-            digest.update(known[id(prompt)])
-            digest.update(media_hash(output))
-            keys.append(digest.digest())
+        try:
+            for prompt, output in zip(prompts, outputs, strict=True):
+                if id(prompt) not in known:
+                    known[id(prompt)] = media_hash([prompt.id if ids else "", prompt.text, prompt.facts, prompt.inputs])
+                digest = start.copy()
+                digest.update(known[id(prompt)])
+                digest.update(media_hash(output))
+                keys.append(digest.digest())
+        except TypeError as error:
+            raise RewardError(
+                f"{error}, by which scores could be kept; leave `cache` out, or use tensors, arrays, pictures, texts and "
+                "numbers"
+            ) from error
         return keys
 
     def find(self, keys: Sequence[bytes]) -> dict[bytes, Score]:

@@ -29,7 +29,7 @@ from torch import Tensor
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.models.caches import joined
-from plaudit.models.tokens import TokenModel
+from plaudit.models.tokens import TokenModel, with_media
 from plaudit.recipe.sampling import TokenSampling
 from plaudit.rewards.suite import Suite
 from plaudit.sampling.noise import uniform
@@ -122,10 +122,13 @@ class TokenTask(Task):
         self.ledger.require("network_calls", payer)
         caches, masks, logits = [], [], []
         for of in tiles(len(distinct), self.tile):
-            ids, valid = left_padded([distinct[i] for i in of.tolist()], self.model.pad_id)
+            contexts = [distinct[i] for i in of.tolist()]
+            ids, valid = left_padded(contexts, self.model.pad_id)
             cache, last = self.model.new_cache(), torch.tensor([ids.shape[1] - 1])
             with self.spending("network_calls", payer[of]):
-                read = self.model.logits(ids, positions_of(valid), causal(valid), cache=cache, keep=last)
+                read = self.model.logits(
+                    ids, positions_of(valid), causal(valid), cache=cache, keep=last, **with_media(contexts)
+                )
             caches.append(cache)
             masks.append(valid)
             logits.append(read[:, 0])
