@@ -1526,6 +1526,7 @@ MUTATIONS = [
         PAIRS_FLOW,
     ),
     Mutation("latents of any encoder", "models/latents.py", " + self._encoder.encode()", "", PAIRS_FLOW),
+    Mutation("one name for what is being written", "models/latents.py", "uuid.uuid4().hex", "'begun'", PAIRS_FLOW),
 ]
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.reference.toys import ToyFlowModel, gradients, paired_recipe, perturb, toy_recipe
+from tests.reference.toys import ToyFlowModel, gradients, paired_recipe, perturb, png, toy_recipe
 
 from plaudit.errors import DataError, PlauditError, RecipeError
+from plaudit.models import latents
 from plaudit.models.lab import LabFlowModel
 from plaudit.models.latents import LatentCache, encoded
 from plaudit.objectives.batch import Batch
@@ -132,6 +133,23 @@ def test_latents_of_a_picture_are_encoded_once_and_belong_to_an_encoder(tmp_path
     other.shift = 1.0
     torch.testing.assert_close(LatentCache(other, tmp_path / "kept")([tmp_path / "a.png"]), again + 1)
     assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def test_another_process_may_encode_the_same_picture_meanwhile(tmp_path: Path, monkeypatch) -> None:
+    """The other finishes its file when ours is written and not yet in its place."""
+    (tmp_path / "a.png").write_bytes(png((255, 60, 128)))
+    ask, save, written = [tmp_path / "a.png"], latents.save_file, []
+
+    def overtaken(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        save(tensors, file)
+        written.append(file)
+        if len(written) == 1:
+            LatentCache(ToyFlowModel(), tmp_path / "kept")(ask)
+
+    monkeypatch.setattr(latents, "save_file", overtaken)
+    ours = LatentCache(ToyFlowModel(), tmp_path / "kept")(ask)
+    assert len(written) == 2 and torch.equal(ours, LatentCache(ToyFlowModel(), tmp_path / "kept")(ask))
+    assert [file.suffix for file in (tmp_path / "kept").iterdir()] == [".safetensors"]
 
 
 def test_the_labs_latents_are_what_its_pictures_are_decoded_from() -> None:

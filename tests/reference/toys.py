@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -185,7 +187,7 @@ def toy_recipe(folder: Path, *layers: dict) -> Recipe:
     """A run of three steps on the toy model that takes a tenth of a second, in `folder`/runs/toy."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, numbers in (("train", range(7)), ("heldout", range(20, 24))):
-        (folder / f"{name}.txt").write_text("".join(f"caption number {i}\n" for i in numbers), encoding="utf-8")
+        settle(folder / f"{name}.txt", "".join(f"caption number {i}\n" for i in numbers).encode())
     base = {
         "name": "toy",
         "model": {"type": "custom", "factory": "tests.reference.toys:build"},
@@ -202,6 +204,18 @@ def toy_recipe(folder: Path, *layers: dict) -> Recipe:
     return load([base, *layers])
 
 
+def png(colour: tuple[int, int, int]) -> bytes:
+    Image.new("RGB", (4, 4), colour).save(written := io.BytesIO(), format="PNG")
+    return written.getvalue()
+
+
+def settle(path: Path, content: bytes) -> None:
+    """At once, as several processes make the same files in the same folder."""
+    begun = path.with_name(f"{path.name}.{os.getpid()}")
+    begun.write_bytes(content)
+    begun.replace(path)
+
+
 def paired(folder: Path, pairs: int = 12) -> dict[str, Any]:
     """Prompts with pairs of pictures on disk, of which the better has more of the red that the caption asks for."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,12 +225,12 @@ def paired(folder: Path, pairs: int = 12) -> dict[str, Any]:
         names = {"chosen": good, "rejected": (good + 0.6) % 1.2}
         for name, red in names.items():
             colour = (round(255 * min(red, 1)), 60 + 10 * i, 128)
-            Image.new("RGB", (4, 4), colour).save(folder / f"{i}_{name}.png")
+            settle(folder / f"{i}_{name}.png", png(colour))
         files = {name: f"{i}_{name}.png" for name in names}
         rows.append(
             {"prompt": f"caption number {i}", **files, "score_chosen": 0.9, "score_rejected": 0.1, "margin": 0.8}
         )
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settle(folder / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     return {"type": "file", "train": str(folder / "pairs.jsonl"), "layout": "preferences"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class LatentCache:
             if not file.is_file():
                 with storage.explain_write_errors(file):
                     self.folder.mkdir(parents=True, exist_ok=True)
-                    begun = file.with_suffix(".begun")
+                    begun = file.with_suffix(f".{uuid.uuid4().hex}")  # other processes may encode the same picture
                     save_file({"latent": self._encode(picture[None], path)[0].contiguous()}, begun)
                     begun.replace(file)
             self.kept[key] = load_file(file)["latent"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 
@@ -18,6 +17,7 @@ from plaudit.objectives.table import make_objective
 from plaudit.ranks import ALONE, Ranks
 from plaudit.recipe.rewards import EVALUATION
 from plaudit.recipe.schema import Recipe
+from plaudit.rewards.calling.cache import default_folder
 from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.suite import Suite, recipe_suite
 from plaudit.sampling.base import Drawer
@@ -46,8 +46,8 @@ class Setup:
 
     @functools.cached_property
     def latents(self) -> LatentCache:
-        """Of given pictures, kept beside the runs."""
-        return LatentCache(self.policy.model, Path(self.recipe.run.folder) / ".latents")
+        """Of given pictures, in the user's cache."""
+        return LatentCache(self.policy.model, default_folder() / "latents")
 
     def alone(self) -> Setup:
         """The same for one rank by itself, which may then do what the others do not."""
