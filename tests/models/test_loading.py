@@ -17,6 +17,7 @@ from plaudit.errors import DataError, RecipeError
 from plaudit.models.build import build_model
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import Condition, decoded
+from plaudit.models.loading import must_be_there
 from plaudit.recipe.models import DottedModel, LabModel, Sd3Model, TransformersModel
 from plaudit.recipe.sampling import EvaluationSampler, Sampler
 from plaudit.sampling.drawers import make_drawer
@@ -248,3 +249,16 @@ def test_members_that_give_something_else(member: str, given: Any, said: str) ->
     with pytest.raises(RecipeError, match=said) as refused:
         drawer.evaluation(prompts(2), keys(2))
     assert "\n" not in str(refused.value)
+
+
+def test_a_hub_that_does_not_answer_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever library the hub's client asks with."""
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError
+
+    def silent(*arguments: object, **options: object) -> None:
+        raise HTTPError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "model_info", silent)
+    with pytest.raises(RecipeError, match="does not exist; give a folder that does, or a hub name"):
+        must_be_there("owner/mistyped")

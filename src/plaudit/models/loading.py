@@ -65,18 +65,19 @@ def must_be_there(path: str) -> None:
 
 def _hub_has(name: str) -> bool:
     """Asked once, where transformers and diffusers try five times for each file; or what was downloaded before."""
-    import httpx
     from huggingface_hub import model_info, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 
     try:
         if any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "model_index.json")):
             return True
         model_info(name, timeout=10)
-    except (RepositoryNotFoundError, HFValidationError, httpx.TransportError, ConnectionError):
+    except (RepositoryNotFoundError, HFValidationError, ConnectionError):
         return False
     except HfHubHTTPError:  # a mirror that only has files, or a hub out of order: loading will say
         return True
+    except HTTPError:  # no answer, by whichever library the hub's client asks with
+        return False
     return True
 
 
