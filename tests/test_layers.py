@@ -16,7 +16,7 @@ FLOORS = (
     *("pages", "runs"),
     "rewards",
     *("objectives", "search", "serve"),
-    *("train", "fit", "builds", "audit"),
+    *("train", "builds", "audit"),
     *("systems", "verbs", "cli", "__main__"),
 )
 HEIGHT = {name: height for height, name in enumerate(FLOORS)}

@@ -31,6 +31,10 @@ class StoppedByMain(RunError):
     """On the other ranks, what has stopped the first one: told once, by the first."""
 
 
+class Lost(RunError):
+    """Another rank is gone; of those left the first says so."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
     """The processes of a run as one of them sees them; alone, everything is the identity."""
@@ -111,7 +115,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # the only class that the backends raise
-        raise RunError(LOST) from error
+        raise Lost(LOST) from error
 
 
 def _messages() -> Any:

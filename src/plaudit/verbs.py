@@ -7,7 +7,7 @@ from plaudit.audit.report import write_report
 from plaudit.ranks import join
 from plaudit.recipe.load import Source
 from plaudit.recipe.schema import Recipe
-from plaudit.runs.display import Display
+from plaudit.runs.display import Display, make_display
 from plaudit.train import loop
 from plaudit.train.loop import RunResult
 
@@ -26,7 +26,8 @@ def align(
     `recipe` is a Recipe, a shipped name, a file, a run folder or a mapping. Progress is shown as the command shows it: a bar,
     with `plain` a line a step, with `quiet` nothing; a `display` of one's own is told all of it.
     """
-    result = loop.train(recipe, resume=resume, overwrite=overwrite, plain=plain, quiet=quiet, display=display)
+    display = display or make_display(plain, quiet)
+    result = loop.train(recipe, resume=resume, overwrite=overwrite, display=display)
     join().from_main(lambda: _report(result))
     return result
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.models.tiny_causal import build as build_text
-from tests.models.tiny_vision import Colours, build, picture
+from tests.models.tiny_vision import build, picture
 
 from plaudit import storage
 from plaudit.data.prompt import Prompt
@@ -171,7 +171,7 @@ def test_sources_of_ones_own_are_checked() -> None:
             loop.prepare(load([{"base": "slots-grpo", "prompts": {"type": "custom", "class": path}}]))
 
 
-def test_the_batch_of_a_context_survives_other_processes() -> None:
+def test_a_context_survives_the_way_to_other_processes() -> None:
     import pickle
 
     from plaudit.models.tokens import Context
@@ -179,4 +179,3 @@ def test_the_batch_of_a_context_survives_other_processes() -> None:
     made = Context([1, 2], {"pixel_values": torch.ones(1, 2)}, "key")
     again = pickle.loads(pickle.dumps(made))
     assert again == made and torch.equal(again.media["pixel_values"], made.media["pixel_values"])
-    assert Colours().batch(0, 2, 0)[0].inputs["picture"].shape == (3, 16, 16)

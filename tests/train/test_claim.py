@@ -330,13 +330,13 @@ def test_a_run_comes_back_when_there_is_no_room_for_the_recipe_of_the_new_one(tm
 def test_the_replaced_run_is_gone_once_the_new_one_has_a_checkpoint(tmp_path: Path, monkeypatch) -> None:
     loop.train(toy_recipe(tmp_path))
     seen = []
-    real = loop._train
+    real = loop._steps
 
     def train(*args, **rest):
         seen.extend(f.name for f in folder_of(tmp_path).parent.iterdir())
         return real(*args, **rest)
 
-    monkeypatch.setattr(loop, "_train", train)
+    monkeypatch.setattr(loop, "_steps", train)
     loop.train(toy_recipe(tmp_path, {"train": {"lr": 0.5}}), overwrite=True)
     assert set(seen) == {folder_of(tmp_path).name, f".{folder_of(tmp_path).name}.lock"}
     assert load([folder_of(tmp_path) / "recipe.yaml"]).train.lr == 0.5

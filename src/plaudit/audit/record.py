@@ -28,6 +28,7 @@ from plaudit.search.table import METHODS
 SOURCE = Path(plaudit.__file__).parent
 IN_THE_WHEEL, IN_THE_REPOSITORY = SOURCE / "results", SOURCE.parents[1] / "docs" / "results"
 Verdict = Literal["shown", "mixed", "negative", "inconclusive"]
+CREDIT = ("train/credit.py", "shaping/dense.py", "shaping/credit.py")
 OF_NO_NUMBER = {"name", "system", "summary", "run"}  # keys of a recipe that change none
 
 
@@ -203,6 +204,8 @@ def _code_of(recipe: Recipe, verb: str) -> dict[str, str]:
         method = recipe.search.method
         path = METHODS[method].path if method in METHODS else method
         return {**code, f"search {method}": _of_module(path)}
+    if recipe.credit.where != "sample":
+        code[f"credit {recipe.credit.type}"] = _digest("".join(_of_file(SOURCE / name) for name in CREDIT))
     own = recipe.objective.model_dump(by_alias=True).get("class")
     if own is not None:
         return {**code, f"objective {own}": _of_module(own)}

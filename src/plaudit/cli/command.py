@@ -36,11 +36,13 @@ class PlauditCommand(TyperCommand):
         except PlauditError as error:
             if os.environ.get("PLAUDIT_TRACEBACK") == "1":
                 raise
-            from plaudit.ranks import StoppedByMain
+            from plaudit.ranks import Lost, StoppedByMain
             from plaudit.recipe.text import visible
 
             stopped, rank = isinstance(error, Interrupted), os.environ.get("RANK") or "0"
-            if rank == "0" or not isinstance(error, Interrupted | StoppedByMain):  # else the first rank has said it
+            if rank == "0" or not isinstance(
+                error, Interrupted | StoppedByMain | Lost
+            ):  # else the first rank has said it
                 lines = map(
                     visible, str(error).split("\n")
                 )  # a name that somebody else chose may hold what a terminal obeys

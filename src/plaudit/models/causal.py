@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,8 @@ class CausalTokenModel:
     """`AutoModelForCausalLM` and its tokenizer. The network is always in evaluation mode: dropout in the rollout or the
     replay would make their ratio noise."""
 
-    beside: Mapping[str, Tensor] = {}
-    """What the network is handed besides ids in the present call."""
+    placeholders: Sequence[int] = ()
+    """Ids that stand for media, which no completion has."""
 
     def __init__(
         self,
@@ -125,6 +125,7 @@ class CausalTokenModel:
         *,
         cache: TokenCache | None = None,
         keep: Tensor | None = None,
+        contexts: Sequence[Ids] = (),
     ) -> Tensor:
         """float32, where the network lies. Columns that see nothing attend to themselves: they are padding."""
         assert cache is None or isinstance(cache, CausalCache), "a cache of another model"
@@ -133,7 +134,7 @@ class CausalTokenModel:
         device = self.network.device
         positions, visible = positions.to(device), visible.to(device)
         keys = positions if cache is None else cache.extend(positions)
-        arguments: dict[str, Any] = {"attention_mask": self._mask(visible, positions, keys), **self.beside}
+        arguments: dict[str, Any] = {"attention_mask": self._mask(visible, positions, keys), **self._media(contexts)}
         if "position_ids" in self.accepts:
             arguments["position_ids"] = positions
         if keep is not None:
@@ -141,7 +142,14 @@ class CausalTokenModel:
         if cache is not None:
             arguments["past_key_values"] = cache.states
         found = self.network(input_ids=ids.to(device), use_cache=cache is not None, return_dict=True, **arguments)
-        return found.logits.float()
+        logits: Tensor = found.logits.float()
+        if self.placeholders:
+            logits[..., self.placeholders] = -torch.inf
+        return logits
+
+    def _media(self, contexts: Sequence[Ids]) -> dict[str, Tensor]:
+        """What the network is handed besides the ids of some rows."""
+        return {}
 
     def _mask(self, visible: Tensor, queries: Tensor, keys: Tensor) -> Tensor | dict[str, Tensor]:
         if not self.packs:

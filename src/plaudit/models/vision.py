@@ -18,7 +18,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import DataError, RecipeError
 from plaudit.models.causal import CausalTokenModel
 from plaudit.models.loading import must_be_there, pretrained, quiet, without_safetensors
-from plaudit.models.tokens import Context, Ids, TokenCache
+from plaudit.models.tokens import Context, Ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -68,24 +68,6 @@ class VisionTokenModel(CausalTokenModel):
         read = self.processor(text=[text], images=[pictures], return_tensors="pt", add_special_tokens=False)
         media = {name: value for name, value in read.items() if name not in READ_AS_TEXT and isinstance(value, Tensor)}
         return Context(read["input_ids"][0].tolist(), media, prompt.key)
-
-    def logits(
-        self,
-        ids: Tensor,
-        positions: Tensor,
-        visible: Tensor,
-        *,
-        cache: TokenCache | None = None,
-        keep: Tensor | None = None,
-        contexts: Sequence[Ids] = (),
-    ) -> Tensor:
-        self.beside = self._media(contexts)
-        try:
-            found = super().logits(ids, positions, visible, cache=cache, keep=keep)
-        finally:
-            self.beside = {}
-        found[..., self.placeholders] = -torch.inf  # a completion cannot show pictures
-        return found
 
     def _media(self, contexts: Sequence[Ids]) -> dict[str, Tensor]:
         """The media of some rows, in their order."""

@@ -75,54 +75,42 @@ class Sd3Model(Strict):
         return self
 
 
-class TransformersModel(Strict):
+class _Pretrained(Strict):
+    """What models of transformers have in common."""
+
+    path: str
+    """A name on the hub or a local folder."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the frozen weights; adapters are trained in float32."""
+    system: str | None = None
+    """What every chat begins with."""
+    lora: LoraConfig | None = LoraConfig()
+    """Low-rank adapters to train; null trains every parameter."""
+
+    @property
+    def family(self) -> Family:
+        return "tokens"
+
+    @model_validator(mode="after")
+    def _keeps_small_updates(self) -> _Pretrained:
+        _check_precision(self.dtype, self.lora)
+        return self
+
+
+class TransformersModel(_Pretrained):
     """A causal language model through transformers: a hub name or a local folder."""
 
     type: Literal["transformers"]
     """A causal language model through transformers."""
-    path: str
-    """A name on the hub or a local folder."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the frozen weights; adapters are trained in float32."""
     chat: Literal["auto", "always", "never"] = "auto"
     """Whether prompts go through the tokenizer's chat template; auto = if it has one."""
-    system: str | None = None
-    """What every chat begins with."""
-    lora: LoraConfig | None = LoraConfig()
-    """Low-rank adapters to train; null trains every parameter."""
-
-    @property
-    def family(self) -> Family:
-        return "tokens"
-
-    @model_validator(mode="after")
-    def _keeps_small_updates(self) -> TransformersModel:
-        _check_precision(self.dtype, self.lora)
-        return self
 
 
-class VisionModel(Strict):
+class VisionModel(_Pretrained):
     """A vision-language model through transformers, whose prompts may have pictures among their inputs."""
 
     type: Literal["vision"]
     """A vision-language model through transformers."""
-    path: str
-    """A name on the hub or a local folder."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the frozen weights; adapters are trained in float32."""
-    system: str | None = None
-    """What every chat begins with."""
-    lora: LoraConfig | None = LoraConfig()
-    """Low-rank adapters to train; null trains every parameter."""
-
-    @property
-    def family(self) -> Family:
-        return "tokens"
-
-    @model_validator(mode="after")
-    def _keeps_small_updates(self) -> VisionModel:
-        _check_precision(self.dtype, self.lora)
-        return self
 
 
 class DottedModel(Strict):

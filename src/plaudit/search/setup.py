@@ -17,6 +17,8 @@ from plaudit.errors import RecipeError
 from plaudit.models.build import build_model
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import FlowModel, times_of
+from plaudit.models.lora import add_lora
+from plaudit.models.origin import load_result
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.load import load
 from plaudit.recipe.sampling import EvaluationSampler, Sampler
@@ -77,9 +79,6 @@ def build_origin(origin: Origin) -> FlowModel | TokenModel:
     """The model with its weights."""
     model = build_model(origin.recipe.model)
     if origin.weights is not None:
-        from plaudit.models.lora import add_lora
-        from plaudit.models.origin import load_result
-
         if origin.recipe.model.lora is not None:
             add_lora(model, origin.recipe.model.lora, origin.recipe.run.seed)
         load_result(model, origin.weights)

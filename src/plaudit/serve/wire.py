@@ -152,7 +152,7 @@ def decode_request(
     request = Request(
         prompts=prompts,
         outputs=values,
-        group=_groups(wanted.items),
+        group=_groups(wanted.items, prompts),
         step=wanted.step,
         columns=frozenset(wanted.columns),
     )
@@ -168,15 +168,15 @@ def _of_picture(body: bytes, query: Mapping[str, str]) -> Any:
     return {"items": items} | {key: value for key, value in query.items() if key == "reward"}
 
 
-def _groups(items: Sequence[Item]) -> list[int]:
-    """Groups as given; where none is, outputs of the same prompt id and text belong together."""
+def _groups(items: Sequence[Item], prompts: Sequence[Prompt]) -> list[int]:
+    """Groups as given; where none is, outputs of the same prompt belong together."""
     given = [item.group is not None for item in items]
     if all(given):
         return [item.group for item in items if item.group is not None]
     if any(given):
         raise WireError(f"items.{given.index(False)}.group", "is missing, while other items have one")
-    known: dict[tuple[str, str], int] = {}
-    return [known.setdefault((item.prompt.id, item.prompt.text), len(known)) for item in items]
+    known: dict[str, int] = {}
+    return [known.setdefault(prompt.key, len(known)) for prompt in prompts]
 
 
 def _read_safetensors(body: bytes, limits: Limits) -> tuple[Any, dict[str, Tensor]]:

@@ -24,7 +24,7 @@ from plaudit.sampling.drawers import FlowDrawer
 from plaudit.sampling.noise import uniform
 from plaudit.sampling.path import path, walked
 from plaudit.sampling.plan import deterministic_plan
-from plaudit.sampling.rollout import FlowSamples, Trace, tiles
+from plaudit.sampling.rollout import FlowSamples, tiles
 from plaudit.shaping.credit import Credit
 from plaudit.shaping.dense import padded, per_step_credit, position_credit, step_gains
 from plaudit.shaping.lengths import kept_groups
@@ -102,7 +102,8 @@ def completed(drawer: FlowDrawer, samples: FlowSamples, k: int, completion: str,
     for t in trace.times[:, k].unique():
         alike = (trace.times[:, k] == t).nonzero()[:, 0]
         velocity = functools.partial(guided_velocity, drawer.model, conditioning=part.conditioning.select(alike))
-        x, times = trace.states[alike, k], times_from(drawer, trace, t)
+        x, times = trace.states[alike, k], drawer.times
+        times = times[int((times - t).abs().argmin()) :]
         if completion == "one_step":
             latents[alike] = clean_prediction(x, velocity(x, t.expand(len(x))), t.expand(len(x)))
             steps = 1
@@ -111,12 +112,6 @@ def completed(drawer: FlowDrawer, samples: FlowSamples, k: int, completion: str,
             latents[alike] = walked(path(velocity, x, plan, ()), x)
         calls += len(alike) * steps * per_velocity
     return Completed(pictures=decoded(drawer.model, latents), network_calls=calls)
-
-
-def times_from(drawer: FlowDrawer, trace: Trace, t: Tensor) -> Tensor:
-    """The sampler's times from `t` on."""
-    times = drawer.times
-    return times[int((times - t).abs().argmin()) :]
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def evaluate(setup: Setup, folder: RunFolder, *, step: int, label: str, count: i
         with setup.policy.using(setup.result):
             piece = generate(setup.drawer, prompts, EVALUATION_SEED)
             first = label == BEFORE and not measured
-            truth, training, extra = setup.ranks.from_main(lambda: _judged(setup, prompts, piece, first))  # noqa: B023
+            truth, training, extra = setup.ranks.from_main(partial(_judged, setup, prompts, piece, first))
         interval = mean_interval(truth)
         items = f"evaluations/{label}_{step:06d}_{split}.json"
         categories = [str(prompt.facts.get("category", "all")) for prompt in prompts]

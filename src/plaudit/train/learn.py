@@ -173,9 +173,13 @@ def _moved_by_shape(policy: Policy, objective: Objective, batch: Batch) -> float
     few = objective.prepare(policy, batch)
     few = few.select(few.valid.nonzero()[: max(SHAPES), 0])
 
+    def of(part: Batch) -> Tensor:
+        assert part.samples.decisions is not None
+        replayed: Tensor = objective.terms(policy, part).log_prob[part.samples.decisions.mask]
+        return replayed
+
     def replayed(size: int) -> Tensor:
-        parts = [few.select(rows) for rows in torch.arange(len(few)).split(size)]
-        return torch.cat([objective.terms(policy, part).log_prob[part.samples.decisions.mask] for part in parts])
+        return torch.cat([of(few.select(rows)) for rows in torch.arange(len(few)).split(size)])
 
     found = torch.stack([replayed(size) for size in SHAPES])
     return (found.amax(0) - found.amin(0)).expm1().max().item()

@@ -56,13 +56,11 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    plain: bool = False,
-    quiet: bool = False,
     display: Display | None = None,
 ) -> RunResult:
     """`plaudit.align` but for the report, which is made from the finished folder."""
     recipe, ranks = as_recipe(recipe, "align"), join()
-    display = (display or make_display(plain, quiet)) if ranks.is_main else Silent()
+    display = (display or make_display()) if ranks.is_main else Silent()
     ranks.from_main(lambda: find_run(recipe, resume=resume, overwrite=overwrite))
     setup = prepare(recipe, ranks)
     claim = claim_for(ranks, recipe, resume=resume, overwrite=overwrite)
@@ -85,7 +83,7 @@ def _align(setup: Setup, claim: Claim, display: Display, resume: bool) -> RunRes
     display.begin(recipe.train.steps, recipe.train.minutes)
     try:
         with between_steps(display.say) as patience:
-            stopped = _train(setup, folder, progress, display, patience)
+            stopped = _steps(setup, folder, progress, display, patience)
         if stopped is None:
             save_checkpoint(folder, setup, progress)
     except KeyboardInterrupt as signal:
@@ -144,7 +142,7 @@ def _calibrate(setup: Setup, folder: RunFolder, display: Display) -> None:
         folder.write_json("calibration.json", scales)
 
 
-def _train(setup: Setup, folder: RunFolder, progress: Progress, display: Display, patience: Patience) -> str | None:
+def _steps(setup: Setup, folder: RunFolder, progress: Progress, display: Display, patience: Patience) -> str | None:
     """Steps until a limit is reached; returns which one, or None when the user asked to stop."""
     recipe, started, before = setup.recipe, time.monotonic(), progress.total_seconds
     while (reason := setup.ranks.from_main(lambda: _limit_reached(recipe, progress))) is None:
