@@ -13,10 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from plaudit.errors import RecipeError, RunError
@@ -33,6 +34,21 @@ class StoppedByMain(RunError):
 
 class Lost(RunError):
     """Another rank is gone; of those left the first says so."""
+
+    def __init__(self) -> None:
+        super().__init__(LOST)
+        _met.lost = True
+
+
+@dataclass(kw_only=True)
+class _Met:
+    """What has come of this process's others: `begun` once they were met, or nobody waits for them any more."""
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    lost: bool = False
+
+
+_met = _Met()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +131,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # the only class that the backends raise
-        raise Lost(LOST) from error
+        raise Lost from error
 
 
 def _messages() -> Any:
@@ -154,6 +170,7 @@ def join() -> Ranks:
         )  # `run.threads` says how many
         state = PartialState(cpu=not torch.cuda.is_available())
     ranks = Ranks(index=state.process_index, count=state.num_processes)
+    _met.begun.set()
     if not ranks.is_main:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all; the first one decides
     return ranks
@@ -177,12 +194,34 @@ def started(processes: int) -> Iterator[None]:
             environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             child = stack.enter_context(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
             stack.callback(child.terminate)
+            threading.Thread(target=_meet, args=(rank, child), daemon=True).start()
+        stack.callback(_met.begun.set)
         os.environ |= shared | {"RANK": "0", "LOCAL_RANK": "0"}
         try:
             yield
         finally:
             for name in ("RANK", "LOCAL_RANK", *shared):
                 os.environ.pop(name)
+
+
+def _meet(rank: int, child: subprocess.Popen[bytes]) -> None:
+    """The backend would wait half an hour for a process that ended before it was met; nothing has begun that could be lost."""
+    code = child.wait()
+    if not _met.begun.is_set():
+        print(
+            f"error: process {rank} of this run ended with exit code {code} before the run began",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+
+def leave(code: int | str | None) -> None:
+    """End at once where another rank is lost: tearing the backend down would abort this process, and with another exit code."""
+    if _met.lost:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def _without(option: str, words: Sequence[str]) -> list[str]:

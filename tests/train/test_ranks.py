@@ -105,6 +105,30 @@ def test_one_process_starts_the_others_and_a_lost_one_ends_the_run(tmp_path: Pat
     assert (run.returncode, said) == (2, f"error: {LOST}\n")
 
 
+def test_a_process_that_ends_before_it_is_met_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text('import os\nif os.environ.get("RANK") == "1": os._exit(7)\n')
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "plaudit",
+            "align",
+            "slots-nft",
+            "--processes",
+            "2",
+            "--run.folder",
+            str(tmp_path / "runs"),
+        ],
+        env=ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}:{ENVIRONMENT['PYTHONPATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: process 1 of this run ended with exit code 7 before the run began\n"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_what_the_first_says_stops_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a process group: what travels is kept in a list."""
     import torch.distributed as dist

@@ -79,4 +79,10 @@ def _one_process() -> None:
 def main() -> None:
     # Threads of torch that spin while they wait collapse when anything else wants a core. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app(prog_name="plaudit")
+    from plaudit.ranks import leave
+
+    try:
+        app(prog_name="plaudit")
+    except SystemExit as leaving:
+        leave(leaving.code)
+        raise
