@@ -65,6 +65,13 @@ LEARNING = "tests/train/test_learning.py::test_every_way_of_training_raises_its_
 MUTATIONS = [
     # --- transition densities
     Mutation("drift of the wrong sign", "sampling/kernels.py", "* v + drift, std", "* v - drift, std", KERNELS),
+    Mutation(
+        "a user's kernel may end in noise",
+        "sampling/kernels.py",
+        "(t_next == 0) | (level == 0)",
+        "(t_next == 0) & (level == 0)",
+        KERNELS,
+    ),
     Mutation("std without sqrt(dt)", "sampling/kernels.py", "std=diffusion * dt.sqrt()", "std=diffusion", KERNELS),
     Mutation(
         "std with dt for sqrt(dt)", "sampling/kernels.py", "std=diffusion * dt.sqrt()", "std=diffusion * dt", KERNELS

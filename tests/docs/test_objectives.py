@@ -30,7 +30,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    sys.modules.pop("my_objective", None)
+    for module in ("my_objective", "my_kernel"):
+        sys.modules.pop(module, None)
 
 
 def test_it_trains_and_a_resumed_run_equals_an_uninterrupted_one(workplace: Path) -> None:
@@ -45,12 +46,35 @@ def test_it_trains_and_a_resumed_run_equals_an_uninterrupted_one(workplace: Path
     assert saved[0] == saved[1]
 
 
-def test_the_doctor_passes_it(workplace: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "check"),
+    [(RECIPE, "gradients do not depend on the split"), ("even-grpo.yaml", "draws have the density's mean and std")],
+)
+def test_the_doctor_passes_it(workplace: Path, recipe: str, check: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "plaudit", "doctor", RECIPE], capture_output=True, text=True, cwd=workplace, check=False
+        [sys.executable, "-m", "plaudit", "doctor", recipe], capture_output=True, text=True, cwd=workplace, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "gradients do not depend on the split" in done.stdout
+    assert check in done.stdout
+
+
+def test_a_kernel_of_ones_own_trains(workplace: Path) -> None:
+    folder = align(load("even-grpo.yaml", SHORT)).folder
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 and all(row["ratio/first_step_max_dev"] < 1e-5 and row["grad_norm"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["--sampler.kernel", "cpss"], "ddim_eta or your own, `package.module:thing`; did you mean cps"),
+        (["--sampler.kernel", "my_kernel:odd"], "sampler.kernel: cannot import 'my_kernel:odd'"),
+        (["--objective.density", "flow_grpo"], "published for flow_sde"),
+    ],
+)
+def test_a_kernel_that_cannot_work_is_one_line(workplace: Path, changes: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        prepare(load("even-grpo.yaml", changes))
 
 
 @pytest.mark.parametrize(

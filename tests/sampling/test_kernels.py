@@ -13,6 +13,7 @@ from tests.reference import kernels as reference
 from tests.reference.toys import ExactFlow, keys
 from torch import Tensor
 
+from plaudit.errors import RecipeError
 from plaudit.models.flow import Condition, Conditioning
 from plaudit.recipe.objectives import KLS
 from plaudit.sampling.kernels import KERNELS, Transition, kl_divergence, log_density, transition
@@ -302,3 +303,21 @@ def test_a_known_flow_ends_in_its_data(kernel: str, level: float) -> None:
         x = step.mean + step.std[:, None] * numbers[k + 1][:, None]
     assert abs(x.mean().item() - 0.8) < 4.5 * 0.6 / math.sqrt(rows) + 0.005
     assert x.std().item() == pytest.approx(0.6, rel=4.5 / math.sqrt(2 * rows) + 0.01)
+
+
+def _ends_noisy(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:
+    return Transition(mean=x, std=level)
+
+
+def _of_a_batch(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:
+    return Transition(mean=x, std=level.mean())
+
+
+@pytest.mark.parametrize(
+    ("kernel", "said"),
+    [("_ends_noisy", "a std of 0 at level 0 and in the step to t = 0"), ("_of_a_batch", "a std for each sample")],
+)
+def test_a_kernel_of_ones_own_is_held_to_the_conventions(kernel: str, said: str) -> None:
+    x, v = state((3,), 2)
+    with pytest.raises(RecipeError, match=said):
+        transition(f"{__name__}:{kernel}", x, v, column(0.5, 0.5), column(0.4, 0.0), column(0.3, 0.3))

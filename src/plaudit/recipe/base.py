@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _dotted(path: str) -> str:
+    if ":" not in path:
+        raise PydanticCustomError("dotted", "your own, `package.module:thing`")
+    return path
+
+
+Dotted = Annotated[str, AfterValidator(_dotted)]
 
 
 class Strict(BaseModel):

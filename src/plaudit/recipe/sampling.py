@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from plaudit.recipe.base import Positive, PositiveFloat, Strict
+from plaudit.recipe.base import Dotted, Positive, PositiveFloat, Strict
 
 
 class Window(Strict):
@@ -25,8 +25,9 @@ class Sampler(Strict):
     """Pictures of a flow or diffusion model."""
     steps: Positive = 10
     """Steps from noise to picture."""
-    kernel: Literal["ode", "flow_sde", "constant_eta", "cps", "ddim_eta"] = "ode"
-    """How a step is made: without noise, or as in Flow-GRPO, DanceGRPO, FlowCPS or DDPO."""
+    kernel: Literal["ode", "flow_sde", "constant_eta", "cps", "ddim_eta"] | Dotted = "ode"
+    """How a step is made: without noise, as in Flow-GRPO, DanceGRPO, FlowCPS or DDPO, or by a function of your own at
+    `package.module:kernel` (docs/objectives.md)."""
     level: Annotated[float, Field(ge=0)] = 0.7
     """How much noise a step adds, in the kernel's own measure; for cps and ddim_eta at most 1."""
     level_schedule: Literal["constant", "cosine"] = "constant"

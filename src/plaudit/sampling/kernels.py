@@ -12,11 +12,14 @@ Conventions. Level a = 0 is the Euler step of the ODE for every kernel. The step
 has no density and is never trained. At t = 1, where t / (1 - t) is singular, flow_sde is Flow-GRPO's published step, which puts
 the second time of its schedule, t', in the denominator only: s = a sqrt(1 / (1 - t')), so that the std is a itself.
 
+A kernel of one's own is a function of the same five arguments at a dotted path, held to the same conventions.
+
 Shape legend: B batch, * latent dimensions.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plaudit.dotted import import_dotted
+from plaudit.errors import RecipeError
 from plaudit.models.flow import per_sample
 from plaudit.recipe.objectives import DENSITIES, KLS
 
@@ -91,7 +96,29 @@ KERNELS: dict[str, Kernel] = {
 def transition(kernel: str, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:
     """One step of a named kernel in float32; `t`, `t_next` and `level` are `[B]`."""
     assert x.shape == v.shape and t.shape == t_next.shape == level.shape == x.shape[:1]
-    return KERNELS[kernel](x.float(), v.float(), t.float(), t_next.float(), level.float())
+    return find_kernel(kernel)(x.float(), v.float(), t.float(), t_next.float(), level.float())
+
+
+@functools.cache
+def find_kernel(name: str) -> Kernel:
+    """One of ours, or the user's own, whose steps are held to the conventions above."""
+    if name in KERNELS:
+        return KERNELS[name]
+    own = import_dotted(name, "sampler.kernel", KERNELS)
+
+    def checked(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:
+        step = own(x, v, t, t_next, level)
+        if not isinstance(step, Transition) or step.mean.shape != x.shape or step.std.shape != t.shape:
+            raise RecipeError(
+                f"sampler.kernel: {name} must return a Transition with a mean of x's shape and a std for each sample"
+            )
+        if not (step.std >= 0).all() or (step.std[(t_next == 0) | (level == 0)] != 0).any():
+            raise RecipeError(
+                f"sampler.kernel: {name} must have a std of 0 at level 0 and in the step to t = 0, and nowhere less"
+            )
+        return step
+
+    return checked
 
 
 def _dims(x: Tensor) -> tuple[int, ...]:

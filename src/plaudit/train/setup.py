@@ -16,12 +16,14 @@ from plaudit.objectives.base import Objective
 from plaudit.objectives.table import make_objective
 from plaudit.ranks import ALONE, Ranks
 from plaudit.recipe.rewards import EVALUATION
+from plaudit.recipe.sampling import Sampler
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.calling.cache import default_folder
 from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.suite import Suite, recipe_suite
 from plaudit.sampling.base import Drawer
 from plaudit.sampling.drawers import make_drawer
+from plaudit.sampling.kernels import find_kernel
 from plaudit.sandbox import demand
 from plaudit.train.curriculum import Curriculum
 from plaudit.train.learn import make_optimizer
@@ -71,6 +73,8 @@ class Parts:
 
 def parts_of(recipe: Recipe) -> Parts:
     """What is cheap, and so comes first: a mistyped reward or path is not found after minutes of loading a model."""
+    if isinstance(recipe.sampler, Sampler):
+        find_kernel(recipe.sampler.kernel)
     prompts, rewards = load_prompts(recipe.prompts), recipe_suite(recipe)
     truth, objective = load_reward(EVALUATION, recipe.evaluate.reward), make_objective(recipe, rewards)
     check_rows(recipe, prompts, objective.needs.feed, objective.needs.scored)
