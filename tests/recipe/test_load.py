@@ -358,8 +358,8 @@ NFT_KEYS = ", ".join(NftConfig.model_fields)
         ("--train.betas [0.9]", "`train.betas[1]` is missing; give the list more items"),
         (
             "--sampler.kernel flow",
-            '`sampler.kernel` is "flow" (from the command line); allowed: ode, flow_sde, constant_eta, cps, ddim_eta; '
-            "did you mean flow_sde?",
+            '`sampler.kernel` is "flow" (from the command line); allowed: ode, flow_sde, constant_eta, cps, ddim_eta or '
+            "your own, `package.module:thing`; did you mean flow_sde?",
         ),
         (
             "--objective.type nff",
