@@ -42,6 +42,15 @@ def gate(prompts, completions, **rest):
 
 def measure(*, seed, quick, gain):
     return {"gain": gain + 0.01 * seed, "by_item": {"a": float(seed), "b": 1.0}}
+
+def make(*, seed, quick, folder, size):
+    (folder / "made").write_text(str(size + seed))
+
+def grow(*, seed, quick, folder, path):
+    (folder / "made").write_text("1" + Path(path).read_text())
+
+def use(*, seed, quick, path):
+    return {"gain": float(Path(path).read_text())}
 '''
 TOY: dict[str, Any] = {
     "claim": "three kinds of arms are run and measured",
@@ -116,6 +125,55 @@ def jobs(folder: Path, toy: Experiment) -> list[Job]:
 @pytest.fixture
 def record(jobs: list[Job], toy: Experiment) -> Record:
     return record_of(toy, jobs, {})
+
+
+# --- what arms start from --------------------------------------------------------------------------------------------
+
+PREPARED = {
+    "claim": "arms start from what was prepared for their seed",
+    "paper": None,
+    "prepare": {
+        "small": {"function": "odd_rewards:make", "arguments": {"size": 3}},
+        "large": {"function": "odd_rewards:grow", "arguments": {"path": "{small}/made"}},
+    },
+    "arms": {
+        "of-small": {"function": "odd_rewards:use", "arguments": {"path": "{small}/made"}},
+        "of-large": {"function": "odd_rewards:use", "arguments": {"path": "{large}/made"}},
+    },
+    "metrics": {"gain": {"of": "values/gain"}},
+    "expect": [{"metric": "gain", "better": "of-large", "than": "of-small", "by": 5}],
+}
+
+
+def test_arms_start_from_what_was_prepared_for_their_seed(folder: Path) -> None:
+    experiment = Experiment.model_validate(PREPARED)
+    jobs = jobs_of(experiment, folder / "prepared")
+    assert [(job.arm, job.stage, list(job.first)) for job in jobs[:4]] == [
+        ("small", 0, []),
+        ("large", 1, ["small"]),
+        ("of-small", 2, ["small"]),
+        ("of-large", 2, ["large"]),
+    ]
+    with pytest.raises(RunError, match="large, which it starts from, has not come to an end"):
+        run_job(jobs[3], lambda text: None)
+    for job in sorted(jobs, key=lambda job: job.stage):
+        run_job(job, lambda text: None)
+    found = record_of(experiment, jobs, {})
+    assert list(found.arms) == ["of-small", "of-large"] and found.verdict == "shown"
+    assert [found.arms["of-large"].runs[seed].values["gain"] for seed in (0, 1, 2)] == [13, 14, 15]
+    assert found.seconds > 0 and str(folder) not in found.model_dump_json()
+
+
+def test_what_was_prepared_otherwise_makes_a_record_stale(folder: Path) -> None:
+    other = {
+        **PREPARED,
+        "prepare": {**PREPARED["prepare"], "small": {"function": "odd_rewards:make", "arguments": {"size": 4}}},
+    }
+    digests = [
+        {arm: what_runs(Experiment.model_validate(document), arm).digest for arm in ("of-small", "of-large")}
+        for document in (PREPARED, other)
+    ]
+    assert not set(digests[0].values()) & set(digests[1].values())
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from plaudit.audit.claim import Point, effect_of, verdict_of
 from plaudit.audit.record import SOURCE, Figures, Found, Record, Side, what_runs
 from plaudit.dotted import import_dotted
 from plaudit.errors import Interrupted, RunError
-from plaudit.recipe.experiment import BEFORE, Expectation, Experiment
+from plaudit.recipe.experiment import BEFORE, Expectation, Experiment, placed
 from plaudit.recipe.load import dump
 from plaudit.recipe.schema import Recipe
 from plaudit.runs.display import Silent
 from plaudit.runs.record import read_run
 from plaudit.version import __version__
 
+SUMMARY = "summary.json"  # of a training
 FIGURES = "figures.json"  # of a search or a function: what was measured, by metric and item
 COSTS = ("seconds", "network_calls", "reward_calls")
 Say = Callable[[str], None]
@@ -37,40 +38,51 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One arm with one seed."""
+    """One arm with one seed, or what arms start from; `first` are the folders of what has to be there before."""
 
     experiment: Experiment
     arm: str
     seed: int
     folder: Path
+    first: Mapping[str, Path] = field(default_factory=dict)
     quick: bool = False
 
     @property
+    def stage(self) -> int:
+        """Jobs of a lower one come first."""
+        return list(self.experiment.prepare).index(self.arm) if self.is_prepared else len(self.experiment.prepare)
+
+    @property
+    def is_prepared(self) -> bool:
+        return self.arm in self.experiment.prepare
+
+    @property
     def is_done(self) -> bool:
-        return (self.folder / ("summary.json" if self.trains else FIGURES)).is_file()
+        return (self.folder / (SUMMARY if self.trains else FIGURES)).is_file()
 
     @property
     def trains(self) -> bool:
-        arm = self.experiment.arms[self.arm]
+        arm = self.experiment.sides[self.arm]
         return arm.recipe is not None and arm.verb == "align"
 
     @property
     def recipe(self) -> Recipe:
-        recipe = self.experiment.recipe_of(self.arm, self.seed, self.quick)
+        recipe = self.experiment.recipe_of(self.arm, self.seed, self.quick, self.first)
         place = {"folder": str(self.folder.parent), "name": self.folder.name}
         return recipe.model_copy(update={"run": recipe.run.model_copy(update=place)})
 
 
 def jobs_of(experiment: Experiment, out: Path, quick: bool = False) -> list[Job]:
     """Seeds outside: whenever it is stopped, the arms have had nearly equally many runs. Quick is one seed of each."""
-    jobs = []
-    names = {arm: (config.recipe or config.function or "").partition(":")[0] for arm, config in experiment.arms.items()}
-    digests = {arm: what_runs(experiment, arm).digest for arm in experiment.arms}
+    jobs, sides = [], experiment.sides
+    names = {arm: (config.recipe or config.function or "").partition(":")[0] for arm, config in sides.items()}
+    labels = {arm: Path(name.replace("/", "-")).name.removesuffix(".yaml") for arm, name in names.items()}
+    digests = {arm: what_runs(experiment, arm).digest for arm in sides}
     for seed in experiment.seeds[: 1 if quick else None]:
-        for arm in experiment.arms:
-            label = Path(names[arm].replace("/", "-")).name.removesuffix(".yaml")
-            folder = out / f"{label}-seed{seed}-{digests[arm]}"
-            jobs.append(Job(experiment=experiment, arm=arm, seed=seed, folder=folder, quick=quick))
+        folders = {arm: out / f"{labels[arm]}-seed{seed}-{digests[arm]}" for arm in sides}
+        for arm, folder in folders.items():
+            first = {name: folders[name] for name in experiment.needed(arm)}
+            jobs.append(Job(experiment=experiment, arm=arm, seed=seed, folder=folder, first=first, quick=quick))
     return jobs
 
 
@@ -79,18 +91,29 @@ def jobs_of(experiment: Experiment, out: Path, quick: bool = False) -> list[Job]
 
 def run_job(job: Job, say: Say) -> None:
     """Start or go on with one run. What it finds is in its folder."""
-    arm = job.experiment.arms[job.arm]
+    if missing := [name for name, folder in job.first.items() if not is_finished(folder)]:
+        raise RunError(f"{missing[0]}, which it starts from, has not come to an end")
     if job.trains:
         _train(job, say)
-    elif arm.function is not None:
-        started = time.monotonic()
-        given = import_dotted(arm.function, f"arms.{job.arm}.function")(seed=job.seed, quick=job.quick, **arm.arguments)
-        values = {
-            f"values/{name}": value if isinstance(value, Mapping) else {"": value} for name, value in given.items()
-        }
-        _keep(job.folder, {"values": values, "seconds": time.monotonic() - started})
+    elif job.experiment.sides[job.arm].function is not None:
+        _call(job)
     else:
         _search(job, say)
+
+
+def is_finished(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (SUMMARY, FIGURES))
+
+
+def _call(job: Job) -> None:
+    arm, started = job.experiment.sides[job.arm], time.monotonic()
+    arguments = {"seed": job.seed, "quick": job.quick, **placed(arm.arguments, job.first)}
+    if job.is_prepared:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        arguments["folder"] = job.folder
+    given = import_dotted(arm.function or "", f"{job.arm}.function")(**arguments) or {}
+    values = {f"values/{name}": value if isinstance(value, Mapping) else {"": value} for name, value in given.items()}
+    _keep(job.folder, {"values": values, "seconds": time.monotonic() - started})
 
 
 def _train(job: Job, say: Say) -> None:
@@ -243,6 +266,7 @@ def record_of(experiment: Experiment, jobs: Sequence[Job], errors: Mapping[Path,
     first = next(iter(ran.values())).recipe
     shared = {k: v for k, v in first.items() if all(r.recipe.get(k, ...) == v for r in ran.values())}
     runs = {(j.arm, j.seed): _figures(experiment, measured.get((j.arm, j.seed)), errors.get(j.folder)) for j in jobs}
+    measured = {key: run for key, run in measured.items() if key[0] in experiment.arms}
     lost = {
         metric.of
         for metric in experiment.metrics.values()

@@ -154,15 +154,18 @@ class Ran(Strict):
 
 
 def what_runs(experiment: Experiment, arm: str) -> Ran:
-    config = experiment.arms[arm]
+    config = experiment.sides[arm]
+    first = {f"prepare {name}": what_runs(experiment, name).digest for name in experiment.needed(arm)}
     if config.function is not None:
         content = {"function": config.function, "arguments": config.arguments}
-        return Ran(recipe=_flat(content), code={config.function: _of_module(config.function)})
+        return Ran(recipe=_flat(content), code={**first, config.function: _of_module(config.function)})
     recipe = experiment.recipe_of(arm, experiment.seeds[0])
     flat = _flat(recipe.model_dump(mode="json", exclude=OF_NO_NUMBER))
     given = _flat(recipe.model_dump(mode="json", exclude_defaults=True))
     return Ran(
-        recipe={**flat, "verb": config.verb}, code=_code_of(recipe, config.verb), usual=frozenset(flat) - set(given)
+        recipe={**flat, "verb": config.verb},
+        code=first | _code_of(recipe, config.verb),
+        usual=frozenset(flat) - set(given),
     )
 
 

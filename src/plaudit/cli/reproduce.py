@@ -79,10 +79,12 @@ class Queue:
             {job.folder: job for some in self.planned.values() for job in some if job.folder in self.left}.values()
         )
         watch = Watch(started=self._started, said=self._said, ended=self._ended, announce=self._announce)
-        if not run_queue(todo, run_job, min(processes, max(len(todo), 1)), watch):
-            raise Interrupted(
-                f"stopped with {len(self.left)} of {self.total} runs to go; the same command goes on where it was"
-            )
+        for stage in sorted({job.stage for job in todo}):
+            now = [job for job in todo if job.stage == stage]
+            if not run_queue(now, run_job, min(processes, len(now)), watch):
+                raise Interrupted(
+                    f"stopped with {len(self.left)} of {self.total} runs to go; the same command goes on where it was"
+                )
         return FAILED_CHECK if self.failed else 0
 
     def _announce(self, text: str) -> None:

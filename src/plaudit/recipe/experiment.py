@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -126,6 +127,9 @@ class Experiment(Strict):
     """In one sentence."""
     paper: str | None
     """The figure that the paper gives for it; null where there is none."""
+    prepare: dict[str, Arm] = {}
+    """What arms start from, by names of your choice, run before them with every seed: `{NAME}` in what an arm, or one prepared
+    later, overrides or hands over is its folder. A function is called with that `folder` too."""
     arms: Annotated[dict[str, Arm], Field(min_length=1)]
     """What is compared, by names of your choice."""
     overrides: dict[str, Any] = {}
@@ -168,9 +172,22 @@ class Experiment(Strict):
                 )
             if sides[0] == sides[1]:
                 raise ValueError(f"expect[{number}]: {sides[0]} cannot be better than itself")
-        for name, arm in self.arms.items():
+        for name, arm in self.sides.items():
             self._check_arm(name, arm)
+        if both := set(self.prepare) & set(self.arms):
+            raise ValueError(f"prepare: {min(both)} is an arm as well; give one of the two another name")
         return self
+
+    @property
+    def sides(self) -> dict[str, Arm]:
+        """All that is run, in the order in which it can be."""
+        return {**self.prepare, **self.arms}
+
+    def needed(self, name: str) -> list[str]:
+        """What has to be there before it is run."""
+        earlier = list(self.prepare)[: list(self.sides).index(name)]
+        said = str({**self.overrides, **self.sides[name].model_dump()})
+        return [one for one in earlier if f"{{{one}}}" in said]
 
     def _check_arm(self, name: str, arm: Arm) -> None:
         if not re.fullmatch(r"[\w.-]+", name) or name == BEFORE:
@@ -183,11 +200,15 @@ class Experiment(Strict):
         if arm.function is None and budget and (budget.per_prompt is None) == (arm.verb == "search"):
             raise ValueError(f"arms.{name}: a search has a budget `per_prompt`, training one of the others")
 
-    def recipe_of(self, name: str, seed: int, quick: bool = False) -> Recipe:
-        """What an arm runs with a seed, resolved. It has one thread, so that the number of jobs changes nothing."""
-        arm = self.arms[name]
+    def recipe_of(
+        self, name: str, seed: int, quick: bool = False, places: Mapping[str, Path] = MappingProxyType({})
+    ) -> Recipe:
+        """What an arm runs with a seed, resolved. It has one thread, so that the number of jobs changes nothing. `places` are
+        the folders of what was prepared."""
+        arm = self.sides[name]
         assert arm.recipe is not None
-        sources: list[loading.Source] = [*arm.recipe.split("+"), self.overrides, arm.overrides, self._limits(arm, seed)]
+        own = [placed(overrides, places) for overrides in (self.overrides, arm.overrides)]
+        sources: list[loading.Source] = [*arm.recipe.split("+"), *own, self._limits(arm, seed)]
         if not quick:
             return loading.load(sources)
         recipe = loading.load([*sources, QUICK])
@@ -206,6 +227,18 @@ class Experiment(Strict):
         minutes = None if budget.seconds is None else budget.seconds / 60
         train = {"steps": budget.steps, "network_calls": budget.network_calls, "minutes": minutes}
         return {"train": train, "run": run}
+
+
+def placed(value: Any, places: Mapping[str, Path]) -> Any:
+    """With folders for their names in every text."""
+    if isinstance(value, Mapping):
+        return {key: placed(one, places) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [placed(one, places) for one in value]
+    if isinstance(value, str):
+        for name, folder in places.items():
+            value = value.replace(f"{{{name}}}", str(folder.resolve()))
+    return value
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -244,12 +277,14 @@ def load_experiment(path: Path) -> Experiment:
     if experiment.system and not re.fullmatch(rf"{experiment.system}(-[\w-]+)?", path.stem):
         own = f"{experiment.system}.yaml"
         raise RecipeError(f"{path}: system: {experiment.system}; its file is called {own}, or {own[:4]}-PART.yaml")
-    for name, arm in experiment.arms.items():
+    for name, arm in experiment.sides.items():
         if arm.recipe is not None:
             try:
                 experiment.recipe_of(name, experiment.seeds[0])
             except RecipeError as error:
-                raise RecipeError(f"{path}: arms.{name}: {error}") from None
+                raise RecipeError(
+                    f"{path}: {'arms' if name in experiment.arms else 'prepare'}.{name}: {error}"
+                ) from None
     return experiment
 
 
