@@ -49,6 +49,7 @@ CALL, SUITE, CACHE, CALIBRATE, ADAPTERS = (
 )
 REFERENCES = "tests/rewards/test_reference_answers.py"
 TRAINED = "tests/train/test_rewards.py"
+BALANCE = "tests/train/test_balance.py"
 CREDIT = "tests/train/test_credit.py"
 RANKS = "tests/train/test_ranks.py"
 POLICY, LEARN, COLLECT = (f"tests/train/test_{n}.py" for n in ("policy", "learn", "collect"))
@@ -214,8 +215,8 @@ MUTATIONS = [
     Mutation(
         "noise outside of the window",
         "sampling/plan.py",
-        "levels = noise_levels(sampler) * inside",
-        "levels = noise_levels(sampler) * (step < sampler.steps - 1) + 0.0 * inside",
+        "else levels) * inside",
+        "else levels) * (step < sampler.steps - 1) + 0.0 * inside",
         PLAN,
     ),
     Mutation("cosine upside down", "sampling/plan.py", "(1 + torch.cos(", "(1 - torch.cos(", PLAN),
@@ -1500,6 +1501,21 @@ MUTATIONS = [
     ),
     Mutation(
         "kappa is not kept", "train/curriculum.py", "self.kappa, self.share = state", "self.kappa, _ = state", CREDIT
+    ),
+    Mutation(
+        "balanced noise moves the wrong way",
+        "train/balance.py",
+        "config.move, -config.move",
+        "-config.move, config.move",
+        BALANCE,
+    ),
+    Mutation("balanced noise is not restored", "train/setup.py", "self.drawer.levels.copy_", "torch.clone", BALANCE),
+    Mutation(
+        "balanced noise is not drawn with",
+        "sampling/drawers.py",
+        "first_of_group, self.levels)",
+        "first_of_group)",
+        BALANCE,
     ),
     Mutation("credit is not narrowed with its samples", "shaping/credit.py", "value[:, :decisions]", "value", CREDIT),
     Mutation("HPDv2's marks are ranks", "data/preference.py", "[1 - mark for mark in said]", "list(said)", PREFERENCE),

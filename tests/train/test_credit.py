@@ -28,11 +28,11 @@ from plaudit.rewards.base import Score
 from plaudit.shaping.credit import Credit
 from plaudit.shaping.dense import per_step_credit, step_gains
 from plaudit.train import loop
-from plaudit.train.collect import collect
+from plaudit.train.collect import Rollout, collect
 from plaudit.train.credit import worth_of_states
 from plaudit.train.learn import accumulate
 from plaudit.train.policy import Policy
-from plaudit.train.setup import prepare
+from plaudit.train.setup import Setup, prepare
 
 STEPS = {**GRPO, "credit": {"type": "steps"}, "objective": {"type": "grpo"}}
 WINDOW = {"sampler": {"window": {"size": 2, "start": [0, 1]}}}
@@ -117,13 +117,18 @@ def by_hand(setup, batch: Batch, completion: str) -> Tensor:
     return worth
 
 
+def worth_of(setup: Setup, rollout: Rollout, completion: str = "full") -> tuple[Tensor, int, int]:
+    batch = rollout.batch
+    return worth_of_states(setup, completion, batch.flow, batch.prompts, batch.group, rollout.scored.total)
+
+
 @pytest.mark.parametrize("completion", ("full", "one_step"))
 @pytest.mark.parametrize("window", ({}, WINDOW), ids=("whole", "window"))
 def test_states_are_worth_what_becomes_of_them(completion: str, window: dict, tmp_path: Path) -> None:
     recipe = toy_recipe(tmp_path, STEPS, window, {"credit": {"completion": completion}, "sampler": {"tile": 3}})
     setup = prepare(recipe)
     rollout = collect(setup, step=0, version=0)
-    worth, calls, asked = worth_of_states(setup, recipe.credit, rollout.batch, rollout.scored)
+    worth, calls, asked = worth_of(setup, rollout, completion)
     expected = by_hand(setup, rollout.batch, completion)
     torch.testing.assert_close(worth, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(step_gains(worth).sum(1), worth[:, -1] - worth[:, 0])
@@ -136,7 +141,7 @@ def test_states_are_worth_what_becomes_of_them(completion: str, window: dict, tm
 def test_a_step_is_compared_with_the_same_step_of_its_group(tmp_path: Path) -> None:
     setup = prepare(toy_recipe(tmp_path, STEPS))
     rollout = collect(setup, step=0, version=0)
-    gains = step_gains(worth_of_states(setup, setup.recipe.credit, rollout.batch, rollout.scored)[0])
+    gains = step_gains(worth_of(setup, rollout)[0])
     for k in range(gains.shape[1]):
         expected = by_loops(gains[:, k].tolist(), rollout.batch.group.tolist(), std="group", floor=1e-3, clip=None)
         assert rollout.batch.credit.value[:, k].tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)

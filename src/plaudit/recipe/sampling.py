@@ -18,6 +18,19 @@ class Window(Strict):
     """First and last step that they may begin at; drawn once for a group."""
 
 
+class Balance(Strict):
+    """How the levels of `level_schedule: balanced` are found."""
+
+    samples: Positive = 48
+    """Rollouts of a round."""
+    rounds: Positive = 20
+    """How often every step's level moves."""
+    move: PositiveFloat = 0.01
+    """By how much."""
+    tolerance: Positive = 2
+    """A step whose rising and falling rollouts differ in number by less gets more noise, any other one less."""
+
+
 class Sampler(Strict):
     """How rollouts are drawn and replayed. Level 0 of every kernel is the stock ODE sampler."""
 
@@ -30,8 +43,11 @@ class Sampler(Strict):
     `package.module:kernel` (docs/objectives.md)."""
     level: Annotated[float, Field(ge=0)] = 0.7
     """How much noise a step adds, in the kernel's own measure; for cps and ddim_eta at most 1."""
-    level_schedule: Literal["constant", "cosine"] = "constant"
-    """The level at every step, or a cosine from `level` down to `level_min`."""
+    level_schedule: Literal["constant", "cosine", "balanced"] = "constant"
+    """The level at every step; a cosine from `level` down to `level_min`; or found before training and then kept (DenseGRPO, with
+    kernel constant_eta): beginning at `level`, as much as leaves a step as likely to gain as to lose."""
+    balance: Balance = Balance()
+    """How `balanced` finds its levels."""
     level_min: Annotated[float, Field(ge=0)] = 0.0
     """Where the cosine ends."""
     window: Window = Window()

@@ -327,6 +327,11 @@ def _check_scalings(kernel: str, needs: Needs) -> None:
 def _check_steps(sampler: Sampler) -> None:
     if sampler.kernel in UP_TO_ONE and (largest := max(sampler.level, sampler.level_min)) > 1:
         raise ValueError(f"sampler.level: {largest:g} for {sampler.kernel}, whose levels lie in [0, 1]")
+    if sampler.level_schedule == "balanced" and (sampler.kernel == "ode" or sampler.level == 0 or sampler.window.size):
+        raise ValueError(
+            "sampler.level_schedule: balanced finds the noise of every step, from sampler.level above 0; set sampler.kernel to "
+            "constant_eta (the paper's) or another one with noise, and sampler.window.size to null"
+        )
     first, last = sampler.window.start
     size = sampler.window.size or 1
     if first > last or last + size > max(sampler.steps - 1, 1):

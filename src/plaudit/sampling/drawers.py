@@ -16,7 +16,7 @@ from plaudit.ranks import ALONE, Ranks
 from plaudit.recipe.sampling import EvaluationSampler, Sampler, TokenSampling
 from plaudit.sampling.base import Drawer, Piece
 from plaudit.sampling.noise import SampleKey, numbered_keys
-from plaudit.sampling.plan import deterministic_plan, stochastic_plan
+from plaudit.sampling.plan import deterministic_plan, noise_levels, stochastic_plan
 from plaudit.sampling.rollout import FlowSamples, Starts, draw, tiles
 from plaudit.sampling.tokens import Completions, draw_completions
 
@@ -25,12 +25,13 @@ EVALUATION_STEP = -1  # the step number of noise that belongs to no training ste
 
 @dataclass(frozen=True, kw_only=True)
 class FlowDrawer:
-    """Pictures of a flow model; `density` is what log-probabilities are recorded in."""
+    """Pictures of a flow model; `density` is what log-probabilities are recorded in, `levels [K]` the noise of the steps."""
 
     model: FlowModel
     encoder: PromptEncoder
     sampler: Sampler
     evaluation_sampler: EvaluationSampler
+    levels: Tensor
     density: str = "exact"
     ranks: Ranks = ALONE
 
@@ -66,7 +67,7 @@ class FlowDrawer:
         sampler, times = self.sampler, self.times
         return Starts(
             conditioning=self.encoder(prompts, sampler.guidance),
-            plan=stochastic_plan(sampler, times, keys, first_of_group),
+            plan=stochastic_plan(sampler, times, keys, first_of_group, self.levels),
             keys=tuple(keys),
             initial_keys=tuple(first_of_group if sampler.same_noise else keys),
         )
@@ -145,6 +146,7 @@ def make_drawer(
         encoder=PromptEncoder(model),  # type: ignore[arg-type]
         sampler=sampler,
         evaluation_sampler=evaluation_sampler,
+        levels=noise_levels(sampler),
         density=density,
         ranks=ranks,
     )

@@ -41,8 +41,9 @@ class SamplingPlan:
 
 
 def noise_levels(sampler: Sampler) -> Tensor:
-    """Level `[K]` of every step: constant, or a cosine from `level` at the noise end down to `level_min`."""
-    if sampler.level_schedule == "constant":
+    """Level `[K]` of every step: constant, or a cosine from `level` at the noise end down to `level_min`; balanced ones begin
+    as constant."""
+    if sampler.level_schedule != "cosine":
         return torch.full((sampler.steps,), sampler.level)
     progress = torch.arange(sampler.steps) / max(sampler.steps - 1, 1)
     return sampler.level_min + 0.5 * (sampler.level - sampler.level_min) * (1 + torch.cos(math.pi * progress))
@@ -56,9 +57,14 @@ def window_start(sampler: Sampler, key: SampleKey) -> int:
 
 
 def stochastic_plan(
-    sampler: Sampler, times: Tensor, keys: Sequence[SampleKey], group_keys: Sequence[SampleKey]
+    sampler: Sampler,
+    times: Tensor,
+    keys: Sequence[SampleKey],
+    group_keys: Sequence[SampleKey],
+    levels: Tensor | None = None,
 ) -> SamplingPlan:
-    """Plan of a training rollout. `group_keys` holds the key of each sample's group."""
+    """Plan of a training rollout. `group_keys` holds the key of each sample's group; `levels [K]` are the sampler's own unless
+    others were found."""
     trainable = sampler.steps - 1  # the step to t = 0 is deterministic
     whole = sampler.window.size is None
     decisions = trainable if whole else min(sampler.window.size or trainable, trainable)
@@ -66,9 +72,9 @@ def stochastic_plan(
     first = torch.tensor(start)
     step = torch.arange(sampler.steps)
     inside = (step >= first[:, None]) & (step < first[:, None] + decisions)
-    levels = noise_levels(sampler) * inside
     if sampler.kernel == "ode":
         return deterministic_plan(times, len(keys))
+    levels = (noise_levels(sampler) if levels is None else levels) * inside
     return SamplingPlan(kernel=sampler.kernel, times=times, levels=levels, first=first, decisions=decisions)
 
 

@@ -46,6 +46,7 @@ def _save(folder: RunFolder, setup: Setup, progress: Progress) -> None:
         "counts": {reward.name: reward.caller.meter.counts() for reward in setup.rewards.rewards},
     }
     meta["curriculum"] = setup.curriculum.state()
+    meta["levels"] = setup.levels()
     storage.write_snapshot(folder.checkpoints / f"step_{progress.step}", tensors, meta)
     storage.prune_snapshots(folder.checkpoints, setup.recipe.run.keep_checkpoints)
 
@@ -83,5 +84,6 @@ def _restore(setup: Setup, tensors: dict[str, Tensor], meta: dict[str, Any]) -> 
         reward.caller.meter.load_counts(meta["rewards"]["counts"][reward.name])
     if "curriculum" in meta:  # checkpoints of format 2 were written without one
         setup.curriculum.load_state(meta["curriculum"])
+    setup.load_levels(meta.get("levels", []))
     storage.unpack_optimizer(setup.optimizer, tensors, "optimizer")
     return Progress(**meta["progress"])

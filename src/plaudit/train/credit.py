@@ -57,7 +57,9 @@ def dense_credit(setup: Setup, batch: Batch, scored: ScoredBatch, weights: str) 
 
 
 def of_steps(setup: Setup, config: StepsCredit, batch: Batch, scored: ScoredBatch) -> Dense:
-    worth, calls, asked = worth_of_states(setup, config, batch, scored)
+    worth, calls, asked = worth_of_states(
+        setup, config.completion, batch.flow, batch.prompts, batch.group, scored.total
+    )
     gain = step_gains(worth) if config.of == "gain" else worth[:, 1:]
     shaping = setup.recipe.shaping
     credit = per_step_credit(gain, batch.group, std=shaping.std, floor=shaping.floor, clip=shaping.clip)
@@ -66,24 +68,26 @@ def of_steps(setup: Setup, config: StepsCredit, batch: Batch, scored: ScoredBatc
 
 
 @torch.no_grad()
-def worth_of_states(setup: Setup, config: StepsCredit, batch: Batch, scored: ScoredBatch) -> tuple[Tensor, int, int]:
+def worth_of_states(
+    setup: Setup, completion: str, samples: FlowSamples, prompts: Sequence[Prompt], group: Tensor, total: Tensor
+) -> tuple[Tensor, int, int]:
     """The total `[B, D + 1]` of what the recorded states become without further noise, and the calls that took. The last is
     the sample itself: behind the decisions there is no noise."""
-    samples, drawer = batch.flow, setup.drawer
+    drawer = setup.drawer
     assert isinstance(drawer, FlowDrawer) and samples.trace is not None, "the recipe has checked this"
     worth, calls, asked = [], 0, 0
     for k in range(samples.trace.limit):
-        complete = functools.partial(completed, drawer, samples, k, config.completion)
-        pieces = list(setup.ranks.share(tiles(len(batch), drawer.sampler.tile), complete))
+        complete = functools.partial(completed, drawer, samples, k, completion)
+        pieces = list(setup.ranks.share(tiles(len(samples), drawer.sampler.tile), complete))
         calls += sum(piece.network_calls for piece in pieces)
         pictures = torch.cat([piece.pictures for piece in pieces])
-        found = setup.ranks.from_main(functools.partial(_scored, setup, batch.prompts, pictures, batch.group))
+        found = setup.ranks.from_main(functools.partial(totals, setup, prompts, pictures, group))
         worth.append(found.total)
         asked += found.calls
-    return torch.stack([*worth, scored.total], 1), calls, asked
+    return torch.stack([*worth, total], 1), calls, asked
 
 
-def _scored(setup: Setup, prompts: Sequence[Prompt], pictures: Tensor, group: Tensor) -> ScoredBatch:
+def totals(setup: Setup, prompts: Sequence[Prompt], pictures: Tensor, group: Tensor) -> ScoredBatch:
     return setup.rewards(prompts, pictures, group=group)
 
 

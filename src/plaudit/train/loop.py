@@ -29,6 +29,7 @@ from plaudit.runs.record import read_run
 from plaudit.sampling.base import Outputs
 from plaudit.sampling.tokens import Completions
 from plaudit.statistics import Items, paired_gain
+from plaudit.train.balance import Balanced, balance_noise
 from plaudit.train.checkpoint import Progress, restore_checkpoint, save_checkpoint
 from plaudit.train.collect import Rollout, collect
 from plaudit.train.doctor.doctor import cheap_checks, failed_message
@@ -118,11 +119,13 @@ def _start(setup: Setup, folder: RunFolder, display: Display) -> Progress:
     """Checks, the measurement before training, and a first checkpoint to come back to."""
     started = time.monotonic()
     _calibrate(setup, folder, display)
+    balanced = _balance(setup, folder, display)
     display.say("checking the recipe before the first step")
     setup.ranks.from_main(lambda: _check(setup, folder))
     before = evaluate(setup, folder, step=0, label="before", count=setup.recipe.evaluate.final_prompts)
     _show(display, 0, "before", before)
-    progress = Progress(total_seconds=time.monotonic() - started)
+    progress = Progress(network_calls=balanced.network_calls, reward_calls=balanced.reward_calls)
+    progress.total_seconds = time.monotonic() - started
     save_checkpoint(folder, setup, progress)
     return progress
 
@@ -140,6 +143,20 @@ def _calibrate(setup: Setup, folder: RunFolder, display: Display) -> None:
         display.say(f"calibrated the rewards on {outputs} outputs of the untrained model")
     if scales := setup.rewards.calibration():
         folder.write_json("calibration.json", scales)
+
+
+def _balance(setup: Setup, folder: RunFolder, display: Display) -> Balanced:
+    """The noise of the steps, where the recipe wants it found; kept with the run."""
+    if not setup.balances:
+        return Balanced()
+    display.say(
+        f"finding the noise of {setup.recipe.sampler.steps - 1} steps that leaves each as likely to gain as to lose"
+    )
+    balanced = balance_noise(setup)
+    levels = setup.levels()
+    folder.write_json("noise.json", {"levels": levels, "rose": balanced.rose, "fell": balanced.fell})
+    display.say(f"noise of the steps: {', '.join(f'{level:.2f}' for level in levels)}")
+    return balanced
 
 
 def _steps(setup: Setup, folder: RunFolder, progress: Progress, display: Display, patience: Patience) -> str | None:

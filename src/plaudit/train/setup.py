@@ -22,7 +22,7 @@ from plaudit.rewards.calling.cache import default_folder
 from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.suite import Suite, recipe_suite
 from plaudit.sampling.base import Drawer
-from plaudit.sampling.drawers import make_drawer
+from plaudit.sampling.drawers import FlowDrawer, make_drawer
 from plaudit.sampling.kernels import find_kernel
 from plaudit.sandbox import demand
 from plaudit.train.curriculum import Curriculum
@@ -54,6 +54,19 @@ class Setup:
     def alone(self) -> Setup:
         """The same for one rank by itself, which may then do what the others do not."""
         return replace(self, ranks=ALONE, drawer=replace(self.drawer, ranks=ALONE)) if self.ranks.count > 1 else self
+
+    @property
+    def balances(self) -> bool:
+        """Whether the noise of the steps is found before training."""
+        return isinstance(self.recipe.sampler, Sampler) and self.recipe.sampler.level_schedule == "balanced"
+
+    def levels(self) -> list[float]:
+        """The noise of the steps, where it was found."""
+        return self.drawer.levels.tolist() if self.balances and isinstance(self.drawer, FlowDrawer) else []
+
+    def load_levels(self, levels: list[float]) -> None:
+        if levels and isinstance(self.drawer, FlowDrawer):
+            self.drawer.levels.copy_(torch.tensor(levels))
 
     @property
     def result(self) -> str:
