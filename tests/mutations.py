@@ -796,19 +796,21 @@ MUTATIONS = [
     ),
     Mutation(
         "blend the wrong way round",
-        "train/policy.py",
+        "train/trainable.py",
         "lerp_(parameter.detach(), 1 - decay)",
         "lerp_(parameter.detach(), decay)",
         POLICY,
     ),
     Mutation(
         "swap not undone after a failure",
-        "train/policy.py",
+        "train/trainable.py",
         "        finally:\n            for key",
         "        except StopIteration:\n            raise\n        else:\n            for key",
         POLICY,
     ),
-    Mutation("snapshots that are views", "train/policy.py", "p.detach().clone() for key", "p.detach() for key", POLICY),
+    Mutation(
+        "snapshots that are views", "train/trainable.py", "p.detach().clone() for key", "p.detach() for key", POLICY
+    ),
     Mutation(
         "adapters that start elsewhere",
         "models/lora.py",
@@ -1061,12 +1063,12 @@ MUTATIONS = [
     ),
     Mutation(
         "memory is not saved",
-        "train/checkpoint.py",
-        '"memory": setup.rewards.state()',
-        '"memory": {"rewards": {}, "formula": setup.rewards.formula.state()}',
+        "train/setup.py",
+        '"memory": self.rewards.state()',
+        '"memory": {"rewards": {}, "formula": self.rewards.formula.state()}',
         TRAINED,
     ),
-    Mutation("scales are not restored", "train/checkpoint.py", "setup.rewards.load_calibration(", "str(", TRAINED),
+    Mutation("scales are not restored", "train/setup.py", "self.rewards.load_calibration(", "str(", TRAINED),
     Mutation(
         "TRL gets zeros",
         "rewards/adapters.py",
@@ -1077,16 +1079,16 @@ MUTATIONS = [
     # --- checkpoints
     Mutation(
         "optimiser not saved",
-        "train/checkpoint.py",
-        'tensors |= storage.pack_optimizer(setup.optimizer, "optimizer")',
-        "pass",
+        "train/trainable.py",
+        'tensors | storage.pack_optimizer(self.optimizer, "optimizer")',
+        "tensors",
         KILLS,
     ),
     Mutation(
         "snapshots not restored",
-        "train/checkpoint.py",
-        'for snapshot in meta["snapshots"]:',
-        "for snapshot in []:",
+        "train/trainable.py",
+        "        for snapshot in self.snapshots:",
+        "        for snapshot in []:",
         KILLS,
     ),
     Mutation(

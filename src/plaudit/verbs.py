@@ -9,7 +9,7 @@ from plaudit.recipe.load import Source
 from plaudit.recipe.schema import Recipe
 from plaudit.runs.display import Display, make_display
 from plaudit.train import loop
-from plaudit.train.loop import RunResult
+from plaudit.train.run import RunResult
 
 
 def align(

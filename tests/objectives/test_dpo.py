@@ -17,7 +17,7 @@ from plaudit.objectives.token_terms import TokenTerms
 from plaudit.recipe.objectives import DpoConfig
 from plaudit.sampling.tokens import Completions, given_completions
 from plaudit.train.learn import accumulate
-from plaudit.train.policy import Policy
+from plaudit.train.trainable import Policy
 
 PROMPTS = ((9, 12, 10), (5, 14), (4, 12, 9, 14), (7,), (5, 14))
 CHOSEN = ((3, 4, 1), (6, 1), (8, 8, 8, 8, 8, 1), (2, 1), (1,))

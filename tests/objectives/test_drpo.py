@@ -15,7 +15,7 @@ from plaudit.recipe.objectives import DrpoConfig
 from plaudit.sampling.tokens import given_completions
 from plaudit.shaping.credit import group_advantage
 from plaudit.train.learn import accumulate, update_rows
-from plaudit.train.policy import Policy
+from plaudit.train.trainable import Policy
 
 NAN = float("nan")
 LIMIT = 8

@@ -24,8 +24,8 @@ from plaudit.sampling.rollout import Starts
 from plaudit.shaping.credit import Credit
 from plaudit.train.collect import expand_groups
 from plaudit.train.learn import accumulate
-from plaudit.train.policy import Policy
 from plaudit.train.setup import prepare
+from plaudit.train.trainable import Policy
 
 STEPS = 4
 

@@ -13,7 +13,7 @@ from plaudit.objectives.terms import FlowTerms
 from plaudit.recipe.objectives import GrpoConfig, KlConfig
 from plaudit.recipe.sampling import Sampler
 from plaudit.sampling.kernels import kl_divergence
-from plaudit.train.policy import Policy
+from plaudit.train.trainable import Policy
 
 SAMPLER = Sampler(kernel="flow_sde", steps=5, level=0.7)
 

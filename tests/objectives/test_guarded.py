@@ -14,7 +14,7 @@ from plaudit.objectives.terms import FlowTerms, stratified_times
 from plaudit.recipe.objectives import Needs
 from plaudit.recipe.sampling import Sampler
 from plaudit.train.learn import accumulate
-from plaudit.train.policy import Policy
+from plaudit.train.trainable import Policy
 
 
 class Matching(Objective):

@@ -17,7 +17,7 @@ from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.likelihood.policy import PolicyLikelihood
 from plaudit.sampling.tokens import given_completions
 from plaudit.train.learn import accumulate
-from plaudit.train.policy import Policy
+from plaudit.train.trainable import Policy
 
 REDUCTIONS = ("mean", "sum", "probability", "mean_probability")
 QUESTIONS = ("3+4=", "12+7=", "3+4=")

@@ -14,7 +14,7 @@ from plaudit.objectives.nft import Nft, branch_loss, nft_loss
 from plaudit.objectives.terms import forward_points, stratified_times
 from plaudit.recipe.objectives import NftConfig
 from plaudit.recipe.sampling import Sampler
-from plaudit.train.policy import Policy
+from plaudit.train.trainable import Policy
 
 ODE = Sampler(kernel="ode", steps=4)
 

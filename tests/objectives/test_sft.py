@@ -19,7 +19,7 @@ from plaudit.recipe.objectives import SftConfig
 from plaudit.sampling.tokens import given_completions
 from plaudit.shaping.credit import Credit
 from plaudit.train.learn import accumulate
-from plaudit.train.policy import Policy
+from plaudit.train.trainable import Policy
 
 PROMPTS = [(9, 12, 10, 13, 14), (5, 14), (4, 12, 9, 14)]
 GIVEN, BEST = SftConfig(type="sft"), SftConfig(type="sft", keep="best")

@@ -18,7 +18,7 @@ from plaudit.recipe.sampling import Sampler
 from plaudit.sampling.rollout import replay
 from plaudit.shaping.credit import Credit
 from plaudit.train.learn import accumulate, update_rows
-from plaudit.train.policy import Policy
+from plaudit.train.trainable import Policy
 
 SDE = Sampler(kernel="flow_sde", steps=5)
 

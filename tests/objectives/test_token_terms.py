@@ -25,7 +25,7 @@ from plaudit.recipe.objectives import GrpoConfig, KlConfig
 from plaudit.sampling.tokens import Completions
 from plaudit.shaping.credit import Credit
 from plaudit.train.learn import accumulate
-from plaudit.train.policy import Policy
+from plaudit.train.trainable import Policy
 
 PROMPTS = [(9, 12, 10, 13, 14), (5, 14), (4, 12, 9, 14)]
 LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "luspo")

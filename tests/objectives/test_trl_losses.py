@@ -27,7 +27,7 @@ from plaudit.sampling.noise import SampleKey
 from plaudit.sampling.tokens import Completions, chosen_log_probs, given_completions, replay_logits
 from plaudit.shaping.credit import Credit
 from plaudit.train.learn import accumulate
-from plaudit.train.policy import Policy
+from plaudit.train.trainable import Policy
 
 TEMPERATURE, LIMIT = 0.8, 11
 PROMPTS = ((9, 20, 31, 44, 7), (9, 20, 31, 44, 7), (12, 90))

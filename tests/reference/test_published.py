@@ -20,7 +20,7 @@ from plaudit.recipe.schema import Recipe
 from plaudit.sampling.kernels import Transition, kl_divergence, log_density, transition
 from plaudit.shaping.credit import group_advantage, optimality
 from plaudit.train.learn import accumulate
-from plaudit.train.policy import Policy
+from plaudit.train.trainable import Policy
 
 
 def latents(*numbers: float) -> Tensor:

@@ -23,7 +23,7 @@ from plaudit.rewards.likelihood.policy import (
     with_answers,
 )
 from plaudit.rewards.load import find_reward
-from plaudit.train.policy import Policy
+from plaudit.train.trainable import Policy
 
 
 @pytest.fixture

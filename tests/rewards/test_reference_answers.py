@@ -21,8 +21,8 @@ from plaudit.rewards.rules.sums import sum_proxy
 from plaudit.sampling.noise import SampleKey
 from plaudit.train import loop
 from plaudit.train.collect import collect
-from plaudit.train.policy import Policy
 from plaudit.train.setup import prepare
+from plaudit.train.trainable import Policy
 
 PROMPTS = [Prompt(id=str(i), text=text) for i, text in enumerate(("37+85=", "12+7-3=", "9+9+1+2-3=", "40-13="))]
 

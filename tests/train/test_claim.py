@@ -21,6 +21,7 @@ from plaudit.recipe.load import dump, load
 from plaudit.runs import claim as claim_module
 from plaudit.runs.claim import find_run, open_run
 from plaudit.train import loop, setup
+from plaudit.train import run as running
 from plaudit.train.doctor.doctor import examine
 
 
@@ -305,7 +306,7 @@ def test_a_run_comes_back_when_the_one_that_replaces_it_cannot_begin(tmp_path: P
             loop.train(toy_recipe(tmp_path), overwrite=True)
     assert files(folder_of(tmp_path)) == before
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(running, "save_checkpoint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             loop.train(toy_recipe(tmp_path), overwrite=True)
     assert files(folder_of(tmp_path)) == before
@@ -330,13 +331,13 @@ def test_a_run_comes_back_when_there_is_no_room_for_the_recipe_of_the_new_one(tm
 def test_the_replaced_run_is_gone_once_the_new_one_has_a_checkpoint(tmp_path: Path, monkeypatch) -> None:
     loop.train(toy_recipe(tmp_path))
     seen = []
-    real = loop._steps
+    real = running._steps
 
     def train(*args, **rest):
         seen.extend(f.name for f in folder_of(tmp_path).parent.iterdir())
         return real(*args, **rest)
 
-    monkeypatch.setattr(loop, "_steps", train)
+    monkeypatch.setattr(running, "_steps", train)
     loop.train(toy_recipe(tmp_path, {"train": {"lr": 0.5}}), overwrite=True)
     assert set(seen) == {folder_of(tmp_path).name, f".{folder_of(tmp_path).name}.lock"}
     assert load([folder_of(tmp_path) / "recipe.yaml"]).train.lr == 0.5

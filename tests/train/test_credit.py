@@ -31,8 +31,8 @@ from plaudit.train import loop
 from plaudit.train.collect import Rollout, collect
 from plaudit.train.credit import worth_of_states
 from plaudit.train.learn import accumulate
-from plaudit.train.policy import Policy
 from plaudit.train.setup import Setup, prepare
+from plaudit.train.trainable import Policy
 
 STEPS = {**GRPO, "credit": {"type": "steps"}, "objective": {"type": "grpo"}}
 WINDOW = {"sampler": {"window": {"size": 2, "start": [0, 1]}}}

@@ -19,8 +19,8 @@ from plaudit.objectives.terms import FlowTerms
 from plaudit.recipe.objectives import GrpoConfig, KlConfig, NftConfig
 from plaudit.recipe.sampling import Sampler
 from plaudit.recipe.schema import Recipe, Train
-from plaudit.train.learn import learn, make_optimizer
-from plaudit.train.policy import Policy
+from plaudit.train.learn import learn
+from plaudit.train.trainable import Policy
 
 SDE = Sampler(kernel="flow_sde", steps=4, level=0.7)
 GRPO = GrpoConfig(type="grpo", kl=KlConfig(weight=0.1))
@@ -40,8 +40,8 @@ def ready(objective_config) -> tuple[Policy, ToyFlowModel, Batch]:
 
 def run(policy, config, batch, plan: Recipe, step: int = 0):
     objective = Grpo(config) if isinstance(config, GrpoConfig) else Nft(config)
-    optimizer = make_optimizer(policy, plan.train)
-    return learn(plan, policy, objective, optimizer, batch, step), optimizer
+    policy.optimise(plan.train)
+    return learn(plan, policy, objective, batch, step), policy.optimizer
 
 
 # --- what is logged --------------------------------------------------------------------------------------------------
@@ -107,10 +107,10 @@ def test_a_step_without_any_contrast_changes_nothing_and_says_so() -> None:
         batch = dataclasses.replace(
             batch, informative=nothing, credit=dataclasses.replace(batch.credit, value=torch.zeros(12))
         )
-        metrics, optimizer = run(policy, config, batch, recipe(weight_decay=0.5))
+        metrics, _ = run(policy, config, batch, recipe(weight_decay=0.5))
         assert metrics["loss"] == 0 and metrics["grad_norm"] == 0
         assert all(torch.equal(p, before[k]) for k, p in policy.trainable.items()), "weight decay on nothing"
-        assert not optimizer.state
+        assert not policy.optimizer.state
 
 
 @pytest.mark.parametrize("updates", (1, 3))
@@ -136,9 +136,9 @@ def test_updates_of_a_step_equal_separate_batches() -> None:
     run(policy, NftConfig(), batch, recipe(updates_per_step=2, micro_batch=64))
     together = torch.cat([p.detach().flatten() for p in policy.trainable.values()])
     policy, _, batch = ready(NftConfig())
-    optimizer = make_optimizer(policy, recipe().train)
+    policy.optimise(recipe().train)
     for rows in learning.update_rows(torch.arange(12) // 4, 2, 0, 0):
-        learn(recipe(micro_batch=64), policy, Nft(NftConfig()), optimizer, batch.select(rows), 0)
+        learn(recipe(micro_batch=64), policy, Nft(NftConfig()), batch.select(rows), 0)
     apart = torch.cat([p.detach().flatten() for p in policy.trainable.values()])
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
 
@@ -152,7 +152,8 @@ def test_the_gradient_is_clipped_by_its_norm() -> None:
 
 def test_the_optimiser_is_the_recipes() -> None:
     policy, _, _ = ready(None)
-    group = make_optimizer(policy, recipe(lr=0.3, betas=(0.5, 0.7), weight_decay=0.2).train).param_groups[0]
+    policy.optimise(recipe(lr=0.3, betas=(0.5, 0.7), weight_decay=0.2).train)
+    group = policy.optimizer.param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"]) == (0.3, (0.5, 0.7), 0.2)
     assert len(group["params"]) == len(policy.trainable)
 
@@ -182,13 +183,13 @@ class Poisoned(Nft):
 def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_optimiser_step(kind: str) -> None:
     policy, _, batch = ready(None)
     objective = Poisoned(kind)
-    optimizer = make_optimizer(policy, recipe().train)
+    policy.optimise(recipe().train)
     before = {k: p.detach().clone() for k, p in policy.trainable.items()}
     with pytest.raises(
         RunError, match=r"step 7: the loss is .* and the gradient norm .*optimiser step was not taken.*--resume"
     ):
-        learn(recipe(), policy, objective, optimizer, batch, 7)
-    assert all(torch.equal(p, before[k]) for k, p in policy.trainable.items()) and not optimizer.state
+        learn(recipe(), policy, objective, batch, 7)
+    assert all(torch.equal(p, before[k]) for k, p in policy.trainable.items()) and not policy.optimizer.state
 
 
 def test_a_ratio_that_is_not_one_before_the_first_update_stops_the_run() -> None:

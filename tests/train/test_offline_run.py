@@ -87,7 +87,7 @@ def test_a_shipped_recipe_takes_a_step(name: str) -> None:
     few = ["--train.prompts_per_step", "4", "--train.micro_batch", "16", "--run.threads", "1"]
     setup = prepare(load([f"sums-{name}"], few))
     before = {key: value.detach().clone() for key, value in setup.policy.trainable.items()}
-    metrics, _ = loop._step(setup, Progress())
+    metrics = loop.Alignment(setup).step(Progress()).metrics
     assert metrics["grad_norm"] > 1e-4 and math.isfinite(metrics["loss"])
     assert any(not torch.equal(value, before[key]) for key, value in setup.policy.trainable.items())
 

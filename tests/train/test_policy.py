@@ -15,9 +15,9 @@ from plaudit.recipe.models import LoraConfig
 from plaudit.recipe.objectives import NftConfig
 from plaudit.recipe.sampling import Sampler
 from plaudit.recipe.schema import Recipe, Train
-from plaudit.train.learn import learn, make_optimizer
-from plaudit.train.policy import Policy
+from plaudit.train.learn import learn
 from plaudit.train.setup import prepare
+from plaudit.train.trainable import Policy
 
 
 def weights(model) -> dict[str, torch.Tensor]:
@@ -26,11 +26,12 @@ def weights(model) -> dict[str, torch.Tensor]:
 
 def take_steps(policy: Policy, model: ToyFlowModel, count: int = 3) -> None:
     train = Train(minutes=1, lr=0.05, prompts_per_step=3, samples_per_prompt=4)
-    recipe, optimizer = Recipe(train=train), make_optimizer(policy, train)
+    recipe = Recipe(train=train)
+    policy.optimise(train)
     objective = Nft(NftConfig(kl_weight=0.1))
     policy.take("old"), policy.take("reference")
     for step in range(count):
-        learn(recipe, policy, objective, optimizer, rollout_batch(model, Sampler(steps=3), seed=step), step)
+        learn(recipe, policy, objective, rollout_batch(model, Sampler(steps=3), seed=step), step)
 
 
 # --- adapters --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from tests.reference.toys import EMA, GRPO, LORA, toy_recipe
 
 import plaudit.train.learn as learning
 import plaudit.train.loop as loop
+import plaudit.train.run as running
 from plaudit import storage
 from plaudit.errors import Interrupted, PlauditError, RunError
 from plaudit.recipe.load import dump, load
@@ -225,7 +226,7 @@ def test_a_run_without_a_checkpoint_starts_over_in_its_folder(tmp_path: Path, mo
     shutil.rmtree(run_folder(recipe))
     with monkeypatch.context() as patch:
         patch.setattr(
-            loop, "save_checkpoint", lambda *args: (_ for _ in ()).throw(Killed("before the first checkpoint"))
+            running, "save_checkpoint", lambda *args: (_ for _ in ()).throw(Killed("before the first checkpoint"))
         )
         with pytest.raises(Killed):
             loop.train(recipe)

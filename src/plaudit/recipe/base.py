@@ -32,3 +32,16 @@ class Strict(BaseModel):
         protected_namespaces=(),
         use_attribute_docstrings=True,
     )
+
+
+class Optimiser(Strict):
+    """AdamW."""
+
+    lr: PositiveFloat = 3e-4
+    """Learning rate of AdamW."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    """Decays of AdamW's two averages."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of AdamW."""
+    grad_clip: PositiveFloat = 1.0
+    """Largest norm of the gradient."""

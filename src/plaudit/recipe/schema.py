@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from plaudit.recipe.base import Fraction, Positive, PositiveFloat, Strict
+from plaudit.recipe.base import Optimiser, Positive, PositiveFloat, Strict
 from plaudit.recipe.credit import Credit, OutcomeCredit, PositionsCredit
 from plaudit.recipe.models import LabModel, Model
 from plaudit.recipe.objectives import DENSITIES, KLS, CustomObjective, Needs, NftConfig, Objective, Shaping
@@ -21,7 +21,7 @@ from plaudit.recipe.sampling import AnyEvaluationSampler, AnySampler, Evaluation
 UP_TO_ONE = ("cps", "ddim_eta")  # kernels whose level is a share
 
 
-class Train(Strict):
+class Train(Optimiser):
     """Batch vocabulary: a step draws `prompts_per_step` x `samples_per_prompt` samples, learns from them in
     `updates_per_step` optimiser updates, each accumulated over micro-batches of `micro_batch` samples."""
 
@@ -39,14 +39,6 @@ class Train(Strict):
     """Optimiser updates that a step's samples are split over."""
     micro_batch: Positive = 64
     """Samples that are differentiated at once; gradients do not depend on it."""
-    lr: PositiveFloat = 3e-4
-    """Learning rate of AdamW."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
-    """Decays of AdamW's two averages."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Weight decay of AdamW."""
-    grad_clip: PositiveFloat = 1.0
-    """Largest norm of the gradient."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the average of the weights that becomes the result; 0 = the trained weights are the result."""
     refill: Annotated[int, Field(ge=0)] = 0

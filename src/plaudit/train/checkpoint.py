@@ -1,18 +1,19 @@
-"""A run's state on disk. Randomness is counter-based, so weights, optimiser, counters and what rewards remember are all
-there is."""
+"""The state on disk of what is trained. Randomness is counter-based, so weights, optimisers, counters and what rewards remember
+are all there is."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from plaudit import storage
 from plaudit.errors import RunError
+from plaudit.ranks import Ranks
+from plaudit.recipe.schema import Recipe
 from plaudit.runs.folder import FORMAT, RunFolder
-from plaudit.train.setup import Setup
 from plaudit.version import __version__
 
 
@@ -28,30 +29,39 @@ class Progress:
     total_seconds: float = 0.0
 
 
-def save_checkpoint(folder: RunFolder, setup: Setup, progress: Progress) -> None:
-    setup.ranks.from_main(lambda: _save(folder, setup, progress))
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """All that a checkpoint holds of what is trained: tensors by name, and what is JSON."""
+
+    tensors: Mapping[str, Tensor]
+    meta: Mapping[str, Any]
 
 
-def _save(folder: RunFolder, setup: Setup, progress: Progress) -> None:
-    policy = setup.policy
-    tensors = {f"current.{name}": parameter for name, parameter in policy.trainable.items()}
-    for snapshot, values in policy.snapshots.items():
-        tensors |= {f"{snapshot}.{name}": value for name, value in values.items()}
-    tensors |= storage.pack_optimizer(setup.optimizer, "optimizer")
-    meta = {"format": FORMAT, "tensors": sorted(tensors), "logs": folder.checksums(progress.step)}
-    meta |= {"progress": asdict(progress), "snapshots": list(policy.snapshots), "result": setup.result}
-    meta["rewards"] = {
-        "calibration": setup.rewards.calibration(),
-        "memory": setup.rewards.state(),
-        "counts": {reward.name: reward.caller.meter.counts() for reward in setup.rewards.rewards},
-    }
-    meta["curriculum"] = setup.curriculum.state()
-    meta["levels"] = setup.levels()
-    storage.write_snapshot(folder.checkpoints / f"step_{progress.step}", tensors, meta)
-    storage.prune_snapshots(folder.checkpoints, setup.recipe.run.keep_checkpoints)
+class Kept(Protocol):
+    """What can be taken up again."""
+
+    recipe: Recipe
+    ranks: Ranks
+
+    def state(self) -> State: ...
+
+    def load_state(self, state: State) -> None:
+        """Raises KeyError and the like where a state is of something else."""
 
 
-def restore_checkpoint(folder: RunFolder, setup: Setup) -> Progress:
+def save_checkpoint(folder: RunFolder, kept: Kept, progress: Progress) -> None:
+    kept.ranks.from_main(lambda: _save(folder, kept, progress))
+
+
+def _save(folder: RunFolder, kept: Kept, progress: Progress) -> None:
+    state = kept.state()
+    meta = {"format": FORMAT, "tensors": sorted(state.tensors), "logs": folder.checksums(progress.step)}
+    meta |= {"progress": asdict(progress), **state.meta}
+    storage.write_snapshot(folder.checkpoints / f"step_{progress.step}", state.tensors, meta)
+    storage.prune_snapshots(folder.checkpoints, kept.recipe.run.keep_checkpoints)
+
+
+def restore_checkpoint(folder: RunFolder, kept: Kept) -> Progress:
     """Load the newest complete checkpoint and forget what was logged after it."""
     latest = storage.latest_snapshot(folder.checkpoints)
     assert latest is not None, "open_run has checked this"
@@ -59,7 +69,8 @@ def restore_checkpoint(folder: RunFolder, setup: Setup) -> Progress:
     try:
         if meta.get("tensors", sorted(tensors)) != sorted(tensors):
             raise KeyError("tensors are missing, or there are others than it names")
-        progress = _restore(setup, tensors, meta)
+        kept.load_state(State(tensors=tensors, meta=meta))
+        progress = Progress(**meta["progress"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RunError(
             f"{latest} does not hold what version {__version__} of Plaudit resumes from ({error}); remove it to go on "
@@ -67,23 +78,3 @@ def restore_checkpoint(folder: RunFolder, setup: Setup) -> Progress:
         ) from error
     folder.rewind(progress.step, meta.get("logs", {}))
     return progress
-
-
-def _restore(setup: Setup, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Progress:
-    policy = setup.policy
-    with torch.no_grad():
-        for name, parameter in policy.trainable.items():
-            parameter.copy_(tensors[f"current.{name}"])
-    for snapshot in meta["snapshots"]:
-        policy.snapshots[snapshot] = {
-            name: tensors[f"{snapshot}.{name}"].to(parameter.device) for name, parameter in policy.trainable.items()
-        }
-    setup.rewards.load_calibration(meta["rewards"]["calibration"])
-    setup.rewards.load_state(meta["rewards"]["memory"])
-    for reward in setup.rewards.rewards:
-        reward.caller.meter.load_counts(meta["rewards"]["counts"][reward.name])
-    if "curriculum" in meta:  # checkpoints of format 2 were written without one
-        setup.curriculum.load_state(meta["curriculum"])
-    setup.load_levels(meta.get("levels", []))
-    storage.unpack_optimizer(setup.optimizer, tensors, "optimizer")
-    return Progress(**meta["progress"])

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plaudit.errors import RunError
 from plaudit.objectives.base import Losses, Objective
 from plaudit.objectives.batch import Batch
 from plaudit.ranks import ALONE, Ranks
 from plaudit.recipe.schema import Recipe, Train
-from plaudit.train.policy import Policy
+from plaudit.train.trainable import Policy
 
 RATIO_REMEDY = (
     "rollout and replay disagree before any update: look for conditioning, guidance, precision or dropout that differ "
@@ -67,11 +67,6 @@ def _added(parts: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
-def make_optimizer(policy: Policy, train: Train) -> torch.optim.AdamW:
-    parameters = list(policy.trainable.values())
-    return torch.optim.AdamW(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)
-
-
 def update_rows(group: Tensor, updates: int, seed: int, step: int, whole_groups: bool = False) -> Iterator[Tensor]:
     """Rows of each optimiser update: all in order for one update, otherwise equal random parts, of samples or of groups."""
     rng = np.random.default_rng([seed, step, 3])
@@ -118,29 +113,26 @@ def learn(
     recipe: Recipe,
     policy: Policy,
     objective: Objective,
-    optimizer: torch.optim.Optimizer,
     batch: Batch,
     step: int,
     ranks: Ranks = ALONE,
 ) -> dict[str, float | None]:
     """All updates of a step; returns its metrics. Stops before an optimiser step that would spoil the weights."""
-    parameters = list(policy.trainable.values())
     train, collected = recipe.train, []
     updates = update_rows(batch.group, train.updates_per_step, recipe.run.seed, step, objective.needs.whole_groups)
     for number, rows in enumerate(updates):
-        optimizer.zero_grad(set_to_none=True)
+        policy.optimizer.zero_grad(set_to_none=True)
         sums = accumulate(policy, objective, batch.select(rows), train.micro_batch, ranks)
         if number == 0:
             limit = _check_ratio(sums, policy, objective, train, batch.select(rows), step)
-        norm = nn.utils.clip_grad_norm_(parameters, train.grad_clip).item()
+        norm = policy.clipped_norm()
         total = sum(value for name, value in sums.totals.items() if name.startswith("loss/"))
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise RunError(
                 f"step {step}: the loss is {total} and the gradient norm {norm}; the optimiser step was not taken and the "
                 "last checkpoint is sound. Lower train.lr or sampler.level, then go on with --resume"
             )
-        if any(parameter.grad is not None for parameter in parameters):
-            optimizer.step()
+        policy.move()
         entry: dict[str, float] = {"loss": total, "grad_norm": norm, **sums.totals}
         if number == 0 and sums.largest_deviation is not None and limit is not None:
             entry["ratio/first_step_max_dev"] = sums.largest_deviation

@@ -1,12 +1,12 @@
-"""The training loop: collect -> score -> shape -> learn, measured, logged, and never lost."""
+"""Training a generator on its rewards: collect -> score -> shape -> learn, measured before, on the way and after."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,42 +14,28 @@ import torch
 from torch import Tensor
 
 from plaudit import storage
-from plaudit.errors import Interrupted, RewardError, RunError
-from plaudit.pages.showing import Showing, Shown
-from plaudit.ranks import join
+from plaudit.errors import RunError
+from plaudit.ranks import Ranks, join
 from plaudit.recipe.load import Source, as_recipe
 from plaudit.recipe.rewards import HANDED
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.suite import Suite
-from plaudit.runs.claim import Claim, claim_for, find_run
-from plaudit.runs.display import Display, Silent, make_display, summary_line
+from plaudit.runs.display import Display, Metrics
 from plaudit.runs.folder import RunFolder
-from plaudit.runs.interrupt import Patience, between_steps
 from plaudit.runs.record import read_run
 from plaudit.sampling.base import Outputs
 from plaudit.sampling.tokens import Completions
 from plaudit.statistics import Items, paired_gain
 from plaudit.train.balance import Balanced, balance_noise
-from plaudit.train.checkpoint import Progress, restore_checkpoint, save_checkpoint
+from plaudit.train.checkpoint import Progress, State
 from plaudit.train.collect import Rollout, collect
 from plaudit.train.doctor.doctor import cheap_checks, failed_message
 from plaudit.train.evaluate import Measured, calibrate, evaluate
 from plaudit.train.learn import learn
 from plaudit.train.reading import read_batch
+from plaudit.train.run import RunResult, Stepped, run
 from plaudit.train.setup import Setup, prepare
 from plaudit.version import __version__
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class RunResult(Shown):
-    """Where a finished run lies and what it found."""
-
-    folder: Path
-    report: Path
-    summary: Mapping[str, Any]
-
-    def showing(self) -> Showing:
-        return Showing(title=f"{summary_line(self.summary)}; report: {self.report}")
 
 
 def train(
@@ -61,73 +47,68 @@ def train(
 ) -> RunResult:
     """`plaudit.align` but for the report, which is made from the finished folder."""
     recipe, ranks = as_recipe(recipe, "align"), join()
-    display = (display or make_display()) if ranks.is_main else Silent()
-    ranks.from_main(lambda: find_run(recipe, resume=resume, overwrite=overwrite))
-    setup = prepare(recipe, ranks)
-    claim = claim_for(ranks, recipe, resume=resume, overwrite=overwrite)
-    try:
-        return _align(setup, claim, display, resume)
-    finally:
-        claim.release()
+    return run(
+        recipe, ranks, lambda: Alignment(prepare(recipe, ranks)), resume=resume, overwrite=overwrite, display=display
+    )
 
 
-def _align(setup: Setup, claim: Claim, display: Display, resume: bool) -> RunResult:
-    recipe, folder = setup.recipe, claim.folder
-    if resume and not claim.going_on:
-        display.say(f"{folder.root} holds no checkpoint yet: the run starts over from the beginning")
-    if claim.going_on:
-        progress = restore_checkpoint(folder, setup)
-        display.say(f"resumed {folder.root} after step {progress.step}")
-    else:
-        progress = _start(setup, folder, display)
-        claim.settle()
-    display.begin(recipe.train.steps, recipe.train.minutes)
-    try:
-        with between_steps(display.say) as patience:
-            stopped = _steps(setup, folder, progress, display, patience)
-        if stopped is None:
-            save_checkpoint(folder, setup, progress)
-    except KeyboardInterrupt as signal:
-        raise Interrupted(_how_to_go_on(setup, folder, "stopped at once; the last checkpoint is sound")) from signal
-    except RewardError as error:
-        raise RewardError(f"{error}\n{_how_to_go_on(setup, folder, f'stopped after step {progress.step}')}") from error
-    finally:
-        display.end()
-    if stopped is None:
-        raise Interrupted(_how_to_go_on(setup, folder, f"stopped after step {progress.step}; everything is saved"))
-    save_checkpoint(folder, setup, progress)
-    try:
-        return _finish(setup, folder, progress, display, stopped)
-    except KeyboardInterrupt as signal:
-        raise Interrupted(
-            _how_to_go_on(setup, folder, "trained, but not measured; the last checkpoint is sound")
-        ) from signal
+@dataclass(frozen=True)
+class Alignment:
+    """What `run` runs."""
 
+    setup: Setup
 
-def _how_to_go_on(setup: Setup, folder: RunFolder, what: str) -> str:
-    handed = [name for name, config in setup.recipe.rewards.items() if config.type.startswith(HANDED)]
-    if handed:
-        again = ", ".join(f"{name!r}: ..." for name in handed)
-        return (
-            f"{what} in {folder.root}; go on from Python, where the rewards are handed over again: "
-            f"plaudit.align(plaudit.load([{str(folder.root)!r}, {{'rewards': {{{again}}}}}]), resume=True)"
-        )
-    return f"{what} in {folder.root}; go on with `plaudit align {folder.root / 'recipe.yaml'} --resume`"
+    @property
+    def recipe(self) -> Recipe:
+        return self.setup.recipe
 
+    @property
+    def ranks(self) -> Ranks:
+        return self.setup.ranks
 
-def _start(setup: Setup, folder: RunFolder, display: Display) -> Progress:
-    """Checks, the measurement before training, and a first checkpoint to come back to."""
-    started = time.monotonic()
-    _calibrate(setup, folder, display)
-    balanced = _balance(setup, folder, display)
-    display.say("checking the recipe before the first step")
-    setup.ranks.from_main(lambda: _check(setup, folder))
-    before = evaluate(setup, folder, step=0, label="before", count=setup.recipe.evaluate.final_prompts)
-    _show(display, 0, "before", before)
-    progress = Progress(network_calls=balanced.network_calls, reward_calls=balanced.reward_calls)
-    progress.total_seconds = time.monotonic() - started
-    save_checkpoint(folder, setup, progress)
-    return progress
+    def state(self) -> State:
+        return self.setup.state()
+
+    def load_state(self, state: State) -> None:
+        self.setup.load_state(state)
+
+    def start(self, folder: RunFolder, display: Display) -> Progress:
+        setup = self.setup
+        _calibrate(setup, folder, display)
+        balanced = _balance(setup, folder, display)
+        display.say("checking the recipe before the first step")
+        setup.ranks.from_main(lambda: _check(setup, folder))
+        before = evaluate(setup, folder, step=0, label="before", count=setup.recipe.evaluate.final_prompts)
+        _show(display, 0, "before", before)
+        return Progress(network_calls=balanced.network_calls, reward_calls=balanced.reward_calls)
+
+    def step(self, progress: Progress) -> Stepped:
+        return _step(self.setup, progress)
+
+    def between(self, folder: RunFolder, display: Display, progress: Progress, metrics: Metrics) -> None:
+        step, evaluation = progress.step, self.recipe.evaluate
+        if metrics.get("frac_reward_zero_std") == 1.0:
+            display.say(f"step {step}: every group's rewards are equal, so nothing was learned from it")
+        if step % evaluation.every == 0:
+            _show(
+                display, step, "step", evaluate(self.setup, folder, step=step, label="step", count=evaluation.prompts)
+            )
+
+    def finish(self, folder: RunFolder, display: Display, progress: Progress) -> Callable[[str], Mapping[str, Any]]:
+        count = self.recipe.evaluate.final_prompts
+        after = evaluate(self.setup, folder, step=progress.step, label="after", count=count)
+        _show(display, progress.step, "after", after)
+        return partial(_keep, self.setup, folder, progress, after)
+
+    def again(self, folder: RunFolder) -> str:
+        handed = [name for name, config in self.recipe.rewards.items() if config.type.startswith(HANDED)]
+        if handed:
+            again = ", ".join(f"{name!r}: ..." for name in handed)
+            return (
+                "go on from Python, where the rewards are handed over again: "
+                f"plaudit.align(plaudit.load([{str(folder.root)!r}, {{'rewards': {{{again}}}}}]), resume=True)"
+            )
+        return f"go on with `plaudit align {folder.root / 'recipe.yaml'} --resume`"
 
 
 def _check(setup: Setup, folder: RunFolder) -> None:
@@ -159,46 +140,13 @@ def _balance(setup: Setup, folder: RunFolder, display: Display) -> Balanced:
     return balanced
 
 
-def _steps(setup: Setup, folder: RunFolder, progress: Progress, display: Display, patience: Patience) -> str | None:
-    """Steps until a limit is reached; returns which one, or None when the user asked to stop."""
-    recipe, started, before = setup.recipe, time.monotonic(), progress.total_seconds
-    while (reason := setup.ranks.from_main(lambda: _limit_reached(recipe, progress))) is None:
-        metrics, timing = _step(setup, progress)
-        folder.append("metrics.jsonl", {"step": progress.step, **metrics})
-        folder.append("timing.jsonl", {"step": progress.step, **timing, "seconds": progress.training_seconds})
-        display.step(progress.step, metrics, progress.training_seconds)
-        if metrics.get("frac_reward_zero_std") == 1.0:
-            display.say(f"step {progress.step}: every group's rewards are equal, so nothing was learned from it")
-        if progress.step % recipe.evaluate.every == 0:
-            measured = evaluate(setup, folder, step=progress.step, label="step", count=recipe.evaluate.prompts)
-            _show(display, progress.step, "step", measured)
-        progress.total_seconds = before + time.monotonic() - started
-        if progress.step % recipe.run.save_every == 0:
-            save_checkpoint(folder, setup, progress)
-        if setup.ranks.from_main(lambda: patience.asked):
-            return None
-    return reason
-
-
-def _limit_reached(recipe: Recipe, progress: Progress) -> str | None:
-    train = recipe.train
-    if train.steps is not None and progress.step >= train.steps:
-        return f"train.steps {train.steps}"
-    if train.minutes is not None and progress.training_seconds >= 60 * train.minutes:
-        return f"train.minutes {train.minutes:g}"
-    if train.network_calls is not None and progress.network_calls >= train.network_calls:
-        return f"train.network_calls {train.network_calls}"
-    return None
-
-
-def _step(setup: Setup, progress: Progress) -> tuple[dict[str, float | None], dict[str, float]]:
-    """One step; `progress` moves only when all of it is done."""
+def _step(setup: Setup, progress: Progress) -> Stepped:
     recipe, policy, objective = setup.recipe, setup.policy, setup.objective
     step, started = progress.step, time.perf_counter()
     rollout = collect(setup, step=step, version=progress.updates) if objective.needs.feed == "rollouts" else None
     batch = rollout.batch if rollout else read_batch(setup, step)
     learning = time.perf_counter()
-    learned = learn(recipe, policy, objective, setup.optimizer, batch, step, setup.ranks)
+    learned = learn(recipe, policy, objective, batch, step, setup.ranks)
     for name, decay in objective.snapshots.items():
         if decay is not None:
             policy.blend(name, decay((step + 1) * recipe.train.updates_per_step))
@@ -222,7 +170,7 @@ def _step(setup: Setup, progress: Progress) -> tuple[dict[str, float | None], di
         "timing_s/step": ended - started,
         **_reward_costs(setup.rewards),
     }
-    return metrics, timing
+    return Stepped(metrics=metrics, timing=timing)
 
 
 def _rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
@@ -280,17 +228,6 @@ def _show(display: Display, step: int, label: str, measured: Mapping[str, Measur
         display.evaluation(step, name, result.interval.mean, result.interval.low, result.interval.high)
 
 
-def _finish(setup: Setup, folder: RunFolder, progress: Progress, display: Display, stopped: str) -> RunResult:
-    """The measurement after training, the result's weights and the summary."""
-    started = time.monotonic()
-    after = evaluate(setup, folder, step=progress.step, label="after", count=setup.recipe.evaluate.final_prompts)
-    _show(display, progress.step, "after", after)
-    progress.total_seconds += time.monotonic() - started
-    save_checkpoint(folder, setup, progress)
-    summary = setup.ranks.from_main(lambda: _keep(setup, folder, progress, after, stopped))
-    return RunResult(folder=folder.root, report=folder.root / "report.html", summary=summary)
-
-
 def _keep(
     setup: Setup, folder: RunFolder, progress: Progress, after: Mapping[str, Measured], stopped: str
 ) -> dict[str, Any]:
@@ -302,9 +239,7 @@ def _keep(
             f"{folder.root}: {type(setup.policy.model).__name__}.save wrote nothing into the folder that it was given; the "
             "weights are in the last checkpoint: mend it, then go on with --resume"
         )
-    summary = _summarise(setup, folder, progress, after, stopped)
-    folder.write_json("summary.json", summary)
-    return summary
+    return _summarise(setup, folder, progress, after, stopped)
 
 
 def _summarise(

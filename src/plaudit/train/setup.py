@@ -25,10 +25,10 @@ from plaudit.sampling.base import Drawer
 from plaudit.sampling.drawers import FlowDrawer, make_drawer
 from plaudit.sampling.kernels import find_kernel
 from plaudit.sandbox import demand
+from plaudit.train.checkpoint import State
 from plaudit.train.curriculum import Curriculum
-from plaudit.train.learn import make_optimizer
-from plaudit.train.policy import Policy
 from plaudit.train.rows import check_rows
+from plaudit.train.trainable import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,6 @@ class Setup:
     rewards: Suite
     truth: Reward
     objective: Objective
-    optimizer: torch.optim.Optimizer
     ranks: Ranks = ALONE
     curriculum: Curriculum = field(default_factory=Curriculum)
 
@@ -64,9 +63,27 @@ class Setup:
         """The noise of the steps, where it was found."""
         return self.drawer.levels.tolist() if self.balances and isinstance(self.drawer, FlowDrawer) else []
 
-    def load_levels(self, levels: list[float]) -> None:
-        if levels and isinstance(self.drawer, FlowDrawer):
-            self.drawer.levels.copy_(torch.tensor(levels))
+    def state(self) -> State:
+        rewards = {
+            "calibration": self.rewards.calibration(),
+            "memory": self.rewards.state(),
+            "counts": {reward.name: reward.caller.meter.counts() for reward in self.rewards.rewards},
+        }
+        own = {"snapshots": list(self.policy.snapshots), "result": self.result}
+        meta = {"rewards": rewards, "curriculum": self.curriculum.state(), "levels": self.levels()}
+        return State(tensors=self.policy.state(), meta=own | meta)
+
+    def load_state(self, state: State) -> None:
+        meta = state.meta
+        self.policy.load_state(state.tensors)
+        self.rewards.load_calibration(meta["rewards"]["calibration"])
+        self.rewards.load_state(meta["rewards"]["memory"])
+        for reward in self.rewards.rewards:
+            reward.caller.meter.load_counts(meta["rewards"]["counts"][reward.name])
+        if "curriculum" in meta:  # checkpoints of format 2 were written without one
+            self.curriculum.load_state(meta["curriculum"])
+        if meta.get("levels") and isinstance(self.drawer, FlowDrawer):
+            self.drawer.levels.copy_(torch.tensor(meta["levels"]))
 
     @property
     def result(self) -> str:
@@ -108,6 +125,7 @@ def prepare(recipe: Recipe, ranks: Ranks = ALONE) -> Setup:
         raise RecipeError("model: nothing is trainable; leave model.lora out for full tuning or name its targets")
     for reward in (*parts.rewards.rewards, parts.truth):
         reward.caller.bind(policy, recipe.sampler)
+    policy.optimise(recipe.train)
     for name in (*parts.objective.snapshots, *(["ema"] if recipe.train.ema > 0 else [])):
         policy.take(name)
     return Setup(
@@ -118,6 +136,5 @@ def prepare(recipe: Recipe, ranks: Ranks = ALONE) -> Setup:
         rewards=parts.rewards,
         truth=parts.truth,
         objective=parts.objective,
-        optimizer=make_optimizer(policy, recipe.train),
         ranks=ranks,
     )

@@ -21,8 +21,8 @@ from plaudit.shaping.credit import Credit
 
 if TYPE_CHECKING:
     from plaudit.rewards.suite import ScoredBatch
-    from plaudit.train.policy import Policy
     from plaudit.train.setup import Setup
+    from plaudit.train.trainable import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
