@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from tests.reference.toys import LORA
 from tests.train.test_conformance import ROWS, Row, recipe, toy_recipe
-
 from tests.train.test_turns import LEARNS
 
 from plaudit.recipe.schema import Recipe
