@@ -57,6 +57,23 @@ def explain(error: ValidationError, document: Mapping[str, Any], layers: Sequenc
     return "\n".join([*lines, *([f"and {len(grouped) - MOST} more keys"] if len(grouped) > MOST else [])])
 
 
+def of_one_value(name: str, value: Any, error: ValidationError) -> str:
+    """One line on a value that stands by itself and not in a recipe's schema."""
+    found = [(Place(keys=(name,), index=_index(one["loc"], value), annotation=None), one) for one in _causes(error)]
+    return visible(_line([one for one in found if one[0].index == found[0][0].index], {}, (), ()))
+
+
+def _index(location: Sequence[str | int], value: Any) -> str:
+    """Keys and places inside `value`, without pydantic's names of union members."""
+    index = ""
+    for item in location:
+        if isinstance(value, Mapping) and item in value:
+            index, value = f"{index}.{item}", value[item]
+        elif isinstance(item, int):
+            index, value = f"{index}[{item}]", value[item] if isinstance(value, Sequence) else None
+    return index
+
+
 def _causes(error: ValidationError) -> list[Mapping[str, Any]]:
     """Without the lists that are too short only because an item of theirs was refused."""
     found = error.errors(include_url=False)

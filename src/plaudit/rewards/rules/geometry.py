@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -64,14 +64,8 @@ class Matching(NamedTuple):
     columns: NDArray[np.intp]
 
 
-def check_coordinates(coordinates: str) -> None:
-    if coordinates not in get_args(Coordinates):
-        raise RewardError(f"coordinates: {coordinates!r}; allowed: {', '.join(get_args(Coordinates))}")
-
-
 def to_pixels(box: Box, coordinates: Coordinates, size: Size | None) -> Box:
     """A box written in pixels, in 0..1 or in 0..1000, in the pixels of a picture of this size."""
-    check_coordinates(coordinates)
     if coordinates == "pixel":
         return box
     if size is None:
