@@ -64,20 +64,20 @@ def of_one_value(name: str, value: Any, error: ValidationError) -> str:
 
 
 def _index(location: Sequence[str | int], value: Any) -> str:
-    """Keys and places inside `value`, without pydantic's names of union members."""
+    """Keys and places inside `value`, the last of which may be missing, without pydantic's names of union members."""
     index = ""
     for item in location:
-        if isinstance(value, Mapping) and item in value:
-            index, value = f"{index}.{item}", value[item]
-        elif isinstance(item, int):
-            index, value = f"{index}[{item}]", value[item] if isinstance(value, Sequence) else None
+        if isinstance(item, int):
+            index, value = f"{index}[{item}]", value[item] if item < len(value) else None
+        elif isinstance(value, Mapping) and (item in value or item == location[-1]) and item != "[key]":
+            index, value = f"{index}.{item}", value.get(item)
     return index
 
 
 def _causes(error: ValidationError) -> list[Mapping[str, Any]]:
     """Without the lists that are too short only because an item of theirs was refused."""
     found = error.errors(include_url=False)
-    parents = {details["loc"][:-1] for details in found}
+    parents = {details["loc"][:-1] for details in found if details["loc"]}
     return [details for details in found if details["type"] != "too_short" or details["loc"] not in parents]
 
 

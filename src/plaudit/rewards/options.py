@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
 from plaudit.errors import RecipeError
@@ -36,11 +36,20 @@ def _annotations(maker: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _checked(key: str, annotation: Any, value: Any) -> Any:
-    try:
-        adapter = TypeAdapter[Any](annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except (PydanticSchemaGenerationError, SchemaError):  # a type that says nothing of values, such as a protocol
+    adapter = _adapter(annotation)
+    if adapter is None:
         return value
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
         raise RecipeError(of_one_value(key, value, error)) from None
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
+    """None for a type that says nothing of values, such as a protocol."""
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except SchemaError:
+        return None
+    except PydanticUserError as error:
+        return TypeAdapter(annotation) if error.code == "type-adapter-config-unused" else None  # it brings its own
