@@ -956,7 +956,7 @@ MUTATIONS = [
         CALL,
     ),
     # --- cache, scales, suite
-    Mutation("errors are kept", "rewards/calling/cache.py", "if score.status in KEPT]", "]", CACHE),
+    Mutation("errors are kept", "rewards/calling/cache.py", " if score.status in self.kept", "", CACHE),
     Mutation(
         "a full cache ends the run",
         "rewards/calling/cache.py",
