@@ -49,6 +49,7 @@ CALL, SUITE, CACHE, CALIBRATE, ADAPTERS = (
 )
 REFERENCES = "tests/rewards/test_reference_answers.py"
 TRAINED = "tests/train/test_rewards.py"
+TURNS = "tests/train/test_turns.py"
 BALANCE = "tests/train/test_balance.py"
 CREDIT = "tests/train/test_credit.py"
 RANKS = "tests/train/test_ranks.py"
@@ -1503,6 +1504,31 @@ MUTATIONS = [
     ),
     Mutation(
         "kappa is not kept", "train/curriculum.py", "self.kappa, self.share = state", "self.kappa, _ = state", CREDIT
+    ),
+    Mutation("fooled means ahead", "train/turns.py", "if lead < 0 else POLICY", "if lead > 0 else POLICY", TURNS),
+    Mutation(
+        "the generator learns in every turn", "train/loop.py", "rollout is None or turn.who == POLICY", "True", TURNS
+    ),
+    Mutation(
+        "what a reward learned is not restored",
+        "train/setup.py",
+        "for name, learner in self.learners.items():\n            own",
+        "for name, learner in ():\n            own",
+        TURNS,
+    ),
+    Mutation(
+        "references are the worse",
+        "rewards/learned/adversarial.py",
+        "F.relu(1 - real) + F.relu(1 + fake)",
+        "F.relu(1 + real) + F.relu(1 - fake)",
+        TURNS,
+    ),
+    Mutation(
+        "references stay as they are",
+        "rewards/learned/adversarial.py",
+        "[self.seed, step, 91]",
+        "[self.seed, 91]",
+        TURNS,
     ),
     Mutation(
         "balanced noise moves the wrong way",

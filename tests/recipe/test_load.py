@@ -186,7 +186,7 @@ def test_rewards_add_up_and_null_takes_one_out():
     assert list(load([first, {"rewards": {"match": "scene_match", "exact": None}}]).rewards) == ["match"]
     assert error_of([first], "--rewards.other null") == (
         "`rewards.other` is null (from the command line); it must be a mapping with keys type, weight, arguments, calibrate, "
-        "batch, concurrency, deadline_s, retries, retry_budget, deterministic, cache, python"
+        "batch, concurrency, deadline_s, retries, retry_budget, deterministic, cache, python, learn"
     )
 
 

@@ -8,11 +8,17 @@ from pathlib import Path
 import torch
 from tests.reference.toys import LORA
 from tests.train.test_conformance import ROWS, Row, recipe, toy_recipe
+from tests.train.test_turns import LEARNS
 
 from plaudit.recipe.schema import Recipe
 from plaudit.train import loop
 
-KINDS = {**ROWS, "nft on adapters": Row(base=toy_recipe, layers=[LORA], learning={})}
+TAUGHT = {**LEARNS, "turns": {"order": [{"train": "shade"}, {"train": "policy"}]}}
+KINDS = {
+    **ROWS,
+    "nft on adapters": Row(base=toy_recipe, layers=[LORA], learning={}),
+    "grpo with a reward that learns": Row(base=toy_recipe, layers=[TAUGHT], learning={}),
+}
 SMALL = {"train": {"micro_batch": 2, "steps": 2}}  # so that there is something to share
 PIECES = {"sampler": {"tile": 3}, "evaluate": {"sampler": {"tile": 2}}}
 

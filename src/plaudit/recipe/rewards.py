@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WrapValidator, model_validator
 
-from plaudit.recipe.base import Fraction, Positive, PositiveFloat, Strict
+from plaudit.recipe.base import Fraction, Optimiser, Positive, PositiveFloat, Strict
 
 
 class Zscore(Strict):
@@ -88,6 +88,15 @@ def _text(type_: Any, validated: Any) -> str:
     return type_ if isinstance(type_, Handed) else validated(type_)
 
 
+class Learning(Optimiser):
+    """How a reward learns from what the generator draws, when it is its turn."""
+
+    lr: PositiveFloat = 1e-4
+    """Learning rate of AdamW."""
+    updates: Positive = 1
+    """Optimiser updates of a step."""
+
+
 class RewardConfig(Strict):
     """One reward: a name of the built-in table, a dotted path `package.module:thing`, or from Python the function or class
     itself, and how it is called."""
@@ -116,6 +125,17 @@ class RewardConfig(Strict):
     """Keep scores on disk, by content."""
     python: str | None = None
     """The interpreter of another environment to run it in."""
+    learn: Learning | None = None
+    """How it learns when it is its turn (`turns`); null = it does not."""
+
+    @model_validator(mode="after")
+    def _learns_here(self) -> RewardConfig:
+        for key in ("cache", "python"):
+            if self.learn is not None and getattr(self, key):
+                raise ValueError(
+                    f"`{key}` of a reward that learns: its scores change as it does, and here; leave {key} out"
+                )
+        return self
 
 
 class Missing(Strict):

@@ -17,6 +17,7 @@ from plaudit.recipe.objectives import DENSITIES, KLS, CustomObjective, Needs, Nf
 from plaudit.recipe.prompts import Prompts, ScenesPrompts
 from plaudit.recipe.rewards import Missing, RewardConfig
 from plaudit.recipe.sampling import AnyEvaluationSampler, AnySampler, EvaluationSampler, Sampler, TokenSampling
+from plaudit.recipe.turns import POLICY, Turns
 
 UP_TO_ONE = ("cps", "ddim_eta")  # kernels whose level is a share
 
@@ -146,6 +147,8 @@ class Recipe(Strict):
     """What of a sample is credited."""
     objective: Objective = NftConfig()
     """How advantages become a loss."""
+    turns: Turns = Turns()
+    """Who learns when, where rewards learn too."""
     train: Train = Train(minutes=5.0)
     """How much is drawn and learned, and when it ends."""
     evaluate: Evaluation = Evaluation()
@@ -165,6 +168,25 @@ class Recipe(Strict):
             raise ValueError(
                 "shaping.normalise: each adds the rewards by their weights, so `combine` and `missing.impute`, which speak of "
                 "the total, would have no effect; leave them out, or use normalise total"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _all_have_turns(self) -> Recipe:
+        learning = [name for name, config in self.rewards.items() if config.learn is not None]
+        turns = self.turns
+        if turns.gate is not None and turns.order:
+            raise ValueError("turns: `order` is a cycle and `gate` decides by scores; give one of the two")
+        if unknown := [name for name in turns.named if name not in (*learning, POLICY)]:
+            there = ", ".join(learning) or "there is none"
+            raise ValueError(f"turns: {unknown[0]!r} does not learn; name {POLICY} or a reward with `learn`: {there}")
+        if idle := [name for name in (*learning, POLICY) if name not in turns.named and (learning or turns.named)]:
+            raise ValueError(
+                f"turns: {idle[0]} is never trained; give it one, such as `order: [{{train: {idle[0]}}}, ...]`"
+            )
+        if learning and self.model.family == "tokens":
+            raise ValueError(
+                f"rewards.{learning[0]}.learn: rewards learn from pictures, and this model writes texts; leave it out"
             )
         return self
 
@@ -199,6 +221,11 @@ def check_needs(recipe: Recipe, needs: Needs) -> None:
         own = recipe.objective
         named = f"objective.class: {own.path}" if isinstance(own, CustomObjective) else f"objective.type: {own.type}"
         raise ValueError(f"{named} does not train models of family {family}; allowed: {', '.join(_fitting(family))}")
+    if recipe.turns.named and needs.feed != "rollouts":
+        raise ValueError(
+            f"turns: rewards learn from what is drawn in a step, and objective {recipe.objective.type} learns from {needs.feed}; "
+            "use one that learns from rollouts, such as grpo or nft"
+        )
     if needs.feed == "rollouts":
         _check_rollouts(recipe, needs)
     else:

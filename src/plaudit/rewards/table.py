@@ -9,6 +9,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "scene_match": "plaudit.rewards.rules.scenes:scene_match",
         "scene_part": "plaudit.rewards.rules.scenes:ScenePart",
         "scene_proxy": "plaudit.rewards.learned.proxy:SceneProxy",
+        "adversarial_proxy": "plaudit.rewards.learned.adversarial:AdversarialProxy",
         "sum_correct": "plaudit.rewards.rules.sums:sum_correct",
         "sum_answer": "plaudit.rewards.rules.sums:sum_answer",
         "sum_format": "plaudit.rewards.rules.sums:sum_format",
@@ -93,6 +94,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "states_answer": "plaudit.rewards.rules.redundancy:states_answer",
     },
     "encoders and likelihoods": {
+        "discriminator": "plaudit.rewards.learned.adversarial:Discriminator",
         "encoder_similarity": "plaudit.rewards.encoders.similarity:EncoderSimilarity",
         "goal_baseline_similarity": "plaudit.rewards.encoders.goal:GoalBaselineSimilarity",
         "directional_similarity": "plaudit.rewards.encoders.direction:DirectionalSimilarity",

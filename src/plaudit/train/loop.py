@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from plaudit import storage
 from plaudit.errors import RunError
+from plaudit.objectives.batch import Batch
 from plaudit.ranks import Ranks, join
 from plaudit.recipe.load import Source, as_recipe
 from plaudit.recipe.rewards import HANDED
 from plaudit.recipe.schema import Recipe
+from plaudit.recipe.turns import POLICY
 from plaudit.rewards.suite import Suite
 from plaudit.runs.display import Display, Metrics
 from plaudit.runs.folder import RunFolder
@@ -35,6 +38,7 @@ from plaudit.train.learn import learn
 from plaudit.train.reading import read_batch
 from plaudit.train.run import RunResult, Stepped, run
 from plaudit.train.setup import Setup, prepare
+from plaudit.train.turns import teach, whose_turn
 from plaudit.version import __version__
 
 
@@ -141,25 +145,24 @@ def _balance(setup: Setup, folder: RunFolder, display: Display) -> Balanced:
 
 
 def _step(setup: Setup, progress: Progress) -> Stepped:
-    recipe, policy, objective = setup.recipe, setup.policy, setup.objective
+    recipe, objective = setup.recipe, setup.objective
     step, started = progress.step, time.perf_counter()
     rollout = collect(setup, step=step, version=progress.updates) if objective.needs.feed == "rollouts" else None
     batch = rollout.batch if rollout else read_batch(setup, step)
     learning = time.perf_counter()
-    learned = learn(recipe, policy, objective, batch, step, setup.ranks)
-    for name, decay in objective.snapshots.items():
-        if decay is not None:
-            policy.blend(name, decay((step + 1) * recipe.train.updates_per_step))
-    if recipe.train.ema > 0:
-        policy.blend("ema", min(recipe.train.ema, (1 + step) / (10 + step)))
+    turn = whose_turn(setup, rollout, step)
+    if rollout is None or turn.who == POLICY:
+        learned = _learned(setup, batch, progress)
+    else:
+        learned = teach(setup, turn.who, rollout, step)
     ended = time.perf_counter()
     progress.step += 1
-    progress.updates += recipe.train.updates_per_step
     drawn = len(batch) if objective.needs.feed == "prompts" else 0
     progress.network_calls += rollout.network_calls if rollout else batch.samples.network_calls
     progress.reward_calls += rollout.reward_calls if rollout else drawn * len(setup.rewards.rewards)
     progress.training_seconds += ended - started
     metrics = {**(_rollout_metrics(rollout) if rollout else {}), **learned, "lr": recipe.train.lr}
+    metrics |= {**turn.metrics, **{f"turns/{name}": float(name == turn.who) for name in setup.learners}}
     for reward in setup.rewards.rewards:
         metrics |= {f"rewards/{reward.name}/{key}": value for key, value in reward.caller.meter.take_metrics().items()}
     metrics |= {"network_calls": progress.network_calls, "reward_calls": progress.reward_calls}
@@ -171,6 +174,19 @@ def _step(setup: Setup, progress: Progress) -> Stepped:
         **_reward_costs(setup.rewards),
     }
     return Stepped(metrics=metrics, timing=timing)
+
+
+def _learned(setup: Setup, batch: Batch, progress: Progress) -> dict[str, float | None]:
+    """The generator's updates from one batch, and its snapshots after them."""
+    recipe, policy, step = setup.recipe, setup.policy, progress.step
+    metrics = learn(recipe, policy, setup.objective, batch, step, setup.ranks)
+    progress.updates += recipe.train.updates_per_step
+    for name, decay in setup.objective.snapshots.items():
+        if decay is not None:
+            policy.blend(name, decay(progress.updates))
+    if recipe.train.ema > 0:
+        policy.blend("ema", min(recipe.train.ema, (1 + step) / (10 + step)))
+    return metrics
 
 
 def _rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
@@ -234,6 +250,9 @@ def _keep(
     with setup.policy.using(setup.result), storage.explain_write_errors(folder.root / "final"):
         (folder.root / "final").mkdir(exist_ok=True)
         setup.policy.model.save(folder.root / "final")
+    for name, learner in setup.learners.items():
+        (folder.root / "rewards").mkdir(exist_ok=True)
+        save_file(learner.network.state_dict(), folder.root / "rewards" / f"{name}.safetensors")
     if not any((folder.root / "final").iterdir()):
         raise RunError(
             f"{folder.root}: {type(setup.policy.model).__name__}.save wrote nothing into the folder that it was given; the "

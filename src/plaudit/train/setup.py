@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import nn
 
 from plaudit.data.sources import PromptSource, load_prompts
 from plaudit.errors import RecipeError
@@ -15,7 +17,7 @@ from plaudit.models.lora import add_lora
 from plaudit.objectives.base import Objective
 from plaudit.objectives.table import make_objective
 from plaudit.ranks import ALONE, Ranks
-from plaudit.recipe.rewards import EVALUATION
+from plaudit.recipe.rewards import EVALUATION, Learning
 from plaudit.recipe.sampling import Sampler
 from plaudit.recipe.schema import Recipe
 from plaudit.rewards.calling.cache import default_folder
@@ -28,7 +30,7 @@ from plaudit.sandbox import demand
 from plaudit.train.checkpoint import State
 from plaudit.train.curriculum import Curriculum
 from plaudit.train.rows import check_rows
-from plaudit.train.trainable import Policy
+from plaudit.train.trainable import Policy, Trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class Setup:
     rewards: Suite
     truth: Reward
     objective: Objective
+    learners: Mapping[str, Trainable] = field(default_factory=dict)
     ranks: Ranks = ALONE
     curriculum: Curriculum = field(default_factory=Curriculum)
 
@@ -71,11 +74,17 @@ class Setup:
         }
         own = {"snapshots": list(self.policy.snapshots), "result": self.result}
         meta = {"rewards": rewards, "curriculum": self.curriculum.state(), "levels": self.levels()}
-        return State(tensors=self.policy.state(), meta=own | meta)
+        learned = {
+            f"{name}:{key}": tensor for name, one in self.learners.items() for key, tensor in one.state().items()
+        }
+        return State(tensors=self.policy.state() | learned, meta=own | meta)
 
     def load_state(self, state: State) -> None:
         meta = state.meta
         self.policy.load_state(state.tensors)
+        for name, learner in self.learners.items():
+            own = {key.removeprefix(f"{name}:"): t for key, t in state.tensors.items() if key.startswith(f"{name}:")}
+            learner.load_state(own)
         self.rewards.load_calibration(meta["rewards"]["calibration"])
         self.rewards.load_state(meta["rewards"]["memory"])
         for reward in self.rewards.rewards:
@@ -111,6 +120,25 @@ def parts_of(recipe: Recipe) -> Parts:
     return Parts(prompts=prompts, rewards=rewards, truth=truth, objective=objective)
 
 
+def learner_of(reward: Reward, learning: Learning) -> Trainable:
+    """The network of a reward that learns."""
+    function = reward.caller.function
+    network = getattr(function, "network", None)
+    if not isinstance(network, nn.Module) or not all(
+        hasattr(function, name) for name in ("references", "losses", "lead")
+    ):
+        kind = reward.config.type if reward.config else function
+        raise RecipeError(
+            f"rewards.{reward.name}.learn: {kind} has no `network` with `references`, `losses` and `lead`: it cannot learn; use "
+            "discriminator, adversarial_proxy or a class of your own (docs/objectives.md), or leave it out"
+        )
+    trainable = Trainable(network)
+    if not trainable.trainable:
+        raise RecipeError(f"rewards.{reward.name}.learn: nothing of its network is trainable; leave it out")
+    trainable.optimise(learning)
+    return trainable
+
+
 def prepare(recipe: Recipe, ranks: Ranks = ALONE) -> Setup:
     if recipe.run.sandbox:
         demand(recipe.run.sandbox)
@@ -126,6 +154,11 @@ def prepare(recipe: Recipe, ranks: Ranks = ALONE) -> Setup:
     for reward in (*parts.rewards.rewards, parts.truth):
         reward.caller.bind(policy, recipe.sampler)
     policy.optimise(recipe.train)
+    learners = {
+        reward.name: learner_of(reward, reward.config.learn)
+        for reward in parts.rewards.rewards
+        if reward.config is not None and reward.config.learn is not None
+    }
     for name in (*parts.objective.snapshots, *(["ema"] if recipe.train.ema > 0 else [])):
         policy.take(name)
     return Setup(
@@ -136,5 +169,6 @@ def prepare(recipe: Recipe, ranks: Ranks = ALONE) -> Setup:
         rewards=parts.rewards,
         truth=parts.truth,
         objective=parts.objective,
+        learners=learners,
         ranks=ranks,
     )

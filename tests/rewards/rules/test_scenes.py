@@ -18,7 +18,10 @@ from plaudit.rewards.pinned.media import make
 from plaudit.rewards.rules.scenes import ScenePart, scene_exact, scene_graded, scene_match
 
 
-@pytest.mark.parametrize("name", ("scene_exact", "scene_graded", "scene_match", "scene_part", "scene_proxy"))
+@pytest.mark.parametrize(
+    "name",
+    ("scene_exact", "scene_graded", "scene_match", "scene_part", "scene_proxy", "adversarial_proxy", "discriminator"),
+)
 def test_it_ships(name: str) -> None:
     ships(name)
 
