@@ -1105,7 +1105,7 @@ MUTATIONS = [
     Mutation(
         "a marker is enough",
         "storage.py",
-        "return sums == {name: _checksum(folder / name) for name in (TENSORS, META)}",
+        "return bool(sums == {name: _checksum(folder / name) for name in (TENSORS, META)})",
         "return bool(sums)",
         RESUME,
     ),
