@@ -957,7 +957,7 @@ MUTATIONS = [
         CALL,
     ),
     # --- cache, scales, suite
-    Mutation("errors are kept", "rewards/calling/cache.py", "if score.status in KEPT]", "]", CACHE),
+    Mutation("errors are kept", "rewards/calling/cache.py", " if score.status in self.kept", "", CACHE),
     Mutation(
         "a full cache ends the run",
         "rewards/calling/cache.py",
@@ -1112,7 +1112,7 @@ MUTATIONS = [
     Mutation(
         "a marker is enough",
         "storage.py",
-        "return sums == {name: _checksum(folder / name) for name in (TENSORS, META)}",
+        "return bool(sums == {name: _checksum(folder / name) for name in (TENSORS, META)})",
         "return bool(sums)",
         RESUME,
     ),

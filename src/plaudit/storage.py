@@ -89,7 +89,7 @@ def is_complete(folder: Path) -> bool:
         if not all((folder / name).is_file() for name in (TENSORS, META, MARKER)):
             return False  # absent, or a folder, a pipe, links in a ring
         sums = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        return sums == {name: _checksum(folder / name) for name in (TENSORS, META)}
+        return bool(sums == {name: _checksum(folder / name) for name in (TENSORS, META)})
     except (FileNotFoundError, ValueError, RecursionError):  # removed just now, or a marker that is no JSON
         return False
     except OSError as error:  # it may well be complete, so no older one is taken for it, and it is not pruned

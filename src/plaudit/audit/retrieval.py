@@ -149,4 +149,4 @@ def consensus(masks: ArrayLike) -> NDArray[np.bool_]:
     masks_KHW = np.asarray(masks, dtype=bool)
     if masks_KHW.ndim != 3 or not len(masks_KHW):
         raise DataError(f"masks have shape {list(masks_KHW.shape)}; give [annotators, H, W]")
-    return masks_KHW.sum(0) * 2 > len(masks_KHW)
+    return np.asarray(masks_KHW.sum(0) * 2 > len(masks_KHW))

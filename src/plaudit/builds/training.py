@@ -43,7 +43,7 @@ def rate(plan: Plan, steps: int, step: int) -> float:
 
 def make_optimizers(network: nn.Module, plan: Plan) -> dict[str, torch.optim.Optimizer]:
     """Muon for the matrices of the trunk where the plan asks for it, AdamW for the rest."""
-    matrices, rest = [], []
+    matrices, rest = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in network.named_parameters():
         of_trunk = any(trunk in name for trunk in TRUNKS) and parameter.ndim == 2 and name.endswith("weight")
         (matrices if plan.muon_lr and of_trunk else rest).append(parameter)

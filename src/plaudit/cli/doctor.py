@@ -10,7 +10,7 @@ import typer
 from plaudit.cli.command import FAILED_CHECK, Recipes, aligned, load_recipe
 
 if TYPE_CHECKING:
-    from plaudit.train.doctor.doctor import Check
+    from plaudit.train.doctor.checks import Check
 
 VERDICTS = {True: "ok", False: "FAILED", None: "n/a"}
 

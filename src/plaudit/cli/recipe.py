@@ -37,8 +37,8 @@ def run(
     elif markdown:
         text = reference.markdown()
     else:
-        text = _explained(recipes[0]) if recipes and len(recipes) == 1 and not context.meta[OVERRIDES] else None
-        text = text or dump(load_recipe(context, recipes))
+        explained = _explained(recipes[0]) if recipes and len(recipes) == 1 and not context.meta[OVERRIDES] else None
+        text = explained or dump(load_recipe(context, recipes))
     typer.echo(text.rstrip("\n"))
 
 

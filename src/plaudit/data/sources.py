@@ -114,7 +114,7 @@ def preferred(path: str, layout: str | None, key: str, seed: int = 0) -> list[Pr
     found = []
     for record in read_preferences(Path(path), layout, seed=seed, key=key):
         for better, worse in record.pairs():
-            said = {"chosen": record.outputs[better], "rejected": record.outputs[worse]}
+            said: dict[str, Any] = {"chosen": record.outputs[better], "rejected": record.outputs[worse]}
             if record.scores is not None:
                 said |= {"scores": (record.scores[better], record.scores[worse])}
             if record.margin is not None:

@@ -16,7 +16,7 @@ from plaudit.rewards.calling.handing import OUTPUT_NAMES
 from plaudit.rewards.compose.table import OPERATORS
 from plaudit.rewards.table import BUILT_IN, SECTIONS
 
-GIVEN = ("self", "prompts", *OUTPUT_NAMES, "ids", "group", "step", "facts", "inputs", "request")
+GIVEN = ("self", "prompts", *OUTPUT_NAMES, "ids", "group", "step", "facts", "inputs", "request", "log_metric")
 
 
 @dataclass(frozen=True, kw_only=True)

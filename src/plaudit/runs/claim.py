@@ -19,10 +19,11 @@ from plaudit.recipe.schema import Recipe
 from plaudit.runs.folder import FORMAT, OthersFolder, RunFolder
 from plaudit.version import __version__
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:  # Windows has none; there two processes can still write into one folder
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 LOCK = ".lock"
 EARLY = (

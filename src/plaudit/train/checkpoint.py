@@ -40,8 +40,11 @@ class State:
 class Kept(Protocol):
     """What can be taken up again."""
 
-    recipe: Recipe
-    ranks: Ranks
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def ranks(self) -> Ranks: ...
 
     def state(self) -> State: ...
 

@@ -134,9 +134,7 @@ def _balance(setup: Setup, folder: RunFolder, display: Display) -> Balanced:
     """The noise of the steps, where the recipe wants it found; kept with the run."""
     if not setup.balances:
         return Balanced()
-    display.say(
-        f"finding the noise of {setup.recipe.sampler.steps - 1} steps that leaves each as likely to gain as to lose"
-    )
+    display.say("finding the noise that leaves each step as likely to gain as to lose")
     balanced = balance_noise(setup)
     levels = setup.levels()
     folder.write_json("noise.json", {"levels": levels, "rose": balanced.rose, "fell": balanced.fell})
@@ -232,7 +230,7 @@ def _diversity(outputs: Outputs, group: Tensor) -> float:
     size = int((group == group[0]).sum())
     if isinstance(outputs, Tensor):
         members = outputs.flatten(1).unflatten(0, (-1, size))
-        return 2 * members.var(dim=1).mean().item()
+        return 2 * float(members.var(dim=1).mean())
     groups = [Counter(outputs[i : i + size]) for i in range(0, len(outputs), size)]
     pairs = size * (size - 1)
     return sum(1 - sum(n * (n - 1) for n in same.values()) / pairs for same in groups) / len(groups)

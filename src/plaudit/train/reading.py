@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def read_batch(setup: Setup, step: int) -> Batch:
 def _pairs(setup: Setup, prompts: Sequence[Prompt]) -> Samples:
     scores = [prompt.inputs.get("scores") for prompt in prompts]
     margins = [prompt.inputs.get("margin") for prompt in prompts]
-    said = {
+    said: dict[str, Any] = {
         "scores": None if None in scores else torch.tensor(scores, dtype=torch.float64),
         "margin": None if None in margins else torch.tensor(margins, dtype=torch.float64),
     }

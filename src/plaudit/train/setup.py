@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,7 +56,10 @@ class Setup:
 
     def alone(self) -> Setup:
         """The same for one rank by itself, which may then do what the others do not."""
-        return replace(self, ranks=ALONE, drawer=replace(self.drawer, ranks=ALONE)) if self.ranks.count > 1 else self
+        if self.ranks.count == 1:
+            return self
+        drawer: Any = self.drawer  # a dataclass, whichever family it draws
+        return replace(self, ranks=ALONE, drawer=replace(drawer, ranks=ALONE))
 
     @property
     def balances(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,4 +108,4 @@ class Policy(Trainable):
 
     def __init__(self, model: Generator) -> None:
         super().__init__(model.network)
-        self.model = model
+        self.model: Any = model  # of which family it is, its drawer knows

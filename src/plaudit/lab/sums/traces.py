@@ -81,7 +81,7 @@ def parts(operand: int) -> list[int]:
 
 def walk(operands: Sequence[int], mistake: Mistake, *, split: bool) -> list[Move]:
     """The calculation from left to right, by parts of operands or by whole operands."""
-    total, moves = operands[0], []
+    total, moves = operands[0], list[Move]()
     for operand in operands[1:]:
         pieces = parts(operand) if split else [operand]
         for i, part in enumerate(pieces):

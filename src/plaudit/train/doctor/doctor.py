@@ -147,7 +147,7 @@ def batch_size(patient: Patient) -> Check:
     together = patient.piece.samples
     if isinstance(together, Completions):
         rows = together.rows()
-        deviation = sum(
+        deviation: float = sum(
             row != one.rows()[0] for row, one in zip(rows, alone, strict=False) if isinstance(one, Completions)
         )
     else:
@@ -166,10 +166,10 @@ def mismatch(patient: Patient) -> Check:
         return not_applicable(name, "one prompt only")
     count = len(patient.prompts)
     others = [patient.prompts[(i + 4) % count] for i in range(count)]
-    own, others = patient.scored().total, patient.scored(others).total
-    if own.isnan().all() or others.isnan().all():
+    own, other = patient.scored().total, patient.scored(others).total
+    if own.isnan().all() or other.isnan().all():
         return not_applicable(name, NO_SCORES)
-    straight, crossed = own.nanmean().item(), others.nanmean().item()
+    straight, crossed = own.nanmean().item(), other.nanmean().item()
     if straight == crossed:
         return not_applicable(
             name, f"both {straight:.3f}: the reward does not read the prompt, or the model solves none"

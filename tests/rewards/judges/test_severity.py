@@ -9,8 +9,7 @@ from tests.rewards.ships import ships
 from plaudit.data.prompt import Prompt
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.calling.call import call_reward
-from plaudit.rewards.judges.severity import VisualDifferences, find_json, parse_errors, severity_score
-from plaudit.rewards.pinned.media import make
+from plaudit.rewards.judges.severity import VisualDifferences, parse_severities, severity_score
 
 
 def test_ships() -> None:
@@ -29,13 +28,15 @@ TWO = '{"category": "data", "severity": 2}'
     "text, severities",
     [
         (f'{{"errors": [{TWO}]}}', [2]),
-        (f'Here you go:\n```json\n{{"errors": [{TWO}, {TWO},]}}\n```\nI hope it helps {{}}.', [2, 2]),
+        (f'Here you go:\n```json\n{{"errors": [{TWO}, {TWO},]}}\n```\n', [2, 2]),
+        (f'Here you go:\n{{"errors": [{TWO}]}}', [2]),
         ("{'errors': [{'category': 'text', 'severity': '3', 'description': 'a brace'}]}", [3]),
         ('{"errors": [{"severity": 1, "description": "a } brace and a \\" quote"}]}', [1]),
         ('{"errors": []}', []),
         (f'<think>{{"errors": [{TWO}]}} no, wait</think>{{"errors": []}}', []),
-        (f'{{"errors": []}} or rather {{"errors": [{TWO}]}}', [2]),
-        ('{"result": {"errors": [{"severity": 1}]}}', [1]),
+        (f'{{"errors": []}} or rather {{"errors": [{TWO}]}}', None),
+        ('{"result": {"errors": [{"severity": 1}]}}', None),
+        ('{"errors": [{"severity": true}]}', None),
         ("no errors", None),
         ("", None),
         ('{"errors": [{"severity": 1}', None),
@@ -48,13 +49,7 @@ TWO = '{"category": "data", "severity": 2}'
     ],
 )
 def test_parsing_is_tolerant_of_form_and_strict_of_content(text: str, severities: list[int] | None) -> None:
-    errors = parse_errors(text)
-    assert (errors if errors is None else [error.severity for error in errors]) == severities
-
-
-def test_json_in_hostile_text_ends_quickly() -> None:
-    assert find_json("{" * 2000, "errors") is None
-    assert find_json('{"a": ' * 300 + "}" * 300, "errors") is None
+    assert parse_severities(text) == severities
 
 
 def judged(answer: str, picture: torch.Tensor) -> Score:
@@ -68,17 +63,3 @@ def test_an_unreadable_judge_is_missing_and_an_empty_page_worthless() -> None:
     assert judged("I see three errors.", grey).status is Status.PARSE_FAILED
     assert judged(json.dumps({"errors": [{"severity": 3}] * 10}), grey).value == pytest.approx(1.4)
     assert judged('{"errors": []}', torch.ones(3, 8, 8)).value == 0
-
-
-def test_the_lab_judge_is_given_the_target_first() -> None:
-    """Swapped arguments would call a lost object a surplus one."""
-    seen = []
-
-    def judge(target: torch.Tensor, picture: torch.Tensor, prompt: str) -> str:
-        seen.append((target.mean().item(), picture.mean().item(), prompt))
-        return '{"errors": []}'
-
-    target, picture = make({"shade": [0, 0, 0]}), make({"shade": [0.5, 0.5, 0.5]})
-    prompts = [Prompt(id="p", text="draw", inputs={"target": target})]
-    call_reward("v", VisualDifferences(judge), prompts, picture[None])
-    assert seen == [(0.0, 0.5, "draw")]

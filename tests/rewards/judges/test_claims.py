@@ -130,14 +130,16 @@ def test_a_comparison_is_read() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "A is better.", BLOCK, f"{WINNER[:-3]}Both", f"{WINNER}\n{BLOCK}", f"[SUMMARY]\nx\n{WINNER}",
+        "", "A is better.", BLOCK, f"{WINNER} or A\n", f"{WINNER}\nA",
+        f"{BLOCK}\n{BLOCK}\n{WINNER}", BLOCK.replace("1]", "2]") + WINNER, f"{WINNER[:-3]}Both",
+        f"{WINNER}\n{BLOCK}", f"[SUMMARY]\nx\n{WINNER}",
         BLOCK.replace("Both wrong", "A or B") + WINNER, BLOCK.replace("ERROR_TYPE: style_error\n", "") + WINNER,
     ],
 )  # fmt: skip
 def test_an_unreadable_judge_is_missing_not_perfect(text: str) -> None:
     """The released parser reads no block in an empty answer, and no difference is the best reward."""
     assert parse_comparison(text) is None
-    reward = ClaimDifference(judge=lambda *asked: text)
+    reward = ClaimDifference(judge=lambda: text)
     prompts = [Prompt(id="p", text="", facts={"reference": "a"})]
     assert call_reward("c", reward, prompts, ["a"])[0].status is Status.PARSE_FAILED
 
@@ -152,7 +154,7 @@ def test_verifications() -> None:
     ]
     text = "".join(block.format(i, *row) for i, row in enumerate(rows, 1))
     assert parse_verifications(text) == ["false", "verified", "ambiguous", "missing"]
-    reward = ClaimVerification(judge=lambda *asked: text)
+    reward = ClaimVerification(judge=lambda: text)
     prompts = [Prompt(id="p", text="", facts={"reference": "a"})]
     assert call_reward("c", reward, prompts, ["a"])[0].value == pytest.approx(1 - 2 / 4)
     assert parse_verifications("[NO_DIFFERENCES]") == []
@@ -176,7 +178,8 @@ def assessed(words: int, **changes: object) -> Score | None:
         "fluency": 0.5,
         "coherence": 0.6,
     } | changes
-    return CaptionBalance(judge=assess_caption).score(json.dumps(answer), "w " * words, "r " * 10)
+    fields = {"output": "w " * words, "reference": "r " * 10}
+    return CaptionBalance(judge=assess_caption).score(json.dumps(answer), fields)
 
 
 def test_the_three_parts_and_their_harmonic_mean() -> None:
@@ -232,7 +235,7 @@ def test_a_true_claim_that_the_reference_lacks_is_no_error() -> None:
         "objects": [{"count": 1, "color": "red", "shape": "circle"}, {"count": 2, "color": "blue", "shape": "square"}]
     }
     said, anchor = "a red circle and two blue squares", "a red circle"
-    found = parse_comparison(compare_claims("", said, anchor, facts))
+    found = parse_comparison(compare_claims(said, anchor, facts))
     assert found is not None and found.winner == "a"
     assert [(one.severity_a, one.severity_b, one.judgment) for one in found.differences] == [(0, 2, "a")]
-    assert parse_verifications(verify_claims("", said, anchor, facts)) == ["verified"]
+    assert parse_verifications(verify_claims(said, anchor, facts)) == ["verified"]
