@@ -80,7 +80,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 JsonType = Literal["string", "integer", "number", "boolean", "array", "object"]
-JSON_TYPES: Mapping[JsonType, tuple[type, ...]] = {
+JSON_TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
     "number": (int, float),

@@ -39,7 +39,7 @@ from plaudit.rewards.rules.rendering import (
 )
 
 Field = Literal["data", "type", "layout", "text", "colors"]
-FIELDS: tuple[Field, ...] = get_args(Field)
+FIELDS: tuple[str, ...] = get_args(Field)
 Stage = tuple[NotNegative, NotNegative, NotNegative]
 STAGES: tuple[Stage, Stage] = (
     (0.8, 0.0, 0.2),

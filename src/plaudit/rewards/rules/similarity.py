@@ -211,11 +211,11 @@ def frnr_fusion(full: Mapping[str, Tensor], none: Mapping[str, Tensor], group: S
 
 WithReference = Literal["psnr", "ssim"]
 WithoutReference = Literal["sharpness", "contrast", "saturation", "grey_entropy"]
-FULL_REFERENCE: Mapping[WithReference, Compare] = {
+FULL_REFERENCE: Mapping[str, Compare] = {
     "psnr": lambda x, y: psnr_db(x, y, 60),
     "ssim": lambda x, y: ssim_map(x, y).mean(dim=(1, 2, 3)),
 }
-NO_REFERENCE: Mapping[WithoutReference, Callable[..., Tensor]] = {
+NO_REFERENCE: Mapping[str, Callable[..., Tensor]] = {
     "sharpness": sharpness,
     "contrast": contrast,
     "saturation": saturation,
@@ -239,7 +239,8 @@ class RestorationQuality:
         full: Annotated[Sequence[WithReference], Field(min_length=1)] = ("psnr", "ssim"),
         none: Annotated[Sequence[WithoutReference], Field(min_length=1)] = ("sharpness", "contrast"),
     ) -> None:
-        self.full, self.none = tuple(full), tuple(none)
+        self.full: Sequence[str] = full
+        self.none: Sequence[str] = none
 
     def __call__(
         self, prompts: Sequence[str], outputs: Sequence[Tensor] | Tensor, reference: References, group: Sequence[int]
