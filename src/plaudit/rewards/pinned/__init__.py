@@ -53,7 +53,9 @@ class Verified:
 def load_pinned(name: str) -> Pinned:
     content = _of_module(BUILT_IN[name].partition(":")[0].removeprefix("plaudit.rewards.")).get(name)
     if content is None:
-        raise RewardError(f"reward {name!r} has no pinned scores; pin eight in the file of its module in rewards/pinned")
+        raise RewardError(
+            f"reward {name!r} has no pinned scores; pin eight in the file of its module in rewards/pinned"
+        )
     cases = content["cases"]
     outputs = [make(case["output"]) for case in cases]
     group = [case["group"] for case in cases] if "group" in cases[0] else None
