@@ -957,7 +957,7 @@ MUTATIONS = [
         CALL,
     ),
     # --- cache, scales, suite
-    Mutation("errors are kept", "rewards/calling/cache.py", "if score.status in KEPT]", "]", CACHE),
+    Mutation("errors are kept", "rewards/calling/cache.py", " if score.status in self.kept", "", CACHE),
     Mutation(
         "a full cache ends the run",
         "rewards/calling/cache.py",
@@ -1002,6 +1002,13 @@ MUTATIONS = [
         "while self.size() > self.max_bytes:",
         "while False:",
         CACHE,
+    ),
+    Mutation(
+        "options of rewards are not checked",
+        "rewards/options.py",
+        "return adapter.validate_python(value)",
+        "return value",
+        "tests/rewards/test_options.py",
     ),
     Mutation(
         "company is ignored by the cache",

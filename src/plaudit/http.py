@@ -162,8 +162,15 @@ class Client:
         self.pool.close()
 
 
-def persistently(ask: Callable[[], Reply], deadline: float, retries: int, backoff_s: float) -> Reply:
-    """The answer, after as many repeats as it takes within the bounds; on the last one whatever came.
+def persistently(
+    ask: Callable[[], Reply],
+    deadline: float,
+    retries: int,
+    backoff_s: float,
+    granted: Callable[[], bool] = lambda: True,
+) -> Reply:
+    """The answer, after as many repeats as it takes within the bounds; on the last one whatever came. `granted` takes a repeat
+    out of a budget that many share.
 
     Before a repeat it waits `backoff_s`, twice that, and so on, or as long as the service asks for. What was answered is not
     asked again, unless the answer says that it should be.
@@ -174,11 +181,11 @@ def persistently(ask: Callable[[], Reply], deadline: float, retries: int, backof
         try:
             reply = ask()
         except Failed as failed:
-            if failed.late or over(pause):
+            if failed.late or over(pause) or not granted():
                 raise Failed(str(failed), late=failed.late, attempts=attempt + 1) from None
         else:
             pause = max(pause, _asked_pause(reply))
-            if reply.status not in AGAIN or over(pause):
+            if reply.status not in AGAIN or over(pause) or not granted():
                 return reply
         time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")

@@ -74,9 +74,6 @@ SECTIONS: dict[str, dict[str, str]] = {
         "boxed_format": "plaudit.rewards.rules.formats:boxed_format",
         "reasoning_gym": "plaudit.rewards.rules.puzzles:reasoning_gym",
         "reasoning_phrases": "plaudit.rewards.rules.reasoning:reasoning_phrases",
-        "reasoning_calibrated": "plaudit.rewards.rules.reasoning:ReasoningCalibrated",
-        "flipped_by_group": "plaudit.rewards.rules.reasoning:FlippedByGroup",
-        "flipped_by_sample": "plaudit.rewards.rules.reasoning:FlippedBySample",
         "route_credit": "plaudit.rewards.rules.routes:route_credit",
         "claim_difference": "plaudit.rewards.judges.claims:ClaimDifference",
         "claim_verification": "plaudit.rewards.judges.claims:ClaimVerification",
@@ -116,8 +113,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "caption_likelihood": "plaudit.rewards.likelihood.frozen:CaptionLikelihood",
     },
     "novelty": {
-        "novelty": "plaudit.rewards.novelty:Novelty",
-        "text_novelty": "plaudit.rewards.novelty:TextNovelty",
+        "novelty": "plaudit.rewards.novelty.reward:Novelty",
+        "text_novelty": "plaudit.rewards.novelty.reward:TextNovelty",
     },
     "signals": {
         "si_sdr": "plaudit.rewards.rules.signals:SiSdr",

@@ -74,8 +74,11 @@ def source_of(function: RewardFunction, who: str) -> str:
 class ScoreCache:
     """Scores by key, in `folder/scores.sqlite`, of at most `max_mb` on disk."""
 
+    file = "scores.sqlite"
+    kept: tuple[Status, ...] = KEPT
+
     def __init__(self, folder: Path | None = None, max_mb: float = MAX_MB) -> None:
-        self.path = (folder or default_folder()) / "scores.sqlite"
+        self.path = (folder or default_folder()) / self.file
         self.max_bytes = int(max_mb * 2**20)
         self.local, self.lock = threading.local(), threading.Lock()
         self.failures = 0  # how often it could not be used
@@ -143,7 +146,7 @@ class ScoreCache:
                     with suppress(
                         AttributeError, KeyError, TypeError, ValueError
                     ):  # a damaged row is no score, and written anew
-                        found[key] = _from_row(key, text)
+                        found[key] = self.from_text(_from_row(key, text))
                         if not isinstance(used, float) or not 0 <= now - used <= FRESH_S:
                             stale.append((now, key))
         if stale:
@@ -153,11 +156,19 @@ class ScoreCache:
 
     def keep(self, scores: Mapping[bytes, Score]) -> None:
         now = time.time()
-        rows = [(key, _row(key, score), now) for key, score in scores.items() if score.status in KEPT]
+        rows = [
+            (key, _row(key, self.to_text(score)), now) for key, score in scores.items() if score.status in self.kept
+        ]
         if rows:
             with self._spared():
                 self._write("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", rows)
                 self._bound()
+
+    def to_text(self, score: Score) -> str:
+        return _to_text(score)
+
+    def from_text(self, text: str) -> Score:
+        return _from_text(text)
 
     def _write(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         database = self._database()
@@ -192,17 +203,16 @@ def _digest(key: bytes, text: str) -> str:
     return hashlib.blake2b(key + text.encode("utf-8", "surrogatepass"), digest_size=DIGEST // 2).hexdigest()
 
 
-def _row(key: bytes, score: Score) -> str:
+def _row(key: bytes, text: str) -> str:
     """A score as text behind a digest of it and its key: disks flip bits."""
-    text = _to_text(score)
     return _digest(key, text) + text
 
 
-def _from_row(key: bytes, row: str) -> Score:
+def _from_row(key: bytes, row: str) -> str:
     text = row[DIGEST:]
     if row[:DIGEST] != _digest(key, text):
         raise ValueError("not what was kept under this key")
-    return _from_text(text)
+    return text
 
 
 def _to_text(score: Score) -> str:

@@ -1,7 +1,7 @@
 """Captions judged claim by claim: differences to a reference, and precision, coverage and language.
 
-The judge is a callable or its dotted path. `judge(prompt, output, reference, facts)` returns a text that is read here; one
-that cannot be read is missing. `plaudit.rewards.judges.lab` has exact judges for the lab.
+An answer that cannot be read is missing. `plaudit.rewards.judges.lab` has exact judges for the lab, functions of `output`,
+`reference` and `facts`. The released prompts were not at hand: the templates are ours, in the words of the released parsers.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from typing import Any
 
 from plaudit.errors import RewardError
 from plaudit.rewards.base import Card, Score, Status, missing
-from plaudit.rewards.judges.severity import Judge, as_judge, find_json
+from plaudit.rewards.judges.ask import Question
+from plaudit.rewards.judges.judged import Judged, LogMetric
+from plaudit.rewards.judges.read import between, claims, find_json
 
 # --- what the judge of differences says ------------------------------------------------------------------------------
 
 JUDGMENTS = ("a", "b", "both_wrong", "both_supported")
 WINNERS = ("a", "b", "tie")
+HEADING = re.compile(r"\[(?:DIFFERENCE|OVERALL_WINNER|NO_DIFFERENCES)")
 SEVERITY_WEIGHT: Mapping[int, float] = {1: 1.0, 2: 1.25, 3: 1.6}
 SEVERITY_WORDS = (
     (3, ("hallucination", "mismatch", "incorrect", "wrong", "nonexistent", "fabricated", "overreach")),
@@ -52,7 +55,7 @@ def parse_comparison(text: str) -> Comparison | None:
     blocks = _blocks(text)
     if blocks is None or not blocks or blocks[-1].title != "OVERALL_WINNER":
         return None
-    winner = blocks[-1].lines[0].strip().lower() if blocks[-1].lines else ""
+    winner = blocks[-1].lines[0].strip().lower() if len(blocks[-1].lines) == 1 else ""
     differences = [_difference(block.lines) for block in blocks[:-1]]
     if winner not in WINNERS or None in differences:
         return None
@@ -66,27 +69,38 @@ class _Block:
 
 
 def _blocks(text: str) -> list[_Block] | None:
-    """Text by its headings; None where a heading is none of the schema's."""
+    """Text by its headings; None where a heading is none of the schema's or stands within a line, or differences are not
+    numbered one by one: a caption that is quoted may have headings of its own."""
     spoken = text.rpartition("</think>")[2]
     parts = re.split(r"^[^\S\n]*+\[([A-Z_]++(?:\s++\d++)?)\][ \t]*+$", spoken, flags=re.MULTILINE)
     blocks = [
         _Block(title=title, lines=tuple(line for line in body.splitlines() if line.strip()))
         for title, body in zip(parts[1::2], parts[2::2], strict=True)
     ]
-    known = re.compile(r"DIFFERENCE\s+\d+|OVERALL_WINNER|NO_DIFFERENCES")
-    return blocks if all(known.fullmatch(block.title) for block in blocks) else None
+    numbered = [block.title for block in blocks if block.title not in ("OVERALL_WINNER", "NO_DIFFERENCES")]
+    expected = [f"DIFFERENCE {i}" for i in range(1, len(numbered) + 1)]
+    alone = len(HEADING.findall(spoken)) == len(blocks)
+    return blocks if alone and [" ".join(title.split()) for title in numbered] == expected else None
 
 
-def _difference(lines: Sequence[str]) -> Difference | None:
-    """A block's fields; those after `CAPTION_A_ERROR:` are the actor's, those after `CAPTION_B_ERROR:` the other's."""
+def _fields(lines: Sequence[str]) -> dict[str, str] | None:
+    """A block's fields; those after `CAPTION_A_ERROR:` are the actor's, those after `CAPTION_B_ERROR:` the other's. None where a
+    line is no field, or one comes twice."""
     fields: dict[str, str] = {}
     side = ""
     for line in lines:
         name, colon, value = line.strip().partition(":")
         if name in ("CAPTION_A_ERROR", "CAPTION_B_ERROR"):
             side = name[8].lower() + "."
-        elif colon:
+        elif not colon or side + name in fields:
+            return None
+        else:
             fields[side + name] = value.strip()
+    return fields
+
+
+def _difference(lines: Sequence[str]) -> Difference | None:
+    fields = _fields(lines) or {}
     judgment = re.sub(r"[ -]", "_", fields.get("JUDGMENT", "").lower())
     if judgment not in JUDGMENTS or not fields.get("a.ERROR_TYPE") or not fields.get("b.ERROR_TYPE"):
         return None
@@ -160,11 +174,16 @@ def hedge_factor(text: str) -> float:
     return math.exp(-0.1 * max(0.0, len(HEDGE.findall(text)) - len(text.split()) / 90))
 
 
-class _Judged:
+UNSEEN = "It is not shown: take the reference for what it shows."
+PICTURE = (
+    "A picture: {picture}\nA caption of it, by an author who may be wrong: {output}\nA reference caption: {reference}\n"
+)
+
+
+class _Judged(Judged):
     """What rewards with a caption judge share."""
 
-    def __init__(self, judge: Judge | str) -> None:
-        self.judge = as_judge(judge, type(self).__name__)
+    template: str
 
     def __call__(
         self,
@@ -172,18 +191,19 @@ class _Judged:
         outputs: Sequence[str],
         reference: Sequence[str | None],
         facts: Sequence[Mapping[str, Any]],
+        inputs: Sequence[Mapping[str, Any]],
+        log_metric: LogMetric | None = None,
     ) -> list[Score]:
-        return [self._one(*row) for row in zip(prompts, outputs, reference, facts, strict=True)]
+        rows = zip(prompts, outputs, reference, facts, inputs, strict=True)
+        return self.judged([self._asked(*row) for row in rows], log_metric)
 
-    def _one(self, prompt: str, output: str, reference: str | None, facts: Mapping[str, Any]) -> Score:
+    def _asked(
+        self, prompt: str, output: str, reference: str | None, facts: Mapping[str, Any], inputs: Mapping[str, Any]
+    ) -> Question | Score:
         if not reference:
             return missing(Status.NOT_APPLICABLE, "the prompt has no `reference` caption")
-        answer = self.judge(prompt, output, reference, facts)
-        score = self.score(answer, output, reference)
-        return score or missing(Status.PARSE_FAILED, f"the judge's answer cannot be read: {answer[:120]!r}")
-
-    def score(self, answer: str, output: str, reference: str) -> Score | None:
-        raise NotImplementedError
+        given = {"prompt": prompt, "output": output, "reference": reference, "facts": facts}
+        return Question(template=self.template, fields={**given, "picture": inputs.get("picture", UNSEEN)})
 
 
 class ClaimDifference(_Judged):
@@ -198,20 +218,48 @@ class ClaimDifference(_Judged):
         cost_ms=0.2,
     )
 
+    template = (
+        PICTURE
+        + """Call the first caption A and the reference B. For every aspect in which they differ, look at the picture and
+write a block:
+[DIFFERENCE 1]
+ASPECT: what it is about
+CAPTION_A_CLAIM: what A says of it
+CAPTION_B_CLAIM: what B says of it
+JUDGMENT: A, B, both_wrong or both_supported
+
+CAPTION_A_ERROR:
+ERROR_TYPE: NONE, or a name such as object_hallucination, count_mismatch, detail_omission or style_error
+SEVERITY_LEVEL: 1, 2 or 3
+
+CAPTION_B_ERROR:
+ERROR_TYPE: as for A
+SEVERITY_LEVEL: 1, 2 or 3
+
+Number the blocks from 1, and quote no line that begins with a bracket. After all blocks write, and nothing after it:
+[OVERALL_WINNER]
+A, B or Tie"""
+    )
+
     def __init__(
-        self, judge: Judge | str, form: str = "actor", weighted: bool = True, penalise_hedges: bool = False
+        self,
+        judge: Any,
+        form: str = "actor",
+        weighted: bool = True,
+        penalise_hedges: bool = False,
+        samples: int = 1,
     ) -> None:
-        super().__init__(judge)
+        super().__init__(judge, samples)
         if form not in FORMS:
             raise RewardError(f"claim_difference: form {form!r}; allowed: {', '.join(FORMS)}")
         self.form, self.penalise_hedges = form, penalise_hedges
         self.weights = SEVERITY_WEIGHT if weighted else dict.fromkeys(SEVERITY_WEIGHT, 1.0)
 
-    def score(self, answer: str, output: str, reference: str) -> Score | None:
-        comparison = parse_comparison(answer)
+    def score(self, text: str, fields: Mapping[str, Any]) -> Score | None:
+        comparison = parse_comparison(text)
         if comparison is None:
             return None
-        hedging = hedge_factor(output) if self.penalise_hedges else 1.0
+        hedging = hedge_factor(fields["output"]) if self.penalise_hedges else 1.0
         differences = comparison.differences
         parts = {
             "differences": float(len(differences)),
@@ -233,8 +281,21 @@ class ClaimVerification(_Judged):
         cost_ms=0.2,
     )
 
-    def score(self, answer: str, output: str, reference: str) -> Score | None:
-        verdicts = parse_verifications(answer)
+    template = (
+        PICTURE
+        + """For every statement in which the caption differs from the reference, look at the picture and write a
+block:
+[DIFFERENCE 1]
+TYPE: contradiction, extra_info (the caption alone says it) or missing_fact (the reference alone says it)
+CONTENT: what is said
+VERIFICATION: verified, false or ambiguous; for a missing_fact always missing
+
+Number the blocks from 1, and quote no line that begins with a bracket. If there is no difference write only:
+[NO_DIFFERENCES]"""
+    )
+
+    def score(self, text: str, fields: Mapping[str, Any]) -> Score | None:
+        verdicts = parse_verifications(text)
         if verdicts is None:
             return None
         false, lost = verdicts.count("false"), verdicts.count("missing")
@@ -252,11 +313,11 @@ def parse_verifications(text: str) -> list[str] | None:
     if not blocks:
         return None
     if [block.title for block in blocks] == ["NO_DIFFERENCES"]:
-        return []
+        return None if blocks[0].lines else []
     found = []
     for block in blocks:
-        fields = dict(line.strip().lower().partition(":")[::2] for line in block.lines)
-        kind, verdict = fields.get("type", "").strip(), fields.get("verification", "").strip()
+        fields = _fields(block.lines) or {}
+        kind, verdict = fields.get("TYPE", "").lower(), fields.get("VERIFICATION", "").lower()
         if verdict not in VERIFICATIONS.get(kind, ()):
             return None
         found.append(verdict)
@@ -288,32 +349,23 @@ def parse_balance(answer: str, output: str, reference: str) -> Balance | None:
 
     An assertion counts when it is true and points at something in the picture. Language is 0 outside the length gate.
     """
-    found = find_json(answer, "assertions")
-    if found is None:
+    found = find_json(answer, "assertions") or {}
+    asserted = claims(found.get("assertions"), {"true": _is_bool, "pointable": _is_bool})
+    units = claims(found.get("units"), {"covered": _is_bool})
+    marks: list[Any] = [found.get(name) for name in LANGUAGE]
+    if asserted is None or not units or not all(between(mark, 0, 1) for mark in marks):
         return None
-    claims = _booleans(found["assertions"], "true", "pointable")
-    covered = _booleans(found.get("units"), "covered")
-    marks = [found.get(name) for name in LANGUAGE]
-    if claims is None or not covered or not all(_fraction(mark) for mark in marks):
-        return None
+    good = [claim["true"] and claim["pointable"] for claim in asserted]
     ratio = len(output.split()) / len(reference.split())
     return Balance(
-        precision=sum(claims) / len(claims) if claims else 0.0,  # a caption that claims nothing
-        coverage=sum(covered) / len(covered),
+        precision=sum(good) / len(good) if good else 0.0,  # a caption that claims nothing
+        coverage=sum(unit["covered"] for unit in units) / len(units),
         language=sum(marks) / len(marks) if SHORTEST <= ratio <= LONGEST else 0.0,
     )
 
 
-def _booleans(items: Any, *names: str) -> list[bool] | None:
-    """Per item, whether all names are true; None unless all are there and true or false."""
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        return None
-    values = [[item.get(name) for name in names] for item in items]
-    return [all(row) for row in values] if all(isinstance(one, bool) for row in values for one in row) else None
-
-
-def _fraction(mark: Any) -> bool:
-    return isinstance(mark, int | float) and not isinstance(mark, bool) and 0 <= mark <= 1
+def _is_bool(given: Any) -> bool:
+    return isinstance(given, bool)
 
 
 def _balance_card(summary: str) -> Card:
@@ -325,9 +377,17 @@ class CaptionBalance(_Judged):
 
     card = _balance_card("harmonic mean of a caption's precision, coverage and language")
     part = "harmonic"
+    template = (
+        PICTURE
+        + """List every assertion of the caption: whether it is true of the picture, and whether it points at
+something in it. List every fact of the reference: whether the caption covers it. Mark the caption's clarity, fluency and
+coherence from 0 to 1. End with a line of JSON and nothing after it:
+{"assertions": [{"text": "...", "true": true, "pointable": true}], "units": [{"text": "...", "covered": false}],
+"clarity": 1.0, "fluency": 1.0, "coherence": 1.0}"""
+    )
 
-    def score(self, answer: str, output: str, reference: str) -> Score | None:
-        balance = parse_balance(answer, output, reference)
+    def score(self, text: str, fields: Mapping[str, Any]) -> Score | None:
+        balance = parse_balance(text, fields["output"], fields["reference"])
         if balance is None:
             return None
         parts = {"precision": balance.precision, "coverage": balance.coverage, "language": balance.language}

@@ -57,10 +57,11 @@ def error_type(claim: Any, truth: Any) -> str:
 # --- differences -----------------------------------------------------------------------------------------------------
 
 
-def compare_claims(prompt: str, output: str, reference: str, facts: Mapping[str, Any]) -> str:
+def compare_claims(output: str, reference: str, facts: Mapping[str, Any]) -> str:
     """The differences between two captions, each checked against the facts, in the blocks of the caption judge."""
     ours, theirs, truth = claims_of(output), claims_of(reference), truth_of(facts)
-    blocks, wins = [], 0
+    blocks: list[str] = []
+    wins = 0
     for aspect in sorted(ours.keys() | theirs.keys()):
         if ours.get(aspect) == theirs.get(aspect):
             continue
@@ -78,10 +79,10 @@ def compare_claims(prompt: str, output: str, reference: str, facts: Mapping[str,
     return "\n".join([*blocks, f"[OVERALL_WINNER]\n{winner}"])
 
 
-def verify_claims(prompt: str, output: str, reference: str, facts: Mapping[str, Any]) -> str:
+def verify_claims(output: str, reference: str, facts: Mapping[str, Any]) -> str:
     """The differences of a caption to the reference as contradictions, extras and omissions, checked on the facts."""
     ours, theirs, truth = claims_of(output), claims_of(reference), truth_of(facts)
-    blocks = []
+    blocks: list[str] = []
     for aspect in sorted(ours.keys() | theirs.keys()):
         mine, other = ours.get(aspect), theirs.get(aspect)
         if mine == other:
@@ -92,7 +93,7 @@ def verify_claims(prompt: str, output: str, reference: str, facts: Mapping[str, 
     return "\n".join(blocks) or "[NO_DIFFERENCES]"
 
 
-def assess_caption(prompt: str, output: str, reference: str, facts: Mapping[str, Any]) -> str:
+def assess_caption(output: str, reference: str, facts: Mapping[str, Any]) -> str:
     """Assertions, covered units and marks of a caption, as JSON.
 
     A clause that names no object is a comment: true, but it points at nothing. Clarity falls with hedges, fluency with
@@ -129,7 +130,7 @@ class _Pairing:
     extra: list[SceneObject]
 
 
-def compare_scenes(target: Tensor, picture: Tensor, prompt: str) -> str:
+def compare_scenes(target: Tensor, picture: Tensor) -> str:
     """The differences between two lab pictures, as the JSON of the visual judge.
 
     A lost or surplus object weighs 3, a wrong colour or shape 2, an object more than four pixels away 1.
