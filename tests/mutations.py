@@ -1068,6 +1068,13 @@ MUTATIONS = [
         CACHE,
     ),
     Mutation(
+        "options of rewards are not checked",
+        "rewards/options.py",
+        "return adapter.validate_python(value)",
+        "return value",
+        "tests/rewards/test_options.py",
+    ),
+    Mutation(
         "company is ignored by the cache",
         "rewards/load.py",
         "if card is not None and not card.batch_invariant:",

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from plaudit.rewards.compose.running import Moments
-from plaudit.rewards.novelty import Counts, FirstVisit, combined
+from plaudit.rewards.novelty.bonuses import Counts, FirstVisit, combined
 
 MOVES = ((0, 1), (1, 0), (0, -1), (-1, 0))
 CLOSED, OPEN, VISITED = 0, 1, 2  # what the learner knows of a neighbour

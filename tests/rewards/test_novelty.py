@@ -11,23 +11,12 @@ import torch
 from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
-from plaudit.errors import RewardError
 from plaudit.rewards.base import Score
 from plaudit.rewards.calling.call import Caller
 from plaudit.rewards.calling.request import make_request
-from plaudit.rewards.novelty import (
-    Distillation,
-    Ellipsoid,
-    FirstVisit,
-    Novelty,
-    TextNovelty,
-    colours,
-    count_bonus,
-    leave_one_out,
-    noveld,
-    objects,
-    pieces,
-)
+from plaudit.rewards.novelty.bonuses import Distillation, Ellipsoid, FirstVisit, count_bonus, leave_one_out, noveld
+from plaudit.rewards.novelty.reward import Novelty, TextNovelty
+from plaudit.rewards.novelty.views import colours, objects, pieces
 from plaudit.rewards.pinned.media import make
 
 VARIANTS = [
@@ -248,15 +237,3 @@ def test_texts() -> None:
     reward = TextNovelty()
     first, copy, other = values(reward, ["a red circle", "A RED CIRCLE", "the sum is 12"])
     assert first == pytest.approx(10) and copy < 0.1 * first and 0.3 * first < other < first
-
-
-def test_unknown_options_are_refused() -> None:
-    for options, message in (
-        ({"combine": "max"}, "combine is 'max'; allowed: product, sum, global, episodic"),
-        ({"features": "pieces"}, "features is 'pieces'; allowed: colours, objects"),
-        ({"ridge": 0}, "ridge is 0"),
-        ({"episode": "run"}, "episode is 'run'"),
-        ({"within_episode": "leave_one_out", "episode": "prompt"}, "leave_one_out compares a group with itself"),
-    ):
-        with pytest.raises(RewardError, match=message):
-            Novelty(**options)

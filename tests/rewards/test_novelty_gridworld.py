@@ -11,7 +11,7 @@ import functools
 import numpy as np
 import pytest
 
-from plaudit.rewards.novelty import Counts, FirstVisit, combined
+from plaudit.rewards.novelty.bonuses import Counts, FirstVisit, combined
 
 MOVES = ((0, 1), (1, 0), (0, -1), (-1, 0))
 SIZE, LENGTH, STEPS, EPISODES = 9, 16, 40, 400

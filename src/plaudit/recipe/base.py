@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -41,7 +42,7 @@ class Optimiser(Strict):
     """Learning rate of AdamW."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
     """Decays of AdamW's two averages."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NotNegative = 0.0
     """Weight decay of AdamW."""
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""

@@ -57,10 +57,27 @@ def explain(error: ValidationError, document: Mapping[str, Any], layers: Sequenc
     return "\n".join([*lines, *([f"and {len(grouped) - MOST} more keys"] if len(grouped) > MOST else [])])
 
 
+def of_one_value(name: str, value: Any, error: ValidationError) -> str:
+    """One line on a value that stands by itself and not in a recipe's schema."""
+    found = [(Place(keys=(name,), index=_index(one["loc"], value), annotation=None), one) for one in _causes(error)]
+    return visible(_line([one for one in found if one[0].index == found[0][0].index], {}, (), ()))
+
+
+def _index(location: Sequence[str | int], value: Any) -> str:
+    """Keys and places inside `value`, the last of which may be missing, without pydantic's names of union members."""
+    index = ""
+    for item in location:
+        if isinstance(item, int):
+            index, value = f"{index}[{item}]", value[item] if item < len(value) else None
+        elif isinstance(value, Mapping) and (item in value or item == location[-1]) and item != "[key]":
+            index, value = f"{index}.{item}", value.get(item)
+    return index
+
+
 def _causes(error: ValidationError) -> list[Mapping[str, Any]]:
     """Without the lists that are too short only because an item of theirs was refused."""
     found = error.errors(include_url=False)
-    parents = {details["loc"][:-1] for details in found}
+    parents = {details["loc"][:-1] for details in found if details["loc"]}
     return [details for details in found if details["type"] != "too_short" or details["loc"] not in parents]
 
 

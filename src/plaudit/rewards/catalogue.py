@@ -75,10 +75,10 @@ def entry(name: str) -> Entry:
         raise RecipeError(
             f"reward {name!r} ({path}) has no card; write one with @card(...) or a class attribute `card`"
         )
-    call = inspect.signature(thing.__call__ if inspect.isclass(thing) else thing).parameters.values()
+    call = inspect.signature(thing.__call__ if inspect.isclass(thing) else thing, eval_str=True).parameters.values()
     columns = [p for p in call if p.name not in GIVEN and p.kind is not p.VAR_KEYWORD]
     needs = [p.name for p in columns if p.default is p.empty]
-    options = [p for p in inspect.signature(thing).parameters.values()] if inspect.isclass(thing) else []
+    options = list(inspect.signature(thing, eval_str=True).parameters.values()) if inspect.isclass(thing) else []
     keyword = [p for p in columns if p.default is not p.empty]
     return Entry(name=name, path=path, card=card, needs=needs, options=[_option(p) for p in (*options, *keyword)])
 

@@ -18,6 +18,7 @@ from plaudit.rewards.calling.cache import ScoreCache, identity
 from plaudit.rewards.calling.call import Cached, Caller, Handling, told
 from plaudit.rewards.calling.handing import OUTPUT_NAMES
 from plaudit.rewards.calling.request import Outputs, Request, make_request
+from plaudit.rewards.options import checked
 from plaudit.rewards.table import BUILT_IN, ISOLATED
 
 
@@ -70,8 +71,9 @@ def find_reward(name: str, type_: str, arguments: Mapping[str, Any]) -> RewardFu
     if not callable(thing):
         raise RecipeError(f"{key}.type: {type_!r} {_uncallable('is', thing)}; name a function or a class")
     maker = inspect.isclass(thing) or _makes_reward(thing, f"{key}.type")
+    given = checked(f"{key}.arguments", thing, arguments)
     try:
-        made = thing(**arguments) if maker else _bound(thing, arguments) if arguments else thing
+        made = thing(**given) if maker else _bound(thing, given) if given else thing
     except TypeError as error:
         if maker and not arguments and not inspect.isclass(thing):
             raise RecipeError(f"{key}.type: {type_!r} {_signature(thing)}") from error

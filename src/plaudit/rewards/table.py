@@ -112,8 +112,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "caption_likelihood": "plaudit.rewards.likelihood.frozen:CaptionLikelihood",
     },
     "novelty": {
-        "novelty": "plaudit.rewards.novelty:Novelty",
-        "text_novelty": "plaudit.rewards.novelty:TextNovelty",
+        "novelty": "plaudit.rewards.novelty.reward:Novelty",
+        "text_novelty": "plaudit.rewards.novelty.reward:TextNovelty",
     },
     "signals": {
         "si_sdr": "plaudit.rewards.rules.signals:SiSdr",

@@ -13,13 +13,12 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from plaudit.errors import RecipeError
 from plaudit.optional import require
-from plaudit.recipe.base import Positive, PositiveFloat, Strict
+from plaudit.recipe.base import NotNegative, Positive, PositiveFloat, Strict
 from plaudit.recipe.explain import MOST, shown
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.recipe.text import possible, read, visible
 
 NOT_SERVED = ("weight", "calibrate")  # what a score counts is the recipe's to say
-NotNegative = Annotated[float, Field(ge=0)]
 MIB = 2**20
 
 

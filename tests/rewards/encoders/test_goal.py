@@ -11,7 +11,7 @@ from tests.rewards.ships import ships
 
 from plaudit.builds.encoder import pictures_of
 from plaudit.data.prompt import Prompt
-from plaudit.errors import RecipeError, RewardError
+from plaudit.errors import RewardError
 from plaudit.lab.scenes.grammar import sample_prompts
 from plaudit.rewards.base import Status
 from plaudit.rewards.calling.call import call_reward
@@ -110,12 +110,6 @@ def test_a_window_of_frames_is_one_state(scenes: tuple) -> None:
 
 def _placed(rewards: torch.Tensor) -> torch.Tensor:
     return torch.tensor([0.0, rewards[0].item(), 0.0, rewards[1].item(), 0.0])
-
-
-@pytest.mark.parametrize("options", [{"alpha": 1.5}, {"window": 0}])
-def test_wrong_options(options: dict) -> None:
-    with pytest.raises(RecipeError, match="alpha is in"):
-        GoalBaselineSimilarity(baseline="a red circle", **options)
 
 
 def test_ships() -> None:

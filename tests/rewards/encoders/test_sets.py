@@ -155,13 +155,6 @@ def test_bank_from_a_file(tmp_path: object) -> None:
         BankSimilarity(bank=str(path), encoder=TOY)
 
 
-def test_wrong_options() -> None:
-    with pytest.raises(RecipeError, match="chamfer"):
-        SetDistance(encoder=TOY, distance="euclid")
-    with pytest.raises(RecipeError, match="unmatched 3"):
-        SetDistance(encoder=TOY, unmatched=3.0)
-
-
 @needs_minilm
 @pytest.mark.parametrize("name", ["set_distance", "bank_similarity"])
 def test_ships(name: str) -> None:

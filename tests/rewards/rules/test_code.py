@@ -400,8 +400,6 @@ def test_setup_is_what_a_completion_continues() -> None:
 def test_a_text_is_not_a_list_of_tests() -> None:
     with pytest.raises(RewardError, match="expected a list of programs"):
         call([RIGHT], [{"tests": "assert f(1) == 1"}])
-    with pytest.raises(RewardError, match="'apart' or 'together'"):
-        UnitTests(judge="alone")  # type: ignore[arg-type]
 
 
 def test_a_sandbox_that_fails_is_missing_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from tests.rewards.ships import ships
 
-from plaudit.errors import RewardError
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.pinned import load_pinned, verify
 from plaudit.rewards.rules import plots
@@ -238,11 +237,3 @@ def test_what_cannot_be_judged_is_missing() -> None:
         assert [score.status for score in scores] == [Status.NOT_APPLICABLE, Status.ERRORED, Status.OK]
         assert "ZeroDivisionError" in scores[1].note
     assert PlotRuns()([], []) == []
-
-
-def test_options_that_mean_nothing_are_refused() -> None:
-    for options in ({"stages": [[1, 0, 0]]}, {"stages": [[1, 1, 0], [1, 0, 0]]}, {"field_weights": {"datum": 1}}):
-        with pytest.raises(RewardError):
-            PlotFields(**options)  # type: ignore[arg-type]
-    with pytest.raises(RewardError, match="tolerance"):
-        PlotSimilarity(tolerance=1)

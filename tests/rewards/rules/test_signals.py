@@ -11,7 +11,6 @@ from tests.rewards.ships import ships
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
-from plaudit.errors import RewardError
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.pinned.media import make
@@ -81,8 +80,6 @@ def test_si_sdr_is_clipped_at_both_ends() -> None:
     assert float(si_sdr_db(clean, clean, 60)) == pytest.approx(60)
     assert float(si_sdr_db(clean.float() * 0.3, clean.float(), 30)) == pytest.approx(30)
     assert float(si_sdr_db(torch.zeros(500), clean, 60)) == -60
-    with pytest.raises(RewardError, match="limit_db is 100"):
-        SiSdr(100)
 
 
 def test_spectral_correlation_ignores_phase_and_loudness_but_not_pitch() -> None:
@@ -200,8 +197,3 @@ def test_each_signal_meets_its_own_reference() -> None:
     for reward in COMPARING:
         values = [score.value for score in scored(reward, signals, signals)]
         assert values == pytest.approx([reward.card.high] * 3, abs=1e-3)
-
-
-def test_bad_windows_are_refused() -> None:
-    with pytest.raises(RewardError, match="window is 30"):
-        SpectralCorrelation(30)

@@ -120,8 +120,6 @@ def test_each_picture_meets_its_own_reference() -> None:
 def test_ceilings() -> None:
     picture = random_pictures(1, 3, 16, 16)
     assert float(Psnr(40)([""], picture, [picture[0]])[0]) == pytest.approx(40)
-    with pytest.raises(RewardError, match="ceiling_db is 90"):
-        Psnr(90)
 
 
 # --- patches ---------------------------------------------------------------------------------------------------------
@@ -159,8 +157,6 @@ def test_zero_vectors_have_a_distance() -> None:
 def test_sizes_may_differ_between_picture_and_reference() -> None:
     reward = PatchTransport()
     assert reward([""], make({"checks": 4})[None], [make({"checks": 8, "size": 64})])[0] == pytest.approx(1)
-    with pytest.raises(RewardError, match="grid 40"):
-        PatchTransport(grid=40)
 
 
 # --- with and without a reference ------------------------------------------------------------------------------------
@@ -190,8 +186,6 @@ def test_rounding_is_not_stretched_to_a_range() -> None:
 def test_fusion_needs_both_sides() -> None:
     with pytest.raises(RewardError, match="at least one metric with and one without"):
         frnr_fusion({"a": torch.zeros(2)}, {}, [0, 0])
-    with pytest.raises(RewardError, match="full is \\['lpips'\\]; allowed: some of psnr, ssim"):
-        RestorationQuality(full=["lpips"])
 
 
 def test_quality_is_fused_within_groups_and_leaves_out_what_cannot_be_judged() -> None:

@@ -156,9 +156,3 @@ def test_a_model_without_a_first_token_is_refused(tmp_path) -> None:
 def test_priors_without_meaning_are_refused(spec: dict) -> None:
     with pytest.raises(RecipeError):
         make_prior(spec)
-
-
-def test_arguments_without_meaning_are_refused() -> None:
-    for arguments in ({"beta": 0}, {"part": "answer"}):
-        with pytest.raises(RecipeError):
-            ReasoningNats({"type": "uniform", "vocabulary": 9}, **arguments)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from plaudit.errors import RewardError
 from plaudit.rewards.base import Status
 from plaudit.rewards.rules import tex
 from plaudit.rewards.rules.tex import TexRenders, TexSimilarity, extract_tex, read_page, refusals
@@ -142,10 +141,7 @@ def test_similarity_and_format_are_added() -> None:
     assert scores[2].components == pytest.approx({"similarity": 0, "format": 1}, abs=1e-6)
 
 
-def test_options_that_mean_nothing_are_refused() -> None:
-    for options in ({"format_weight": -1}, {"size": 5}, {"similarity": "nothing"}, {"together": 0}):
-        with pytest.raises(RewardError):
-            TexSimilarity(**options)  # type: ignore[arg-type]
+def test_the_weight_of_the_format_is_in_the_range() -> None:
     assert TexSimilarity(format_weight=0.5).card.high == 1.5
 
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plaudit.errors import RecipeError, RewardError
+from plaudit.errors import RewardError
+from plaudit.recipe.base import Fraction, Positive
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.encoders.base import embed_once
 from plaudit.rewards.encoders.load import load_encoder
@@ -55,14 +56,10 @@ class GoalBaselineSimilarity:
         self,
         baseline: str | Sequence[str],
         goal: str | Sequence[str] | None = None,
-        alpha: float = 0.5,
+        alpha: Fraction = 0.5,
         encoder: str = "lab",
-        window: int | None = None,
+        window: Positive | None = None,
     ) -> None:
-        if not 0 <= alpha <= 1 or (window is not None and window < 1):
-            raise RecipeError(
-                f"goal_baseline_similarity: alpha {alpha}, window {window}; alpha is in 0..1, window >= 1"
-            )
         self.encoder, self.alpha, self.window = load_encoder(encoder), alpha, window
         needs_pictures(self.encoder, "goal_baseline_similarity")
         self.baseline = self._mean_of(baseline)

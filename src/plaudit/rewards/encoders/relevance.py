@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor
 
 from plaudit.errors import RecipeError
@@ -15,6 +17,7 @@ from plaudit.rewards.encoders.load import load_encoder
 
 WORDS_OF_A_FULL_ANSWER = 100
 LENGTH_LIMIT = 3.0  # our cap on the length incentive
+OpenBranch = Annotated[float, Field(ge=-LENGTH_LIMIT, le=LENGTH_LIMIT)]
 QUERY_TYPES = ("open", "closed")
 # Questions for one fact or a verdict. A column `query_type` from a better classifier overrides this.
 CLOSED = re.compile(
@@ -75,17 +78,15 @@ class RegularizedRelevance:
     def __init__(
         self,
         encoder: str = "minilm",
-        closed_range: Sequence[float] | None = None,
-        open_range: Sequence[float] | None = None,
+        closed_range: tuple[float, float] | None = None,
+        open_range: tuple[OpenBranch, OpenBranch] | None = None,
     ) -> None:
         self.encoder = load_encoder(encoder)
         if (closed_range is None) != (open_range is None):
             raise RecipeError("regularized_relevance: give both closed_range and open_range, or neither")
         for name, limits in (("closed_range", closed_range), ("open_range", open_range)):
-            if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
+            if limits is not None and not limits[0] < limits[1]:
                 raise RecipeError(f"regularized_relevance: {name} {limits}; give two rising numbers")
-        if open_range is not None and not -LENGTH_LIMIT <= open_range[0] < open_range[1] <= LENGTH_LIMIT:
-            raise RecipeError(f"regularized_relevance: open_range {open_range}; the open branch lies in -3..3")
         self.closed_range, self.open_range = closed_range, open_range
 
     def __call__(

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -74,7 +75,8 @@ def assignment(candidate: Tensor, reference: Tensor, unmatched: float = 1.0) -> 
 
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-DISTANCES: dict[str, Distance] = {
+DistanceName = Literal["chamfer", "hausdorff", "energy", "transport", "assignment"]
+DISTANCES: dict[DistanceName, Distance] = {
     "chamfer": chamfer,
     "hausdorff": hausdorff,
     "energy": energy,
@@ -114,15 +116,10 @@ class SetDistance:
     def __init__(
         self,
         encoder: str = "minilm",
-        distance: str = "chamfer",
+        distance: DistanceName = "chamfer",
         unit: Literal["sentence", "token"] = "sentence",
-        unmatched: float = 1.0,
+        unmatched: Annotated[float, Field(ge=0, le=FURTHEST)] = 1.0,
     ) -> None:
-        if distance not in DISTANCES or unit not in ("sentence", "token") or not 0 <= unmatched <= FURTHEST:
-            raise RecipeError(
-                f"set_distance: distance {distance!r}, unit {unit!r}, unmatched {unmatched}; allowed: "
-                f"{' | '.join(DISTANCES)}, sentence | token, 0..2"
-            )
         self.encoder, self.unit, self.largest = load_encoder(encoder), unit, LARGEST[distance]
         self.distance = partial(assignment, unmatched=unmatched) if distance == "assignment" else DISTANCES[distance]
         self.card = replace(type(self).card, low=-self.largest)

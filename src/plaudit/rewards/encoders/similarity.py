@@ -35,10 +35,6 @@ class EncoderSimilarity:
         self.encoder, self.against = load_encoder(encoder), against
         if kind == "image":
             needs_pictures(self.encoder, "encoder_similarity")
-        if kind not in ("image", "text") or against not in ("prompt", "reference"):
-            raise RecipeError(
-                f"encoder_similarity: kind {kind!r} against {against!r}; allowed: image | text, prompt | reference"
-            )
         self.card = replace(
             type(self).card, kind=kind, differentiable=kind == "image", max_prompt_tokens=self.encoder.max_tokens
         )

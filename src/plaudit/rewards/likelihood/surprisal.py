@@ -14,21 +14,36 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor
 
 from plaudit.errors import RecipeError
 from plaudit.models.loading import pretrained
 from plaudit.optional import require
+from plaudit.recipe.base import Positive, PositiveFloat
 from plaudit.rewards.base import Card, Score
 from plaudit.rewards.calling.request import Request
-from plaudit.rewards.rules.outcomes import Column, Rightness, count, inheriting, positive
+from plaudit.rewards.options import checked
+from plaudit.rewards.rules.outcomes import Column, Rightness, count, inheriting
 
 Part = Literal["thought", "output"]
 START = "\0start"
 WHO = "reward reasoning_nats"
+
+
+def _countable(unit: str) -> str:
+    if unit == "tokens":
+        raise ValueError(
+            f"{WHO}: prior.unit `tokens` would need to know which ids are the reasoning; set words, characters or a "
+            "tokenizer's name or folder"
+        )
+    return unit
+
+
+Unit = Annotated[str, AfterValidator(_countable)]
 
 
 class Prior(Protocol):
@@ -52,12 +67,8 @@ def reasoning(text: str, part: Part) -> str:
 class Uniform:
     """log Q = -log `vocabulary` for each `unit` of length."""
 
-    vocabulary: int
-    unit: str = "words"
-
-    def __post_init__(self) -> None:
-        _countable(self.unit)
-        positive("reasoning_nats", "prior.vocabulary", self.vocabulary)
+    vocabulary: Positive
+    unit: Unit = "words"
 
     def log_prob(self, texts: Sequence[str]) -> list[Tensor]:
         lengths = count(texts, self.unit, "reasoning_nats")
@@ -69,12 +80,8 @@ class Laplace:
     """log Q = -|L - target| / scale, up to the constant that no comparison of outputs sees."""
 
     target: float
-    scale: float
-    unit: str = "words"
-
-    def __post_init__(self) -> None:
-        _countable(self.unit)
-        positive("reasoning_nats", "prior.scale", self.scale)
+    scale: PositiveFloat
+    unit: Unit = "words"
 
     def log_prob(self, texts: Sequence[str]) -> list[Tensor]:
         lengths = count(texts, self.unit, "reasoning_nats")
@@ -88,14 +95,10 @@ class Ngram:
     def __init__(
         self,
         texts: Sequence[str],
-        order: int = 2,
-        smoothing: float = 1.0,
+        order: Positive = 2,
+        smoothing: PositiveFloat = 1.0,
         unit: Literal["words", "characters"] = "words",
     ) -> None:
-        if unit not in ("words", "characters"):
-            raise RecipeError(f"{WHO}: prior.unit {unit!r}; allowed: words, characters")
-        positive("reasoning_nats", "prior.order", order)
-        positive("reasoning_nats", "prior.smoothing", smoothing)
         self.order, self.smoothing, self.unit = order, smoothing, unit
         grams = [gram for text in texts for gram in self._grams(text)]
         self.grams, self.contexts = Counter(grams), Counter(gram[:-1] for gram in grams)
@@ -118,7 +121,7 @@ class CausalLM:
     """A frozen transformers model, loaded at the first call. The first token is predicted from the beginning-of-text token,
     or the end-of-text token where there is none; texts longer than `max_tokens` are refused, not cut."""
 
-    def __init__(self, model: str, device: str = "cpu", batch: int = 8, max_tokens: int = 32_768) -> None:
+    def __init__(self, model: str, device: str = "cpu", batch: Positive = 8, max_tokens: Positive = 32_768) -> None:
         self.name, self.device, self.batch, self.max_tokens = model, device, batch, max_tokens
         self._loaded: tuple[Any, Any] | None = None
 
@@ -160,14 +163,6 @@ class CausalLM:
         return [chosen[i, : len(row)] for i, row in enumerate(ids)]
 
 
-def _countable(unit: str) -> None:
-    if unit == "tokens":
-        raise RecipeError(
-            f"{WHO}: prior.unit `tokens` would need to know which ids are the reasoning; set words, characters or a "
-            "tokenizer's name or folder"
-        )
-
-
 PRIORS = {"uniform": Uniform, "laplace": Laplace, "ngram": Ngram, "lm": CausalLM}
 
 
@@ -177,7 +172,7 @@ def make_prior(spec: Mapping[str, Any]) -> Prior:
     if type_ not in PRIORS:
         raise RecipeError(f"{WHO}: prior.type {type_!r}; allowed: {', '.join(PRIORS)}")
     try:
-        prior: Prior = PRIORS[type_](**arguments)
+        prior: Prior = PRIORS[type_](**checked(f"{WHO}.prior", PRIORS[type_], arguments))
     except TypeError as error:
         raise RecipeError(f"{WHO}: prior of type {type_!r}: {error}") from error
     return prior
@@ -199,14 +194,11 @@ class ReasoningNats:
     def __init__(
         self,
         prior: Mapping[str, Any],
-        beta: float = 1e-4,
+        beta: PositiveFloat = 1e-4,
         part: Part = "thought",
         correct: Mapping[str, Any] | None = None,
         threshold: float = 1.0,
     ) -> None:
-        positive("reasoning_nats", "beta", beta)
-        if part not in ("thought", "output"):
-            raise RecipeError(f"{WHO}: `part` {part!r}; allowed: thought, output")
         self.prior, self.beta, self.part = make_prior(prior), beta, part
         self.right = Rightness("reasoning_nats", correct, threshold)
         self.inner_rewards = self.right.inner_rewards

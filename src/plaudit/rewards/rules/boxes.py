@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from plaudit.rewards.rules.geometry import (
     Box,
     Coordinates,
     Size,
-    check_coordinates,
     giou,
     iou,
     l1,
@@ -163,18 +162,14 @@ class DetectionReward:
 
     def __init__(
         self,
-        overlap: str = "giou",
+        overlap: Literal["giou", "iou"] = "giou",
         coordinates: Coordinates = "pixel",
         tighten_at: int | None = 1500,
-        first: Mapping[str, float] | None = None,
-        second: Mapping[str, float] | None = None,
+        first: Stage = FIRST_STAGE,
+        second: Stage = SECOND_STAGE,
     ) -> None:
-        check_coordinates(coordinates)
-        if overlap not in OVERLAPS:
-            raise RewardError(f"overlap: {overlap!r}; allowed: {', '.join(OVERLAPS)}")
         self.overlap, self.coordinates, self.tighten_at = overlap, coordinates, tighten_at
-        self.first = FIRST_STAGE if first is None else _stage(first)
-        self.second = SECOND_STAGE if second is None else _stage(second)
+        self.first, self.second = first, second
 
     def stage(self, step: int) -> Stage:
         return self.first if self.tighten_at is None or step < self.tighten_at else self.second
@@ -205,10 +200,3 @@ class DetectionReward:
             FoundBox(box=to_pixels(found.box, self.coordinates, size), label=found.label) for found in parse(text).valid
         ]
         return detection_score(text, predicted, targets, detection)
-
-
-def _stage(values: Mapping[str, float]) -> Stage:
-    try:
-        return Stage(**values)
-    except TypeError as error:
-        raise RewardError(f"stage {dict(values)!r}; give match, dead and full") from error

@@ -29,6 +29,7 @@ from torch import Tensor
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError, SandboxError
 from plaudit.optional import require
+from plaudit.recipe.base import Positive, PositiveFloat
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.sandbox import Level, Limits, Outcome, RunStatus, run_python, safe_level
 from plaudit.sandbox.launch import SYSTEM_CALLS
@@ -75,12 +76,10 @@ class UnitTests:
         *,
         all_or_nothing: bool = False,
         judge: Literal["apart", "together"] = "apart",
-        test_s: float = 3.0,
-        total_s: float = 30.0,
-        memory_mb: int = 512,
+        test_s: PositiveFloat = 3.0,
+        total_s: PositiveFloat = 30.0,
+        memory_mb: Positive = 512,
     ) -> None:
-        if judge not in ("apart", "together"):
-            raise RewardError(f"unit_tests.judge is {judge!r}; expected 'apart' or 'together'")
         self.card = replace(type(self).card, verdict=all_or_nothing)
         self.all_or_nothing, self.apart = all_or_nothing, judge == "apart"
         self.test_s, self.total_s, self.memory_mb = test_s, total_s, memory_mb

@@ -18,12 +18,22 @@ from torch import Tensor
 
 from plaudit.errors import RewardError
 from plaudit.optional import require
+from plaudit.recipe.base import NotNegative
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.encoders.base import embed_once
 from plaudit.rewards.encoders.load import load_encoder
 from plaudit.rewards.rules.code import FENCED
 from plaudit.rewards.rules.formats import tag_conditions
-from plaudit.rewards.rules.rendering import Drawn, Workshop, alike, drawn_or_missing, load_similarity
+from plaudit.rewards.rules.rendering import (
+    Drawn,
+    Megabytes,
+    Seconds,
+    Side,
+    Workshop,
+    alike,
+    drawn_or_missing,
+    load_similarity,
+)
 
 SVG_MARK = re.compile(r"<(/?)svg(?=[\s/>])[^<>]*?(/?)>", re.IGNORECASE)
 
@@ -55,9 +65,9 @@ class SvgGate:
         *,
         tags: Sequence[str] = (),
         allow_text: bool = False,
-        size: int = 128,
-        item_s: float = 2.0,
-        memory_mb: int = 512,
+        size: Side = 128,
+        item_s: Seconds = 2.0,
+        memory_mb: Megabytes = 512,
     ) -> None:
         """`tags: [think, answer]` is the paper's format: the text is these parts, in order, and the drawing in the last."""
         require("resvg_py", extra="render", who=f"reward {who}")
@@ -106,9 +116,9 @@ class SvgRenders:
         *,
         tags: Sequence[str] = (),
         allow_text: bool = False,
-        size: int = 128,
-        item_s: float = 2.0,
-        memory_mb: int = 512,
+        size: Side = 128,
+        item_s: Seconds = 2.0,
+        memory_mb: Megabytes = 512,
     ) -> None:
         self.gate = SvgGate(
             "svg_renders", tags=tags, allow_text=allow_text, size=size, item_s=item_s, memory_mb=memory_mb
@@ -147,18 +157,18 @@ class SvgSimilarity:
         *,
         similarity: str = "ssim",
         encoder: str | None = None,
-        text_weight: float = 1.0,
-        image_weight: float = 1.0,
+        text_weight: NotNegative = 1.0,
+        image_weight: NotNegative = 1.0,
         tags: Sequence[str] = (),
         allow_text: bool = False,
-        size: int = 128,
-        item_s: float = 2.0,
-        memory_mb: int = 512,
+        size: Side = 128,
+        item_s: Seconds = 2.0,
+        memory_mb: Megabytes = 512,
     ) -> None:
-        if min(text_weight, image_weight) < 0 or (text_weight if encoder else 0) + image_weight <= 0:
+        if not (text_weight if encoder else 0) + image_weight:
             raise RewardError(
-                f"svg_similarity: text_weight {text_weight}, image_weight {image_weight}, encoder {encoder}; weights are not "
-                "negative, and one that counts must be above 0 (that of the text counts with an `encoder`)"
+                f"svg_similarity: text_weight {text_weight}, image_weight {image_weight}, encoder {encoder}; one that "
+                "counts must be above 0 (that of the text counts with an `encoder`)"
             )
         self.gate = SvgGate(
             "svg_similarity", tags=tags, allow_text=allow_text, size=size, item_s=item_s, memory_mb=memory_mb

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from plaudit.errors import RewardError
 from plaudit.rewards.rules.ocr import text_similarity
 
 ROLES = ("suptitle", "title", "xlabel", "ylabel", "ticks", "legend", "notes")
@@ -259,9 +258,3 @@ def _hex(color: str) -> str:
     from matplotlib.colors import is_color_like, to_hex
 
     return to_hex(color) if is_color_like(color) else color
-
-
-def check_tolerance(who: str, tolerance: float) -> float:
-    if not 0 <= tolerance < 1:
-        raise RewardError(f"{who}: tolerance is {tolerance}; allowed: 0 up to but not 1")
-    return tolerance

@@ -7,8 +7,8 @@ Boxes without area overlap nothing: their IoU is 0, never NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +17,7 @@ from plaudit.errors import RewardError
 
 Array = NDArray[np.float64]
 Coordinates = Literal["pixel", "unit", "thousand"]
+WHOLE: Mapping[Coordinates, float] = {"unit": 1.0, "thousand": 1000.0}  # what a picture's side measures in them
 
 
 class Point(NamedTuple):
@@ -64,19 +65,13 @@ class Matching(NamedTuple):
     columns: NDArray[np.intp]
 
 
-def check_coordinates(coordinates: str) -> None:
-    if coordinates not in get_args(Coordinates):
-        raise RewardError(f"coordinates: {coordinates!r}; allowed: {', '.join(get_args(Coordinates))}")
-
-
 def to_pixels(box: Box, coordinates: Coordinates, size: Size | None) -> Box:
     """A box written in pixels, in 0..1 or in 0..1000, in the pixels of a picture of this size."""
-    check_coordinates(coordinates)
     if coordinates == "pixel":
         return box
     if size is None:
         raise RewardError(f"coordinates {coordinates!r} need the picture's size; add `size: [width, height]`")
-    x, y = (length / (1.0 if coordinates == "unit" else 1000.0) for length in size)
+    x, y = (length / WHOLE[coordinates] for length in size)
     return Box(box.x1 * x, box.y1 * y, box.x2 * x, box.y2 * y)
 
 

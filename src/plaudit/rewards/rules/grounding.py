@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from plaudit.recipe.base import PositiveFloat
 from plaudit.rewards.base import Score, Status, card, missing
 from plaudit.rewards.rules.boxes import sizes_of, true_box, true_boxes, without_size
 from plaudit.rewards.rules.boxtext import legal, parse
@@ -15,7 +16,6 @@ from plaudit.rewards.rules.geometry import (
     Box,
     Coordinates,
     Size,
-    check_coordinates,
     coordinate_closeness,
     gaussian_coverage,
     gaussian_point,
@@ -65,7 +65,6 @@ def box_hit(
 
     Columns: `box` [x1, y1, x2, y2] and `size` [width, height], in pixels. A text without a box earns 0.
     """
-    check_coordinates(coordinates)
 
     def one(text: str, true: Any, picture: Size | None) -> Score:
         if picture is None:
@@ -95,15 +94,14 @@ def box_gaussian(
     box: Sequence[Any],
     size: Sequence[Any] | None = None,
     coordinates: Coordinates = "pixel",
-    alpha: float = 0.5,
-    sigma: float | None = None,
+    alpha: PositiveFloat = 0.5,
+    sigma: PositiveFloat | None = None,
 ) -> list[Score]:
     """Closeness of centres and overlap of Gaussians, as wide as the boxes, plus the format.
 
     Column: `box` [x1, y1, x2, y2] in pixels. `alpha` is the Gaussians' width in box sides; `sigma` fixes it in pixels
     for all sizes, the paper's ablation. Scores are not rounded (the released code keeps three decimals).
     """
-    check_coordinates(coordinates)
 
     def parts_of(predicted: Box, target: Box) -> dict[str, float]:
         return gaussian_parts(predicted, target, alpha, sigma)
@@ -132,14 +130,13 @@ def boxes_gaussian(
     boxes: Sequence[Any],
     size: Sequence[Any] | None = None,
     coordinates: Coordinates = "pixel",
-    alpha: float = 0.5,
+    alpha: PositiveFloat = 0.5,
 ) -> list[Score]:
     """Gaussian closeness and overlap of several boxes with several targets, as an F-measure.
 
     Column: `boxes`, the targets in pixels. Pairs minimise 1 - IoU, and count from an IoU of one half on; the sum of
     their scores, doubled, is divided by the number of predicted plus true boxes. No boxes where there are none earn all.
     """
-    check_coordinates(coordinates)
 
     def one(text: str, true: Any, picture: Size | None) -> Score:
         if true is None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from plaudit.errors import RewardError
 from plaudit.optional import require
+from plaudit.recipe.base import Fraction, Positive
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.rules.pixels import as_bytes
 
@@ -85,13 +86,9 @@ class OcrAccuracy:
         mode: Literal["line", "page"] = "line",
         ignore_case: bool = True,
         ignore_spaces: bool = True,
-        min_confidence: float = 0.5,
-        limit_side_len: int = 224,
+        min_confidence: Fraction = 0.5,
+        limit_side_len: Positive = 224,
     ) -> None:
-        if mode not in ("line", "page"):
-            raise RewardError(f"ocr_accuracy: mode is {mode!r}; allowed: line, page")
-        if not 0 <= min_confidence <= 1:
-            raise RewardError(f"ocr_accuracy: min_confidence is {min_confidence}; it must lie between 0 and 1")
         self.mode, self.min_confidence = mode, min_confidence
         self.normalise = functools.partial(normalised, ignore_case=ignore_case, ignore_spaces=ignore_spaces)
         self.reader = reader(limit_side_len, torch.get_num_threads())

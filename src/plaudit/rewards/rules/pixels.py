@@ -11,13 +11,14 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from plaudit.errors import RewardError
@@ -93,9 +94,7 @@ class EdgeDensity:
         reference=Reference(mean=0.1387, std=0.05309, on=LAB_SCENES),
     )
 
-    def __init__(self, threshold: float = 0.1) -> None:
-        if not 0 < threshold < 1:
-            raise RewardError(f"edge_density: threshold is {threshold}; it must lie between 0 and 1")
+    def __init__(self, threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1) -> None:
         self.threshold = threshold
 
     def __call__(self, prompts: Sequence[str], outputs: Tensor) -> Tensor:
@@ -128,11 +127,9 @@ class GridEnergy:
         reference=Reference(mean=0.004837, std=0.001832, on=LAB_SCENES),
     )
 
-    def __init__(self, period: float = 2, width: float = 0.0625) -> None:
-        if period < 2 or not 0 < width < 0.5:
-            raise RewardError(
-                f"grid_energy: period {period}, width {width}; allowed: at least 2 pixels, 0 < width < 0.5"
-            )
+    def __init__(
+        self, period: Annotated[float, Field(ge=2)] = 2, width: Annotated[float, Field(gt=0, lt=0.5)] = 0.0625
+    ) -> None:
         self.period, self.width = period, width
 
     def __call__(self, prompts: Sequence[str], outputs: Tensor) -> Tensor:
@@ -157,9 +154,6 @@ class _CompressedSize:
     def __init__(
         self, prefer: Literal["large", "small"] = "large", per: Literal["picture", "pixel"] = "picture"
     ) -> None:
-        name = type(self).__name__
-        if prefer not in ("large", "small") or per not in ("picture", "pixel"):
-            raise RewardError(f"{name}: prefer {prefer!r}, per {per!r}; allowed: large or small, picture or pixel")
         self.sign, self.per_pixel = (1 if prefer == "large" else -1), per == "pixel"
         if prefer == "small":
             self.card = replace(self.card, low=-self.card.high, high=0.0)
@@ -191,14 +185,12 @@ class JpegSize(_CompressedSize):
 
     def __init__(
         self,
-        quality: int = 95,
+        quality: Annotated[int, Field(ge=1, le=95)] = 95,
         prefer: Literal["large", "small"] = "large",
         per: Literal["picture", "pixel"] = "picture",
     ) -> None:
         super().__init__(prefer, per)
-        if not 1 <= quality <= 95:  # Pillow: above 95 the files grow and the pictures do not improve
-            raise RewardError(f"jpeg_size: quality is {quality}; allowed: 1 to 95")
-        self.quality = quality
+        self.quality = quality  # Pillow: above 95 the files grow and the pictures do not improve
 
     def encode(self, image: Image.Image, file: io.BytesIO) -> None:
         image.save(file, "JPEG", quality=self.quality)

@@ -19,7 +19,7 @@ from plaudit.lab.scenes.grammar import COLORS, SHAPES
 from plaudit.rewards.base import Score, Status, card, missing
 from plaudit.rewards.rules.boxes import sizes_of, true_boxes, without_size
 from plaudit.rewards.rules.boxtext import FoundBox, parse
-from plaudit.rewards.rules.geometry import Box, Coordinates, Size, check_coordinates, iou, match, to_pixels
+from plaudit.rewards.rules.geometry import Box, Coordinates, Size, iou, match, to_pixels
 
 LAB_LABELS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 
@@ -78,7 +78,6 @@ def plan_matches_outcome(
 
     Column: `outcome`, the labelled boxes found, `[{"label": ..., "bbox": [...]}, ...]`, in pixels.
     """
-    check_coordinates(coordinates)
 
     def one(text: str, seen: Any, picture: Size | None) -> Score:
         if seen is None:
@@ -98,7 +97,6 @@ def picture_matches_plan(
 ) -> list[Score]:
     """Mean IoU of the boxes planned (column `plan`, a text) with the objects that the exact checker finds in the lab
     picture; a planned object not found counts 0."""
-    check_coordinates(coordinates)
     scenes = detect(outputs)
     size = Size(float(outputs.shape[-1]), float(outputs.shape[-2]))
 

@@ -13,23 +13,38 @@ that contradict each other. Artists that are hidden are not read; ones that lie 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from plaudit.errors import RewardError
+from plaudit.recipe.base import NotNegative
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.rules.code import extract_code
 from plaudit.rewards.rules.figures import (
     Figure,
     attribute_jaccards,
-    check_tolerance,
     field_scores,
     read_figure,
     read_source,
 )
-from plaudit.rewards.rules.rendering import Drawn, Workshop, alike, drawn_or_missing, load_similarity
+from plaudit.rewards.rules.rendering import (
+    Drawn,
+    Megabytes,
+    Seconds,
+    Side,
+    Tolerance,
+    Workshop,
+    alike,
+    drawn_or_missing,
+    load_similarity,
+)
 
-FIELDS = ("data", "type", "layout", "text", "colors")
-STAGES = ((0.8, 0.0, 0.2), (0.5, 0.4, 0.1))  # weights of text, visual and execution; not published, ours
+Field = Literal["data", "type", "layout", "text", "colors"]
+FIELDS: tuple[str, ...] = get_args(Field)
+Stage = tuple[NotNegative, NotNegative, NotNegative]
+STAGES: tuple[Stage, Stage] = (
+    (0.8, 0.0, 0.2),
+    (0.5, 0.4, 0.1),
+)  # weights of text, visual and execution; not published, ours
 Pairs = list[tuple[Drawn, Drawn]]
 
 
@@ -42,7 +57,7 @@ def figure_of(drawn: Drawn) -> Figure | None:
         return None
 
 
-def workshop(size: int, item_s: float, memory_mb: int) -> Workshop:
+def workshop(size: Side, item_s: Seconds, memory_mb: Megabytes) -> Workshop:
     return Workshop(worker="figure_worker", size=size, item_s=item_s, memory_mb=memory_mb)
 
 
@@ -60,7 +75,7 @@ class PlotRuns:
         cost_ms=100,
     )
 
-    def __init__(self, *, size: int = 224, item_s: float = 5.0, memory_mb: int = 1024) -> None:
+    def __init__(self, *, size: Side = 224, item_s: Seconds = 5.0, memory_mb: Megabytes = 1024) -> None:
         self.workshop = workshop(size, item_s, memory_mb)
 
     def __call__(self, prompts: Sequence[str], outputs: Sequence[str]) -> list[Score]:
@@ -114,13 +129,13 @@ class PlotSimilarity:
         self,
         *,
         similarity: str = "ssim",
-        tolerance: float = 0.05,
-        size: int = 224,
-        item_s: float = 5.0,
-        memory_mb: int = 1024,
+        tolerance: Tolerance = 0.05,
+        size: Side = 224,
+        item_s: Seconds = 5.0,
+        memory_mb: Megabytes = 1024,
     ) -> None:
         self.similarity = load_similarity(similarity, "plot_similarity")
-        self.tolerance = check_tolerance("plot_similarity", tolerance)
+        self.tolerance = tolerance
         self.workshop = workshop(size, item_s, memory_mb)
 
     def __call__(
@@ -180,24 +195,24 @@ class PlotFields:
         self,
         *,
         second_stage_at: int | None = None,
-        stages: Sequence[Sequence[float]] = STAGES,
-        field_weights: Mapping[str, float] | None = None,
+        stages: tuple[Stage, Stage] = STAGES,
+        field_weights: Mapping[Field, NotNegative] | None = None,
         similarity: str = "ssim",
-        tolerance: float = 0.05,
+        tolerance: Tolerance = 0.05,
         read_text: bool = True,
-        size: int = 224,
-        item_s: float = 5.0,
-        memory_mb: int = 1024,
+        size: Side = 224,
+        item_s: Seconds = 5.0,
+        memory_mb: Megabytes = 1024,
     ) -> None:
-        if len(stages) != 2 or any(len(stage) != 3 or min(stage) < 0 or not near_one(sum(stage)) for stage in stages):
-            raise RewardError(f"plot_fields: stages are {stages}; give two lists of three weights that sum to 1")
-        weights = {name: 1.0 for name in FIELDS} | dict(field_weights or {})
-        if set(weights) != set(FIELDS) or min(weights.values()) < 0 or not sum(weights.values()):
-            raise RewardError(f"plot_fields: field_weights are {field_weights}; weights of some of {', '.join(FIELDS)}")
+        if any(abs(sum(stage) - 1) >= 1e-6 for stage in stages):
+            raise RewardError(f"plot_fields: stages are {stages}; each one's weights sum to 1")
+        weights = dict.fromkeys(FIELDS, 1.0) | dict(field_weights or {})
+        if not sum(weights.values()):
+            raise RewardError("plot_fields: field_weights are all 0; leave one that counts")
         self.second_stage_at, self.stages, self.read_text = second_stage_at, stages, read_text
         self.field_weights = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         self.similarity = load_similarity(similarity, "plot_fields")
-        self.tolerance = check_tolerance("plot_fields", tolerance)
+        self.tolerance = tolerance
         self.workshop = workshop(size, item_s, memory_mb)
 
     def __call__(
@@ -226,7 +241,3 @@ class PlotFields:
         value = sum(weight * part for weight, part in zip(weights, parts.values(), strict=True))
         note = "" if figure else drawn.problem or UNREADABLE
         return Score(value=value, components={**parts, **fields}, note=note)
-
-
-def near_one(value: float) -> bool:
-    return abs(value - 1) < 1e-6

@@ -14,9 +14,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from plaudit.dotted import import_dotted
@@ -32,6 +33,10 @@ from plaudit.sandbox.seccomp import seccomp_filter
 INSIDE = "plaudit.rewards.rules.inside"
 MOST_TOGETHER = 64
 MOST_KEPT = 512
+Side = Annotated[int, Field(ge=SSIM_WINDOW, le=1024)]
+Seconds = Annotated[float, Field(gt=0, le=600)]
+Megabytes = Annotated[int, Field(ge=64, le=1 << 16)]
+Tolerance = Annotated[float, Field(ge=0, lt=1)]
 LONGEST_PROGRAM = 200_000
 MOST_FACTS = 1 << 20
 WHY = {"timed_out": "out of time", "too_much": "an endless answer", "ended": "the program's process ended"}
@@ -43,19 +48,12 @@ class Workshop:
     pictures of `size` x `size`. `judged` refuses what drawings may not have, `facts` reads the figure."""
 
     worker: Literal["svg_worker", "figure_worker"]
-    size: int
-    item_s: float
-    memory_mb: int
+    size: Side
+    item_s: Seconds
+    memory_mb: Megabytes
     judged: bool = True
     allow_text: bool = False
     facts: bool = True
-
-    def __post_init__(self) -> None:
-        if not SSIM_WINDOW <= self.size <= 1024 or not 0 < self.item_s <= 600 or not 64 <= self.memory_mb <= 1 << 16:
-            raise RewardError(
-                f"size {self.size}, item_s {self.item_s}, memory_mb {self.memory_mb}; allowed: size {SSIM_WINDOW} to 1024, "
-                f"item_s above 0 to 600, memory_mb 64 to {1 << 16}"
-            )
 
     @property
     def most_bytes(self) -> int:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from plaudit.errors import RewardError
 from plaudit.optional import require
 from plaudit.rewards.base import Card, Score, Status, card, missing
 
@@ -23,6 +24,7 @@ PESQ_RANGE = (0.999, 4.644)  # the lower end of P.862.2's curve, and its value a
 
 Signals = Sequence[Tensor]
 References = Sequence[Tensor | None]
+Decibels = Annotated[float, Field(gt=0, le=60)]
 Result = Tensor | Score
 
 
@@ -79,9 +81,7 @@ class SiSdr:
         systems=("S093",), cost_ms=0.3,
     )  # fmt: skip
 
-    def __init__(self, limit_db: float = 60) -> None:
-        if not 0 < limit_db <= 60:
-            raise RewardError(f"si_sdr: limit_db is {limit_db}; allowed: above 0, at most 60")
+    def __init__(self, limit_db: Decibels = 60) -> None:
         self.limit_db = limit_db
 
     def __call__(self, prompts: Sequence[str], outputs: Signals, reference: References) -> Tensor | list[Result]:
@@ -108,11 +108,7 @@ class SpectralCorrelation:
         differentiable=True, systems=("S093",), cost_ms=3,
     )  # fmt: skip
 
-    def __init__(self, window: int = 512) -> None:
-        if window < 8 or window % 4:
-            raise RewardError(
-                f"spectral_correlation: window is {window}; it must be a multiple of 4, at least 8 samples"
-            )
+    def __init__(self, window: Annotated[int, Field(ge=8, multiple_of=4)] = 512) -> None:
         self.window = window
 
     def __call__(self, prompts: Sequence[str], outputs: Signals, reference: References) -> Tensor | list[Result]:

@@ -6,18 +6,21 @@ Shape legend: B pictures, C = 3 channels, H rows, W columns; N, M patches with D
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from plaudit.errors import RewardError
+from plaudit.recipe.base import Positive
 from plaudit.rewards.base import Card, Score, Status, card, missing
 from plaudit.rewards.rules.pixels import SMALLEST, contrast, grey_entropy, saturation, sharpness
 from plaudit.rewards.transport import emd
 
 References = Sequence[Tensor | None]
+Decibels = Annotated[float, Field(gt=0, le=60)]
 Compare = Callable[[Tensor, Tensor], Tensor]
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
@@ -89,9 +92,7 @@ class Psnr:
         summary="peak signal-to-noise ratio to the reference, in dB", low=0, high=60, differentiable=True, cost_ms=0.025
     )
 
-    def __init__(self, ceiling_db: float = 60) -> None:
-        if not 0 < ceiling_db <= 60:
-            raise RewardError(f"psnr: ceiling_db is {ceiling_db}; allowed: above 0, at most 60")
+    def __init__(self, ceiling_db: Decibels = 60) -> None:
         self.ceiling_db = ceiling_db
 
     def __call__(self, prompts: Sequence[str], outputs: Tensor, reference: References) -> Tensor | list[float | Score]:
@@ -163,9 +164,7 @@ class PatchTransport:
         summary="optimal-transport similarity of patches", low=-1, high=1, systems=("S063",), cost_ms=0.3
     )  # fmt: skip
 
-    def __init__(self, grid: int = 8, patch: int = 4) -> None:
-        if not 1 <= grid <= 32 or patch < 1:
-            raise RewardError(f"patch_transport: grid {grid}, patch {patch}; allowed: grid 1 to 32, patch at least 1")
+    def __init__(self, grid: Annotated[int, Field(ge=1, le=32)] = 8, patch: Positive = 4) -> None:
         self.grid, self.patch = grid, patch
 
     def features(self, picture_CHW: Tensor) -> Tensor:
@@ -210,6 +209,8 @@ def frnr_fusion(full: Mapping[str, Tensor], none: Mapping[str, Tensor], group: S
     return (halves[0] + halves[1]) / 2
 
 
+WithReference = Literal["psnr", "ssim"]
+WithoutReference = Literal["sharpness", "contrast", "saturation", "grey_entropy"]
 FULL_REFERENCE: Mapping[str, Compare] = {
     "psnr": lambda x, y: psnr_db(x, y, 60),
     "ssim": lambda x, y: ssim_map(x, y).mean(dim=(1, 2, 3)),
@@ -233,11 +234,13 @@ class RestorationQuality:
         systems=("S005",), cost_ms=0.4,
     )  # fmt: skip
 
-    def __init__(self, full: Sequence[str] = ("psnr", "ssim"), none: Sequence[str] = ("sharpness", "contrast")) -> None:
-        for key, names, known in (("full", full, FULL_REFERENCE), ("none", none, NO_REFERENCE)):
-            if not names or set(names) - set(known):
-                raise RewardError(f"restoration_quality: {key} is {list(names)}; allowed: some of {', '.join(known)}")
-        self.full, self.none = tuple(full), tuple(none)
+    def __init__(
+        self,
+        full: Annotated[Sequence[WithReference], Field(min_length=1)] = ("psnr", "ssim"),
+        none: Annotated[Sequence[WithoutReference], Field(min_length=1)] = ("sharpness", "contrast"),
+    ) -> None:
+        self.full: Sequence[str] = full
+        self.none: Sequence[str] = none
 
     def __call__(
         self, prompts: Sequence[str], outputs: Sequence[Tensor] | Tensor, reference: References, group: Sequence[int]

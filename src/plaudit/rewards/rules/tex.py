@@ -18,10 +18,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from plaudit.errors import RewardError, SandboxError
+from plaudit.errors import SandboxError
+from plaudit.recipe.base import NotNegative, Positive
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.rules.code import FENCED
-from plaudit.rewards.rules.rendering import LONGEST_PROGRAM, Drawn, alike, load_similarity
+from plaudit.rewards.rules.rendering import LONGEST_PROGRAM, Drawn, Megabytes, Seconds, Side, alike, load_similarity
 from plaudit.sandbox import Limits, RunStatus, run, safe_level
 
 PROGRAMS = ("pdflatex", "pdftoppm")
@@ -77,12 +78,14 @@ class TexPress:
     """Compiles documents, each in a sandbox of its own: TeX starts more slowly than the sandbox."""
 
     def __init__(
-        self, *, size: int = 224, item_s: float = 5.0, memory_mb: int = 512, together: int = 1, at_most: int = 64
+        self,
+        *,
+        size: Side = 224,
+        item_s: Seconds = 5.0,
+        memory_mb: Megabytes = 512,
+        together: Positive = 1,
+        at_most: int = 64,
     ) -> None:
-        if not 11 <= size <= 1024 or item_s <= 0 or together < 1:
-            raise RewardError(
-                f"size {size}, item_s {item_s}, together {together}; allowed: size 11 to 1024, the others above 0"
-            )
         self.size, self.item_s, self.memory_mb, self.together = size, item_s, memory_mb, together
         self.kept = lru_cache(maxsize=at_most)(self.compile)
 
@@ -138,7 +141,7 @@ class TexRenders:
         systems=("S063",),
     )
 
-    def __init__(self, *, item_s: float = 5.0, memory_mb: int = 512, together: int = 1) -> None:
+    def __init__(self, *, item_s: Seconds = 5.0, memory_mb: Megabytes = 512, together: Positive = 1) -> None:
         self.press = TexPress(item_s=item_s, memory_mb=memory_mb, together=together)
 
     def __call__(self, prompts: Sequence[str], outputs: Sequence[str]) -> list[Score]:
@@ -174,14 +177,12 @@ class TexSimilarity:
         self,
         *,
         similarity: str = "patch_transport",
-        format_weight: float = 0.1,
-        size: int = 224,
-        item_s: float = 5.0,
-        memory_mb: int = 512,
-        together: int = 1,
+        format_weight: NotNegative = 0.1,
+        size: Side = 224,
+        item_s: Seconds = 5.0,
+        memory_mb: Megabytes = 512,
+        together: Positive = 1,
     ) -> None:
-        if format_weight < 0:
-            raise RewardError(f"tex_similarity: format_weight is {format_weight}; it is not negative")
         self.similarity, self.format_weight = load_similarity(similarity, "tex_similarity"), format_weight
         self.press = TexPress(size=size, item_s=item_s, memory_mb=memory_mb, together=together)
         self.card = replace(type(self).card, high=1 + format_weight)
