@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.rewards.judges.backends import Scripted
@@ -13,10 +14,14 @@ from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
+from plaudit.lab.edits.grammar import Edit, sample_edits
+from plaudit.lab.scenes.render import rasterise
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.judges.ask import Answer, Asked, Judge, declined
 from plaudit.rewards.judges.edits import EditScore
+from plaudit.rewards.judges.lab import biased_edit, exact_edit, noisy_edit
+from plaudit.rewards.load import find_reward
 
 SOURCE, EDITED = torch.zeros(3, 8, 8), torch.full((3, 8, 8), 0.5)
 
@@ -88,5 +93,41 @@ def test_without_a_source_there_is_nothing_to_ask() -> None:
 
 
 def test_an_unknown_ensemble_is_named() -> None:
-    with pytest.raises(RecipeError, match="ensemble 'mean'; allowed: scores, means"):
-        EditScore(lambda: "", ensemble="mean")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"arguments.ensemble` is .mean.; allowed: scores, means"):
+        find_reward("e", "edit_score", {"judge": lambda: "", "ensemble": "mean"})
+
+
+# --- the lab's judges ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def edits() -> list[Edit]:
+    return sample_edits("train", 20, np.random.default_rng(0))
+
+
+def judged(edits: list[Edit], outputs: torch.Tensor, judge: Callable[..., str], samples: int = 1) -> np.ndarray:
+    found = call_reward("e", EditScore(judge, samples=samples), [one.prompt for one in edits], outputs)
+    return np.array([score.value for score in found])
+
+
+def pictures(scenes: list[torch.Tensor]) -> torch.Tensor:
+    return rasterise(torch.stack(scenes))
+
+
+def test_the_exact_judge_knows_what_was_asked_for(edits: list[Edit]) -> None:
+    assert (judged(edits, pictures([one.target for one in edits]), exact_edit) == 1).all()
+    assert (judged(edits, pictures([one.source for one in edits]), exact_edit) == 0).all()
+
+
+def test_the_noisy_judge_says_the_same_of_the_same_and_less_noise_of_several(edits: list[Edit]) -> None:
+    right, wrong = (pictures([getattr(one, name) for one in edits]) for name in ("target", "source"))
+    once, four = (judged(edits, right, noisy_edit, samples) for samples in (1, 4))
+    assert (once == judged(edits, right, noisy_edit)).all() and 0 < once.std() < 1
+    assert four.std() < 0.7 * once.std()
+    assert four.mean() > 2 * judged(edits, wrong, noisy_edit, 4).mean(), "it is noise and no bias"
+
+
+def test_the_biased_judge_misses_what_should_be_gone(edits: list[Edit]) -> None:
+    removed = [one for one in edits if one.prompt.facts["category"] == "remove"]
+    assert (judged(removed, pictures([one.source for one in removed]), biased_edit) == 1).all()
+    assert (judged(removed, pictures([one.source for one in removed]), exact_edit) == 0).all()

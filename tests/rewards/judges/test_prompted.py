@@ -93,8 +93,8 @@ def test_it_judges_pictures_and_says_what_it_judges() -> None:
             r"arguments.read is 'yes'; write \{type: NAME\} with one of score, probability, word, rubric",
         ),
         ({"read": {"type": "rubric"}}, "arguments.read.*points"),
-        ({"read": {"type": "word", "right": [True]}}, "arguments.read has True for a word; .* in quotes"),
-        ({"read": {"type": "probability", "of": "Yes"}}, "in lower case"),
+        ({"read": {"type": "word", "right": [True]}}, "arguments.read.right"),
+        ({"read": {"type": "probability", "of": "Yes"}}, "arguments.read.of"),
     ],
 )
 def test_mistakes_are_one_line(changed: dict[str, Any], message: str) -> None:

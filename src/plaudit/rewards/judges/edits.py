@@ -9,14 +9,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from plaudit.errors import RecipeError
+from plaudit.recipe.base import Positive
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.judges.ask import Answer, Question
 from plaudit.rewards.judges.judged import Judged, LogMetric, ask, text_worth
 from plaudit.rewards.judges.read import scores
 
 MOST = 25.0
-ENSEMBLES = ("scores", "means")
 CONSISTENCY = """The first picture was edited as the instruction says, the second came out. First: {source} Second: {edited}
 Instruction: {instruction}
 Score from 0 to 25 how far the edit follows the instruction (25: completely), and how far everything else was left as it was
@@ -48,10 +47,8 @@ class EditScore(Judged):
         systems=("S054",),
     )
 
-    def __init__(self, judge: Any, samples: int = 1, ensemble: Literal["scores", "means"] = "scores") -> None:
+    def __init__(self, judge: Any, samples: Positive = 1, ensemble: Literal["scores", "means"] = "scores") -> None:
         super().__init__(judge, samples)
-        if ensemble not in ENSEMBLES:
-            raise RecipeError(f"edit_score: ensemble {ensemble!r}; allowed: {', '.join(ENSEMBLES)}")
         self.ensemble = ensemble
 
     def __call__(

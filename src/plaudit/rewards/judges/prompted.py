@@ -5,14 +5,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from plaudit.dotted import import_dotted, made
+from pydantic import Field
+
 from plaudit.errors import RecipeError
+from plaudit.recipe.base import Positive
 from plaudit.rewards.base import Card, Kind, Score, Status, missing
-from plaudit.rewards.judges.ask import PLACE, Answer, Question
+from plaudit.rewards.judges.ask import PLACE, Answer, Question, made_of
 from plaudit.rewards.judges.judged import Judged, LogMetric, text_worth
 from plaudit.rewards.judges.read import rubric, scores, word, yes_probability
+
+Word = Annotated[str, Field(pattern="^[^A-Z]+$")]  # in lower case; YAML reads yes and no without quotes as no texts
 
 
 class Reader(Protocol):
@@ -42,11 +46,8 @@ class ReadScore:
 class ReadProbability:
     """The probability of the word `of` against another as the first token; the judge needs `top_logprobs` (S003)."""
 
-    of: str = "yes"
-    against: str = "no"
-
-    def __post_init__(self) -> None:
-        _must_be_words(self.of, self.against)
+    of: Word = "yes"
+    against: Word = "no"
 
     def __call__(self, answer: Answer) -> Score:
         if answer.status is not Status.OK:
@@ -63,11 +64,8 @@ class ReadProbability:
 class ReadWord:
     """1 where the last line is one of the words `right`, 0 where it is one of `wrong` (S105)."""
 
-    right: Sequence[str] = ("yes",)
-    wrong: Sequence[str] = ("no",)
-
-    def __post_init__(self) -> None:
-        _must_be_words(*self.right, *self.wrong)
+    right: Sequence[Word] = ("yes",)
+    wrong: Sequence[Word] = ("no",)
 
     def __call__(self, answer: Answer) -> Score:
         return text_worth(answer, self._read)
@@ -75,15 +73,6 @@ class ReadWord:
     def _read(self, text: str) -> Score | None:
         said = word(text, [*self.right, *self.wrong])
         return None if said is None else Score(value=float(said in self.right))
-
-
-def _must_be_words(*given: Any) -> None:
-    """YAML reads yes and no without quotes as true and false."""
-    for one in given:
-        if not isinstance(one, str) or one != one.lower():
-            raise RecipeError(
-                f"arguments.read has {one!r} for a word; write words in lower case, and yes and no in quotes"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +123,7 @@ class PromptedJudge(Judged):
     )
 
     def __init__(
-        self, template: str, read: Mapping[str, Any], judge: Any, kind: Kind = "image", samples: int = 1
+        self, template: str, read: Mapping[str, Any], judge: Any, kind: Kind = "image", samples: Positive = 1
     ) -> None:
         super().__init__(judge, samples)
         if "output" not in PLACE.findall(template):
@@ -171,6 +160,5 @@ def _reader(given: Mapping[str, Any]) -> Reader:
         raise RecipeError(
             f"arguments.read is {given!r}; write {{type: NAME}} with one of {', '.join(READERS)}, or a dotted path"
         )
-    import_dotted(READERS.get(type_, type_), "arguments.read.type", built_in=READERS)
-    reader: Reader = made(READERS.get(type_, type_), "arguments.read", "its options", options)
+    reader: Reader = made_of("arguments.read", type_, READERS, options)
     return reader
