@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plaudit.rewards.rules.reasoning import PHRASES, calibrated, inverted, reasoning_pattern
+from plaudit.rewards.compose.noise import inverted
+from plaudit.rewards.compose.shapers import calibrated
+from plaudit.rewards.rules.reasoning import PHRASES, reasoning_pattern
 from plaudit.rewards.rules.routes import Leg, is_route, route_detail
 from plaudit.sampling.noise import SampleKey
 from plaudit.shaping.credit import group_advantage

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from plaudit.data.prompt import Prompt
-from plaudit.dotted import import_dotted
 from plaudit.errors import RecipeError, RewardError
 from plaudit.recipe.load import dump, load
 from plaudit.recipe.rewards import EVALUATION, Missing, RewardConfig
@@ -25,7 +24,7 @@ from plaudit.rewards.calling.call import Caller
 from plaudit.rewards.calling.request import make_request
 from plaudit.rewards.catalogue import entries, entry
 from plaudit.rewards.compose.formula import parse, weighted_sum_formula
-from plaudit.rewards.load import Reward, load_reward
+from plaudit.rewards.load import Reward, find_reward, load_reward
 from plaudit.rewards.rules.code import UnitTests
 from plaudit.rewards.suite import ScoredBatch, Suite, enforce_missing, load_suite, recipe_suite
 from plaudit.rewards.table import BUILT_IN
@@ -337,13 +336,8 @@ def test_a_reward_that_another_one_asks_is_bound_and_remembered() -> None:
     assert other.seen == memory.seen == dict.fromkeys((prompt.id for prompt in PROMPTS), 1)
 
 
-@pytest.mark.parametrize("name", ("flipped_by_sample", "reasoning_calibrated"))
-def test_rewards_around_others_name_them(name: str, monkeypatch) -> None:
-    import plaudit.rewards.rules.reasoning as reasoning
-
-    monkeypatch.setattr(reasoning, "find_reward", lambda *_: Memory())
-    arguments = {"reward": "m", "probability": 0.0} if name == "flipped_by_sample" else {"reward": "m"}
-    around = import_dotted(BUILT_IN[name], "name")(**arguments)
+def test_rewards_around_others_name_them() -> None:
+    around = find_reward("r", "correct_within", {"correct": {"type": f"{__name__}:Memory"}})
     assert [type(function) for _, function in Caller("r", around).functions()] == [type(around), Memory]
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
@@ -42,7 +41,9 @@ class ReferenceScore:
         systems=("S101",),
     )
 
-    def __init__(self, reward: Mapping[str, Any], index: Annotated[int, Field(ge=0)] = 0) -> None:
+    def __init__(self, reward: Mapping[str, Any], index: int = 0) -> None:
+        if index < 0:
+            raise RecipeError(f"reference_score: `index` {index}; number the reference answers from 0")
         self.caller = inner_caller("reference_score.reward", reward)
         self.inner_rewards = (self.caller,)
         self.index = index

@@ -23,7 +23,8 @@ def differentiable_total(suite: Suite, request: Request) -> Tensor:
             for reward in suite.rewards
             if reward.name in suite.formula.names
         }
-        return suite.formula.evaluate(parts, group=torch.tensor(request.group), step=request.step).total
+        ids = [prompt.id for prompt in request.prompts]
+        return suite.formula.evaluate(parts, torch.tensor(request.group), request.step, prompts=ids).total
 
 
 def check_differentiable(reward: Reward) -> None:

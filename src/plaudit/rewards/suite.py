@@ -147,7 +147,8 @@ class Suite:
         if self.formula is None:
             return ScoredBatch(total=torch.full((len(request),), torch.nan).double(), parts=parts, scores=scores)
         group = torch.tensor(request.group)
-        evaluated = self.formula.evaluate(scaled, group=group, step=request.step, learn=learn)
+        ids = [prompt.id for prompt in request.prompts]
+        evaluated = self.formula.evaluate(scaled, group, request.step, prompts=ids, learn=learn)
         return ScoredBatch(total=evaluated.total, parts=parts, scores=scores, terms=evaluated.terms)
 
     def _scaled(self, name: str, values: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ MATCH, BRIGHT, GROUP = tensor(0.2, 0.9, NAN, 0.5), tensor(1.4, -0.3, 0.5, 0.6), 
 
 def evaluate(text: str, step: int = 0, **rest) -> Evaluated:
     formula = parse(text, NAMES, unweighted=NAMES)
-    return formula.evaluate({"match": MATCH, "bright": BRIGHT}, GROUP, step, **rest)
+    return formula.evaluate({"match": MATCH, "bright": BRIGHT}, GROUP, step, prompts=["p"] * len(GROUP), **rest)
 
 
 def refusal(text: str, rewards=NAMES) -> str:
@@ -119,6 +119,8 @@ CALLS = {
     "dead_zone(match, low=staged('3', '0.1, 0.3'), high=0.8)": lambda: shapers.dead_zone(MATCH, low=0.3, high=0.8),
     "tiers(match, thresholds='0.5', values='0, 3')": lambda: shapers.tiers(MATCH, thresholds=(0.5,), values=(0, 3)),
     "tiered(match, bright, alpha=0.1)": lambda: shapers.tiered(MATCH, BRIGHT, alpha=0.1),
+    "lifted(match, bright, weight=0.2)": lambda: shapers.calibrated(MATCH, BRIGHT, weight=0.2),
+    "flipped(match, probability=1)": lambda: 1 - MATCH,
     "linear(0, 1, 10) * match": lambda: 0.5 * MATCH,
     "cosine(0, 1, 15) * match": lambda: 0.25 * MATCH,
     "warmup(20) * match": lambda: 0.25 * MATCH,

@@ -180,3 +180,9 @@ def test_schedules_go_one_way_between_their_ends(start, end, steps) -> None:
 def test_senseless_options_are_refused(senseless) -> None:
     with pytest.raises(ValueError):
         senseless(tensor(0.5))
+
+
+def test_calibration_lifts_low_scores_only() -> None:
+    score, pattern = tensor(0.0, 0.49, 0.5, 1.0, NAN), tensor(1.0, 0.5, 1.0, 1.0, 1.0)
+    assert same(sh.calibrated(score, pattern), tensor(0.1, 0.54, 0.5, 1.0, NAN))
+    assert sh.calibrated(score[:1], pattern[:1], weight=0.3).item() == pytest.approx(0.3)

@@ -45,13 +45,22 @@ class Formula:
         assert not absent, f"no unit for {absent}"
         _unit(self.root, given)
 
-    def evaluate(self, parts: Mapping[str, Tensor], group: Tensor, step: int = 0, *, learn: bool = False) -> Evaluated:
-        """`parts`: each reward's scores `[B]`, NaN where missing. Memories are updated only when `learn` is set."""
+    def evaluate(
+        self,
+        parts: Mapping[str, Tensor],
+        group: Tensor,
+        step: int = 0,
+        *,
+        prompts: Sequence[str] = (),
+        learn: bool = False,
+    ) -> Evaluated:
+        """`parts`: each reward's scores `[B]`, NaN where missing; `prompts`: the ids of their prompts, for operators that
+        draw. Memories are updated only when `learn` is set."""
         guard = _Guard()
         given = {name: guard(parts[name].double()) for name in self.names}
         for name, part in given.items():
             assert part.shape == group.shape, (name, part.shape, group.shape)
-        run = _Run(parts=given, group=group, step=step, learn=learn, memories=self.memories)
+        run = _Run(parts=given, group=group, step=step, prompts=prompts, learn=learn, memories=self.memories)
         terms: dict[str, Tensor] = {}
         try:
             for node in _summands(self.root):
@@ -114,7 +123,7 @@ def _made(root: Node) -> Formula:
     try:
         formula = Formula(root)
         trial = {name: torch.tensor([0.25, 0.5]) for name in formula.names}
-        formula.evaluate(trial, torch.zeros(2, dtype=torch.long))
+        formula.evaluate(trial, torch.zeros(2, dtype=torch.long), prompts=["", ""])
     except ValueError as error:
         raise RecipeError(f'combine: "{root.text}": {error}') from error
     except RewardError:
@@ -132,6 +141,7 @@ class _Run:
     parts: Mapping[str, Tensor]
     group: Tensor
     step: int
+    prompts: Sequence[str] = ()
     learn: bool = False
     memories: Mapping[int, Any] = field(default_factory=dict)
     seen: dict[str, Tensor] = field(default_factory=dict)
@@ -162,7 +172,7 @@ class _Run:
         parts = [self.tensor(part) for part in node.parts]
         fixed = len(operator.parts)
         positional = parts if operator.more is None else [*parts[:fixed], parts[fixed:]]
-        given = {"group": self.group, "step": self.step, "learn": self.learn}
+        given = {"group": self.group, "step": self.step, "prompts": self.prompts, "learn": self.learn}
         given = {name: given[name] for name in operator.needs}
         if operator.has_memory:
             remembered: Tensor = self.memories[id(node)](*positional, **given)

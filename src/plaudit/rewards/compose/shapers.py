@@ -115,6 +115,11 @@ def tiered(outcome: Tensor, quality: Tensor, *, alpha: float = 0.5) -> Tensor:
     return outcome + alpha * tiers(quality)
 
 
+def calibrated(score: Tensor, pattern: Tensor, *, threshold: float = 0.5, weight: float = 0.1) -> Tensor:
+    """Score, plus weight * pattern where it is below the threshold, for it may be a false negative (S128)."""
+    return torch.where(score >= threshold, score, score + weight * pattern)
+
+
 def _positive(name: str, value: float) -> None:
     if value <= 0:
         raise ValueError(f"{name} {value:g} is not above 0; a better score must not earn less")

@@ -11,11 +11,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 from plaudit.rewards.base import summary_of
-from plaudit.rewards.compose import groups, operators, pairwise, pareto, running, shapers, trust, units
+from plaudit.rewards.compose import groups, noise, operators, pairwise, pareto, running, shapers, trust, units
 from plaudit.rewards.compose.units import Rule
 
 REQUIRED = inspect.Parameter.empty
-GIVEN = ("group", "step", "learn")  # arguments that come from the batch, not from the formula
+GIVEN = ("group", "step", "prompts", "learn")  # arguments that come from the batch, not from the formula
 Kind = Literal["number", "integer", "numbers", "word"]
 
 
@@ -44,7 +44,7 @@ class Option:
 @dataclass(frozen=True, kw_only=True)
 class Operator:
     """`function` takes the parts named by `parts`, then, as one sequence, `more` further ones (None: it takes no more; a
-    number: at least that many), and `options` by name. `needs` are of `group`, `step` and `learn`. An operator with a
+    number: at least that many), and `options` by name. `needs` are of `group`, `step`, `prompts` and `learn`. An operator with a
     memory is a class: its options make it, its calls are handed the parts."""
 
     name: str
@@ -147,6 +147,8 @@ _TABLE = (
     operator("dead_zone", shapers.dead_zone, units.becomes(units.ZERO_ONE)),
     operator("tiers", shapers.tiers, units.tiered),
     operator("tiered", shapers.tiered, units.zero_one),
+    operator("lifted", shapers.calibrated, units.first),
+    operator("flipped", noise.flipped, units.zero_one),
     # schedules
     operator("linear", shapers.linear, units.becomes(units.CONSTANT)),
     operator("cosine", shapers.cosine, units.becomes(units.CONSTANT)),

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
@@ -115,7 +114,9 @@ class PolicyLikelihood(_AsksPolicy):
         systems=("S073",),
     )
 
-    def __init__(self, delimiter: Annotated[str, Field(min_length=1)], reduction: Reduction = "mean") -> None:
+    def __init__(self, delimiter: str, reduction: Reduction = "mean") -> None:
+        if not delimiter:
+            raise RecipeError("policy_likelihood: delimiter is empty; give the text after which the answer stands")
         self.card = reduction_card(type(self).card, reduction, "policy_likelihood")
         self.delimiter, self.reduction = delimiter, reduction
 

@@ -1,11 +1,13 @@
 """Pinned scores: eight outputs per reward and what they scored, recomputed by `plaudit rewards verify`.
 
-`NAME.yaml` holds `arguments`, `tolerance` and `step` (all optional) and `cases`, a list of `prompt`, `output` (see media.py),
-`facts` (optional; a lab caption brings its own), `inputs` and `group` (optional), and `score`: a number or a status.
+Each module's rewards have a file, such as `rules.pixels.yaml`. Under a reward's name stand `arguments`, `tolerance` and `step`
+(all optional) and `cases`, a list of `prompt`, `output` (see media.py), `facts` (optional; a lab caption brings its own),
+`inputs` and `group` (optional), and `score`: a number or a status.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from plaudit.rewards.calling.call import Caller
 from plaudit.rewards.calling.request import Request, make_request
 from plaudit.rewards.load import find_reward
 from plaudit.rewards.pinned.media import make
+from plaudit.rewards.table import BUILT_IN
 
 TOLERANCE = 1e-4
 NUM_CASES = 8
@@ -48,10 +51,11 @@ class Verified:
 
 
 def load_pinned(name: str) -> Pinned:
-    path = resources.files(__package__) / f"{name}.yaml"
-    if not path.is_file():
-        raise RewardError(f"reward {name!r} has no pinned scores; expected src/plaudit/rewards/pinned/{name}.yaml")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = _of_module(BUILT_IN[name].partition(":")[0].removeprefix("plaudit.rewards.")).get(name)
+    if content is None:
+        raise RewardError(
+            f"reward {name!r} has no pinned scores; pin eight in the file of its module in rewards/pinned"
+        )
     cases = content["cases"]
     outputs = [make(case["output"]) for case in cases]
     group = [case["group"] for case in cases] if "group" in cases[0] else None
@@ -64,6 +68,12 @@ def load_pinned(name: str) -> Pinned:
         ),
         expected=[case["score"] for case in cases],
     )
+
+
+@functools.cache
+def _of_module(module: str) -> Mapping[str, Any]:
+    path = resources.files(__package__) / f"{module}.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _prompt(name: str, i: int, case: Mapping[str, Any]) -> Prompt:
