@@ -37,10 +37,10 @@ def test_the_short_form_and_the_defaults() -> None:
         ({"rewards": {}}, "`rewards`"),
         ([1], "top level"),
         ({**GOOD, "sevre": {}}, "unknown key `sevre`; did you mean `serve`"),
-        ({**GOOD, "serve": {"max_bach": 3}}, "unknown key `serve.max_bach`; did you mean `max_batch`"),
+        ({**GOOD, "serve": {"max_bach": 3}}, "unknown key `serve.max_bach`; did you mean `serve.max_batch`"),
         (
             {"rewards": {"q": {"type": "x", "argumens": {}}}},
-            "unknown key `rewards.q.argumens`; did you mean `arguments`",
+            "unknown key `rewards.q.argumens`; did you mean `rewards.q.arguments`",
         ),
         ({"rewards": {"q": {"type": "x", "weight": 2.0}}}, "rewards.q.weight: a service returns raw scores"),
         ({**GOOD, "serve": {"port": 70000}}, "`serve.port` is 70000"),

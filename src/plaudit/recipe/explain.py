@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from plaudit.recipe.schema import Recipe
 from plaudit.recipe.text import visible
-from plaudit.recipe.walk import annotation_at, fields_of, inside, known_keys, type_of, variants
+from plaudit.recipe.walk import Component, fields_of, inside, known_keys, type_of, variants
 
 MOST = 20  # keys explained at once
 
@@ -32,8 +32,9 @@ class Place:
     """Where a validation error lies: its keys without pydantic's names of union members."""
 
     keys: tuple[str, ...]
-    index: str  # "[1]" inside a list, else empty
-    annotation: Any
+    index: str = ""  # "[1]" inside a list
+    annotation: Any = None
+    siblings: Sequence[Component] = ()  # the components that its mapping may be
 
     @property
     def dotted(self) -> str:
@@ -43,24 +44,26 @@ class Place:
 Problem = tuple[Place, Mapping[str, Any]]  # and pydantic's details
 
 
-def explain(error: ValidationError, document: Mapping[str, Any], layers: Sequence[Layer]) -> str:
+def explain(
+    error: ValidationError, document: Mapping[str, Any], layers: Sequence[Layer] = (), schema: Any = Recipe
+) -> str:
     """One line per key in error; the members of a union that all refused a value share a line."""
     grouped: dict[tuple[str, str], list[Problem]] = {}
     for details in _causes(error):
-        place = locate(details["loc"], document)
+        place = locate(details["loc"], document, schema)
         if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            place = Place(keys=(*place.keys, "type"), index="", annotation=None)
+            place = Place(keys=(*place.keys, "type"))
         own_words = str(details["ctx"]["error"]) if details["type"] == "value_error" else ""
         grouped.setdefault((place.dotted, own_words), []).append((place, details))
-    known = list(known_keys(document))
-    lines = [visible(_line(problems, document, layers, known)) for problems in list(grouped.values())[:MOST]]
+    known = list(known_keys(document, schema))
+    lines = [visible(_line(problems, layers, known)) for problems in list(grouped.values())[:MOST]]
     return "\n".join([*lines, *([f"and {len(grouped) - MOST} more keys"] if len(grouped) > MOST else [])])
 
 
 def of_one_value(name: str, value: Any, error: ValidationError) -> str:
     """One line on a value that stands by itself and not in a recipe's schema."""
-    found = [(Place(keys=(name,), index=_index(one["loc"], value), annotation=None), one) for one in _causes(error)]
-    return visible(_line([one for one in found if one[0].index == found[0][0].index], {}, (), ()))
+    found = [(Place(keys=(name,), index=_index(one["loc"], value)), one) for one in _causes(error)]
+    return visible(_line([one for one in found if one[0].index == found[0][0].index], (), ()))
 
 
 def _index(location: Sequence[str | int], value: Any) -> str:
@@ -81,11 +84,12 @@ def _causes(error: ValidationError) -> list[Mapping[str, Any]]:
     return [details for details in found if details["type"] != "too_short" or details["loc"] not in parents]
 
 
-def locate(location: Sequence[str | int], document: Mapping[str, Any]) -> Place:
+def locate(location: Sequence[str | int], document: Mapping[str, Any], schema: Any = Recipe) -> Place:
     """Follow a pydantic location through the document and the schema together."""
     keys: list[str] = []
+    siblings: list[Component] = []
     index = ""
-    annotation: Any = Recipe
+    annotation: Any = schema
     value: Any = document
     tag_is_next = False
     for item in location:
@@ -96,23 +100,22 @@ def locate(location: Sequence[str | int], document: Mapping[str, Any]) -> Place:
             index += f"[{item}]"
         else:
             keys.append(str(item))
+            siblings = variants(annotation)
             annotation = below.get(str(item))
             value = value.get(item) if isinstance(value, Mapping) else None
             tag_is_next = len(variants(annotation)) > 1
-    return Place(keys=tuple(keys), index=index, annotation=annotation)
+    return Place(keys=tuple(keys), index=index, annotation=annotation, siblings=siblings)
 
 
-def _line(
-    problems: Sequence[Problem], document: Mapping[str, Any], layers: Sequence[Layer], known: Sequence[str]
-) -> str:
+def _line(problems: Sequence[Problem], layers: Sequence[Layer], known: Sequence[str]) -> str:
     place, details = problems[0]
     kind = details["type"]
     if kind == "value_error":
         return str(details["ctx"]["error"])
     if kind in ("extra_forbidden", "invalid_key"):
-        return _unknown(place, details["input"], document, layers, known)
+        return _unknown(place, details["input"], layers, known)
     if kind in ("missing", "union_tag_not_found"):
-        return f"`{place.dotted}` is missing; {_allowed(place, details)}"
+        return f"`{place.dotted}` is missing; {_needed(place, layers)}"
     seen = details["ctx"]["tag"] if kind == "union_tag_invalid" else details["input"]
     allowed = " or ".join(dict.fromkeys(_allowed(each_place, each) for each_place, each in problems))
     text = f"`{place.dotted}` is {shown(seen)}{_origin(place.keys, layers)}; {allowed.replace(' or allowed: ', ' or ')}"
@@ -125,8 +128,6 @@ def _allowed(place: Place, details: Mapping[str, Any]) -> str:
     or_null = " or null" if NoneType in get_args(place.annotation) else ""
     if choices := _choices(details):
         return f"allowed: {', '.join(choices)}{or_null}"
-    if kind in ("missing", "union_tag_not_found"):
-        return "give the list more items" if place.index else f"give it a value, for example --{place.dotted} VALUE"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"it must be a mapping{_keys_inside(place)}{or_null}"
     if kind == "string_type" and isinstance(details["input"], int | float):
@@ -135,6 +136,12 @@ def _allowed(place: Place, details: Mapping[str, Any]) -> str:
         return str(message)
     demand = message.split(" should ", 1)[1].partition(", ")[0]
     return f"it must {demand.replace(' after validation', '').replace('tuple', 'list')}{or_null}"
+
+
+def _needed(place: Place, layers: Sequence[Layer]) -> str:
+    if place.index.endswith("]"):
+        return "give the list more items"
+    return f"give it a value, for example --{place.dotted} VALUE" if layers else "give it a value"
 
 
 def _keys_inside(place: Place) -> str:
@@ -151,9 +158,7 @@ def _choices(details: Mapping[str, Any]) -> list[str]:
     return [part.strip(" '") for part in listed.replace(" or ", ", ").split(", ")] if listed else []
 
 
-def _unknown(
-    place: Place, value: Any, document: Mapping[str, Any], layers: Sequence[Layer], known: Sequence[str]
-) -> str:
+def _unknown(place: Place, value: Any, layers: Sequence[Layer], known: Sequence[str]) -> str:
     """The unknown key with its nearest relative; `--trian.steps 5` makes a chain that is followed down."""
     keys = place.keys
     while isinstance(value, Mapping) and len(value) == 1:
@@ -162,9 +167,9 @@ def _unknown(
     dotted, parent = ".".join(keys), ".".join(place.keys[:-1])
     siblings = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == parent]
     text = f"unknown key `{dotted}`"
-    if name := _written(place.keys, document):
+    if name := _written(place):
         text += f"; did you mean `{parent}.{name}`?"
-    elif owner := _other_variant(place.keys, document):
+    elif owner := _other_variant(place):
         text += f"; it belongs to `{parent}.type` {owner}"
     elif near := nearest(dotted, known):
         text += f"; did you mean {' or '.join(f'`{key}`' for key in near)}?"
@@ -172,16 +177,15 @@ def _unknown(
     return f"{text} (value {shown(value)}{_origin(keys, layers, ' from {}')}; {where}: {', '.join(siblings)})"
 
 
-def _written(keys: Sequence[str], document: Mapping[str, Any]) -> str | None:
-    """The key that a recipe writes for what Python calls by the last of `keys`."""
-    components = variants(annotation_at(keys[:-1], document))
-    fields = [variant.model_fields[keys[-1]] for variant in components if keys[-1] in variant.model_fields]
+def _written(place: Place) -> str | None:
+    """The key that a recipe writes for what Python calls by the last of the place's keys."""
+    fields = [one.model_fields[place.keys[-1]] for one in place.siblings if place.keys[-1] in one.model_fields]
     return fields[0].alias if fields else None
 
 
-def _other_variant(keys: Sequence[str], document: Mapping[str, Any]) -> str | None:
+def _other_variant(place: Place) -> str | None:
     """The `type` of a sibling variant that has this key."""
-    owners = [variant for variant in variants(annotation_at(keys[:-1], document)) if keys[-1] in fields_of(variant)]
+    owners = [variant for variant in place.siblings if place.keys[-1] in fields_of(variant)]
     return type_of(owners[0]) if owners else None
 
 

@@ -6,7 +6,7 @@ An annotation is what pydantic keeps of a field's type: a component, a union of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -54,15 +54,6 @@ def inside(annotation: Any, value: Any) -> dict[str, Any] | None:
         return dict.fromkeys(value, get_args(annotation)[1]) if isinstance(value, Mapping) else {}
     component = component_of(annotation, value)
     return {key: field.annotation for key, field in fields_of(component).items()} if component else None
-
-
-def annotation_at(keys: Sequence[str], document: Any) -> Any:
-    """What the schema says of the place that dotted keys lead to."""
-    annotation: Any = Recipe
-    for key in keys:
-        annotation = (inside(annotation, document) or {}).get(key)
-        document = document.get(key) if isinstance(document, Mapping) else None
-    return annotation
 
 
 def known_keys(document: Any, annotation: Any = Recipe, prefix: str = "") -> Iterator[str]:

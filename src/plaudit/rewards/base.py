@@ -51,6 +51,23 @@ def missing(status: Status, note: str = "") -> Score:
     return Score(value=math.nan, status=status, note=note)
 
 
+def finite(value: float) -> float | None:
+    """A number as JSON has it, which knows neither NaN nor infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def score_json(score: Score) -> dict[str, Any]:
+    """What there is of a score, without its `dense` values. A score that is missing is null."""
+    content: dict[str, Any] = {"value": finite(score.value), "status": score.status.value}
+    if score.components is not None:
+        content["components"] = {name: finite(value) for name, value in score.components.items()}
+    if score.sigma is not None:
+        content["sigma"] = finite(score.sigma)
+    if score.note:
+        content["note"] = score.note
+    return content
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """Mean and standard deviation of a reward over a named set of outputs: what `calibrate: reference` subtracts and

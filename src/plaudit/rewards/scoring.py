@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.data.sources import identify
 from plaudit.errors import DataError, RecipeError
 from plaudit.recipe.rewards import RewardConfig
-from plaudit.rewards.base import RewardFunction, Score, Status, missing
+from plaudit.rewards.base import RewardFunction, Score, Status, finite, missing, score_json
 from plaudit.rewards.calling.request import Outputs, make_request
 from plaudit.rewards.load import Reward, load_reward
 from plaudit.rewards.suite import ScoredBatch, Suite, make_suite
@@ -161,27 +160,12 @@ def write_scores(path: Path, gathered: Gathered, batch: ScoredBatch) -> Path:
     lines = []
     for i, total in enumerate(batch.total.tolist()):
         scores = {name: score_json(values[i]) for name, values in batch.scores.items()}
-        row = {"name": gathered.names[i], "prompt": gathered.prompts[i].text, "scores": scores, "total": number(total)}
+        row = {"name": gathered.names[i], "prompt": gathered.prompts[i].text, "scores": scores, "total": finite(total)}
         lines.append(json.dumps(row, ensure_ascii=False))
     with storage.explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     storage.write_text(path, "".join(line + "\n" for line in lines))
     return path
-
-
-def score_json(score: Score) -> dict[str, Any]:
-    content: dict[str, Any] = {"value": number(score.value), "status": score.status.value}
-    if score.components:
-        content["components"] = {key: number(value) for key, value in score.components.items()}
-    if score.sigma is not None:
-        content["sigma"] = number(score.sigma)
-    if score.note:
-        content["note"] = score.note
-    return content
-
-
-def number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True, kw_only=True)

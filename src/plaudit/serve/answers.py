@@ -9,31 +9,13 @@ from typing import Any, TypeGuard
 
 from torch import Tensor
 
-from plaudit.rewards.base import Card, Reference, Score, Status, missing
+from plaudit.rewards.base import Card, Reference, Score, Status, finite, missing, score_json
 from plaudit.serve.schema import MAX_RANK
 from plaudit.serve.wire import DTYPES, WireError, from_base64, make_tensor, tensor_part
 
 UNDECIDED = (Status.TIMED_OUT, Status.ERRORED)  # another attempt may find a score
 TOLERANCE = 1e-6  # of a float32 score at the edge of its card's range
 SHOWN = 200  # characters of a service's words that are repeated in a note
-
-
-def finite(value: Any) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def score_json(score: Score) -> dict[str, Any]:
-    content: dict[str, Any] = {"value": finite(score.value), "status": score.status.value}
-    if score.components is not None:
-        content["components"] = {name: finite(value) for name, value in score.components.items()}
-    if score.sigma is not None:
-        content["sigma"] = finite(score.sigma)
-    if score.note:
-        content["note"] = score.note
-    if score.dense is not None:
-        content["dense"] = tensor_part(score.dense)
-    return content
 
 
 def card_json(card: Card | None) -> dict[str, Any] | None:
@@ -172,4 +154,9 @@ def remembering(who: str) -> str:
 
 
 def results_json(reward: str, scores: Sequence[Score]) -> dict[str, Any]:
-    return {"reward": reward, "results": [score_json(score) for score in scores]}
+    return {"reward": reward, "results": [_result_json(score) for score in scores]}
+
+
+def _result_json(score: Score) -> dict[str, Any]:
+    dense = {} if score.dense is None else {"dense": tensor_part(score.dense)}
+    return {**score_json(score), **dense}

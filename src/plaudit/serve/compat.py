@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plaudit.data.prompt import Prompt
-from plaudit.rewards.base import Score
+from plaudit.rewards.base import Score, finite
 from plaudit.rewards.calling.request import Request, make_request
-from plaudit.serve.answers import decided, finite
+from plaudit.serve.answers import decided
 from plaudit.serve.service import Refused, Service
 from plaudit.serve.stores import Answer
 from plaudit.serve.wire import JSON, WireError, strict_json

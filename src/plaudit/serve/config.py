@@ -5,16 +5,15 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from plaudit.errors import RecipeError
 from plaudit.optional import require
 from plaudit.recipe.base import NotNegative, Positive, PositiveFloat, Strict
-from plaudit.recipe.explain import MOST, shown
+from plaudit.recipe.explain import explain
 from plaudit.recipe.rewards import RewardConfig
 from plaudit.recipe.text import possible, read, visible
 
@@ -110,40 +109,8 @@ def read_mapping(content: Any, label: str) -> ServeFile:
     try:
         return ServeFile.model_validate(document)
     except ValidationError as error:
-        lines = [visible(_line(details)) for details in error.errors(include_url=False)[:MOST]]
+        lines = explain(error, document, schema=ServeFile).splitlines()
         raise RecipeError("\n".join(f"{label}: {line}" for line in lines)) from None
-
-
-def _line(details: Mapping[str, Any]) -> str:
-    if details["type"] == "value_error":
-        return str(details["ctx"]["error"])
-    place = [str(part) for part in details["loc"]]
-    if details["type"] == "extra_forbidden":
-        siblings = _keys(place[:-1])
-        near = get_close_matches(place[-1], siblings, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
-        return f"unknown key `{'.'.join(place)}`{hint} (keys there: {', '.join(siblings)})"
-    if details["type"] == "missing":
-        return f"`{'.'.join(place)}` is missing"
-    message = details["msg"].replace("Input should ", "it must ", 1)
-    return f"`{'.'.join(place)}` is {shown(details['input'])}; {message}"
-
-
-def _keys(place: list[str]) -> list[str]:
-    """The keys that a place has: of the file, of `serve`, of `rewards.NAME`, of what lies below."""
-    model: type[BaseModel] = ServeFile
-    for i, part in enumerate(place):
-        if model is ServeFile and part == "rewards" and i + 1 < len(place):
-            model = RewardConfig
-        elif part in model.model_fields:
-            below = model.model_fields[part].annotation
-            model = below if isinstance(below, type) and issubclass(below, BaseModel) else _first_model(below) or model
-    return list(model.model_fields)
-
-
-def _first_model(annotation: Any) -> type[BaseModel] | None:
-    found = [part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
-    return found[0] if found else None
 
 
 def with_address(file: ServeFile, host: str | None, port: int | None) -> ServeFile:

@@ -426,4 +426,4 @@ def test_whole_group_missing() -> None:
     for text in CALLS:
         formula = parse(text, NAMES, unweighted=NAMES)
         given = {name: nothing for name in NAMES}
-        assert formula.evaluate(given, GROUP, learn=True).total.isnan().all(), text
+        assert formula.evaluate(given, GROUP, prompts=["p"] * len(GROUP), learn=True).total.isnan().all(), text
