@@ -4,7 +4,6 @@ import json
 import math
 
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
@@ -28,13 +27,6 @@ from plaudit.rewards.judges.claims import (
 )
 from plaudit.rewards.judges.lab import assess_caption, compare_claims, verify_claims
 from plaudit.rewards.load import find_reward
-
-REWARDS = "claim_difference claim_verification caption_precision caption_coverage caption_language caption_balance"
-
-
-@pytest.mark.parametrize("name", REWARDS.split())
-def test_ships(name: str) -> None:
-    ships(name)
 
 
 def compared(*severities: tuple[int, int], verdicts: str = "", winner: str = "tie") -> Comparison:

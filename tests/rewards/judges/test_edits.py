@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plaudit.lab.edits.grammar import Edit, sample_edits
 from tests.rewards.judges.backends import Scripted
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
-from plaudit.lab.edits.grammar import Edit, sample_edits
 from plaudit.lab.scenes.render import rasterise
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.calling.call import call_reward
@@ -34,10 +33,6 @@ def scored(say: Callable[[str, int], Any], **options: Any) -> Score:
 
 def by_pass(*rows: tuple[list[float], list[float]]) -> Callable[[str, int], str]:
     return lambda aspect, k: f'{{"reasoning": "so", "score": {rows[k][aspect == "quality"]}}}'
-
-
-def test_ships() -> None:
-    ships("edit_score")
 
 
 def test_the_least_of_two_and_the_geometric_mean() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import Counter
@@ -10,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from plaudit.data.content import media_hash
-from plaudit.lab.edits.check import check_edits
-from plaudit.lab.scenes.check import UNEXPLAINED_LIMIT, SceneObject, detect
+from plaudit.lab.edits.check import judge_edit
+from plaudit.lab.scenes.check import UNEXPLAINED_LIMIT, Scene, SceneObject, detect
 from plaudit.lab.scenes.grammar import COLORS, COUNT_WORDS, RELATION_WORDS, SHAPES, Pair
+from plaudit.lab.scenes.render import SIZE
 
 COUNTS = {word: count for count, word in COUNT_WORDS.items()} | {"an": 1, "one": 1}
 NOUN = re.compile(rf"\b({'|'.join(COUNTS)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})s?\b")
@@ -189,11 +192,17 @@ BROKEN = 10 * UNEXPLAINED_LIMIT  # of a picture
 
 def exact_edit(edited: Tensor, facts: Mapping[str, Any], aspect: str) -> str:
     """EditScore's judge that knows the truth: following and consistency, or naturalness and freedom from artifacts."""
+    scene = _seen(edited.numpy().tobytes())
     if aspect == "quality":
-        scene = detect(edited[None])[0]
         return _told(1 / (1 + len(scene.blobs)), 1 - min(scene.unexplained / BROKEN, 1.0))
-    verdict = check_edits(edited[None], [facts])[0]
+    verdict = judge_edit(scene, facts)
     return _told(float(verdict.execution), verdict.consistency)
+
+
+@functools.lru_cache(maxsize=256)
+def _seen(pixels: bytes) -> Scene:
+    """What a picture shows, of which a judge is asked several times over."""
+    return detect(torch.frombuffer(bytearray(pixels), dtype=torch.float32).reshape(1, 3, SIZE, SIZE))[0]
 
 
 def noisy_edit(edited: Tensor, facts: Mapping[str, Any], aspect: str, k: int) -> str:
@@ -209,7 +218,7 @@ def biased_edit(edited: Tensor, facts: Mapping[str, Any], aspect: str) -> str:
     """It looks for what the instruction names as new, and for nothing that should be gone or should have stayed."""
     if aspect == "quality":
         return exact_edit(edited, facts, aspect)
-    verdict = check_edits(edited[None], [{"kept": [], "gone": [], "new": facts["new"]}])[0]
+    verdict = judge_edit(_seen(edited.numpy().tobytes()), {"kept": [], "gone": [], "new": facts["new"]})
     return _told(float(verdict.execution), 1.0)
 
 
