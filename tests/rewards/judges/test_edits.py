@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from plaudit.lab.edits.grammar import Edit, sample_edits
 from tests.rewards.judges.backends import Scripted
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
+from plaudit.lab.edits.grammar import Edit, sample_edits
 from plaudit.lab.scenes.render import rasterise
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.calling.call import call_reward
