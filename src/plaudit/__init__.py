@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from plaudit.search.api import search
     from plaudit.train.doctor.doctor import doctor
     from plaudit.train.preview import sample
-    from plaudit.verbs import align
+    from plaudit.verbs import align, fit
 
 from plaudit.version import __version__
 
@@ -27,6 +27,7 @@ __all__ = [
     "align",
     "compare",
     "doctor",
+    "fit",
     "load",
     "sample",
     "score",
@@ -37,6 +38,7 @@ HOMES = {
     "align": "plaudit.verbs",
     "compare": "plaudit.audit.compare_runs",
     "doctor": "plaudit.train.doctor.doctor",
+    "fit": "plaudit.verbs",
     "load": "plaudit.recipe.load",
     "sample": "plaudit.train.preview",
     "score": "plaudit.rewards.scoring",

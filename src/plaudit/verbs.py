@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from plaudit import storage
 from plaudit.audit.report import write_report
+from plaudit.fit.fit import fit_reward
 from plaudit.ranks import join
 from plaudit.recipe.load import Source
 from plaudit.recipe.schema import Recipe
@@ -29,6 +30,23 @@ def align(
     display = display or make_display(plain, quiet)
     result = loop.train(recipe, resume=resume, overwrite=overwrite, display=display)
     join().from_main(lambda: _report(result))
+    return result
+
+
+def fit(
+    recipe: Recipe | Source,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    plain: bool = False,
+    quiet: bool = False,
+    display: Display | None = None,
+) -> RunResult:
+    """Fit a reward to preferences as the recipe's `fit` says. The folder of its run is a reward by its path:
+    `{type: fitted, arguments: {path: FOLDER}}`."""
+    display = display or make_display(plain, quiet)
+    result = fit_reward(recipe, resume=resume, overwrite=overwrite, display=display)
+    _report(result)
     return result
 
 

@@ -29,6 +29,7 @@ from plaudit.search.options import find_method
 from plaudit.search.setup import Origin, build_origin, check_kinds, find_origin, find_prompts, find_suite
 from plaudit.search.table import METHODS
 from plaudit.statistics import Gain, Items, paired_gain, spread
+from plaudit.worlds import WORLDS
 
 BASELINE = "best_of_n"
 COSTS = {
@@ -337,12 +338,6 @@ class Defaults:
     budgets: Sequence[str]
 
 
-WORLDS = {
-    "scenes": (("scene_proxy", "caption_likelihood"), "scene_exact", ("40nfe", "80nfe", "160nfe")),
-    "sums": (("sum_proxy", "sum_steps"), "sum_correct", ("200nfe", "400nfe", "800nfe")),
-}
-
-
 def defaults_of(model: str, *, needed: bool) -> Defaults:
     """`needed`: whether the rewards of the model's world are asked for, which only the lab's worlds have."""
     recipe = find_origin(model).recipe
@@ -351,6 +346,6 @@ def defaults_of(model: str, *, needed: bool) -> Defaults:
         raise RecipeError(
             f"compare: {model} has prompts of its own; give --reward (what is searched for), --truth (what is true) and --budgets"
         )
-    verifiers, truth, budgets = world or ((), "", ())
+    verifiers, truth, budgets = (world.judges, world.truth, world.budgets) if world else ((), "", ())
     methods = [name for name, entry in METHODS.items() if family in entry.families and name != "none"]
     return Defaults(methods=methods, verifiers=verifiers, truth=truth, budgets=budgets)

@@ -63,7 +63,7 @@ class Job:
     @property
     def trains(self) -> bool:
         arm = self.experiment.sides[self.arm]
-        return arm.recipe is not None and arm.verb == "align"
+        return arm.recipe is not None and arm.verb != "search"
 
     @property
     def recipe(self) -> Recipe:
@@ -117,10 +117,12 @@ def _call(job: Job) -> None:
 
 
 def _train(job: Job, say: Say) -> None:
+    from plaudit.fit.fit import fit_reward
     from plaudit.train.loop import train
 
     started = storage.latest_snapshot(job.folder / "checkpoints") is not None
-    train(job.recipe, resume=started, overwrite=not started, display=Told(say))
+    verb = fit_reward if job.experiment.sides[job.arm].verb == "fit" else train
+    verb(job.recipe, resume=started, overwrite=not started, display=Told(say))
 
 
 def _search(job: Job, say: Say) -> None:

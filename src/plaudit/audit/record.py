@@ -29,6 +29,7 @@ SOURCE = Path(plaudit.__file__).parent
 IN_THE_WHEEL, IN_THE_REPOSITORY = SOURCE / "results", SOURCE.parents[1] / "docs" / "results"
 Verdict = Literal["shown", "mixed", "negative", "inconclusive"]
 CREDIT = ("train/credit.py", "shaping/dense.py", "shaping/credit.py")
+FITS = ("fit/data.py", "fit/fit.py", "fit/losses.py", "rewards/learned/fitted.py")
 OF_NO_NUMBER = {"name", "system", "summary", "run"}  # keys of a recipe that change none
 
 
@@ -200,7 +201,9 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _code_of(recipe: Recipe, verb: str) -> dict[str, str]:
-    """Digests of the rewards that are read, of the objective, or of the search method."""
+    """Digests of the rewards that are read, of the objective, or of the search method; of a fit, of what fits."""
+    if verb == "fit":
+        return {"fit": _digest("".join(_of_file(SOURCE / name) for name in FITS))}
     rewards = [recipe.evaluate.reward.model_dump(), *(reward.model_dump() for reward in recipe.rewards.values())]
     code = {f"reward {name}": _of_module(BUILT_IN.get(name, name)) for name in sorted(set(_types(rewards)))}
     if verb == "search":

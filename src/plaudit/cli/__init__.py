@@ -10,6 +10,7 @@ from plaudit.cli import (
     align,
     compare,
     doctor,
+    fit,
     lab,
     recipe,
     report,
@@ -32,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("align", cls=RecipeCommand)(align.run)
+app.command("fit", cls=RecipeCommand)(fit.run)
 app.command("score", cls=PlauditCommand)(score.run)
 app.command("search", cls=PlauditCommand)(search.run)
 app.command("serve", cls=PlauditCommand)(serve.run)

@@ -16,6 +16,7 @@ app = typer.Typer(help="The embedded lab.", no_args_is_help=True, rich_markup_mo
 class LabNetwork(StrEnum):
     SLOTS = "slots"
     PIXELS = "pixels"
+    EDITS = "edits"
     SLOTS_TURBO = "slots-turbo"
     PROXY = "proxy"
     CAPTIONER = "captioner"
@@ -88,7 +89,7 @@ def _built(name: LabNetwork, out: Path, *, steps: int | None, seed: int, install
             from plaudit.builds.turbo import build_turbo
 
             return build_turbo(out, steps=steps, seed=seed, install=install)
-        case LabNetwork.SLOTS | LabNetwork.PIXELS:
+        case LabNetwork.SLOTS | LabNetwork.PIXELS | LabNetwork.EDITS:
             from plaudit.builds.generators import build
 
             return build(name.value, out, steps=steps, seed=seed, install=install)

@@ -16,13 +16,18 @@ from plaudit.data.files import JSON_ROWS, TABLES, brief, has_rows, read_rows, re
 from plaudit.data.preference import read_preferences
 from plaudit.data.prompt import Prompt, is_conversation, must_be_text, text_of
 from plaudit.data.tasks import reasoning_gym_prompts
-from plaudit.dotted import made
+from plaudit.dotted import import_dotted, made
 from plaudit.errors import DataError, RecipeError
-from plaudit.lab.scenes import grammar
-from plaudit.lab.sums import grammar as sums
-from plaudit.lab.sums.check import read_facts
-from plaudit.lab.sums.traces import sample_trace
-from plaudit.recipe.prompts import CustomPrompts, FilePrompts, Prompts, PuzzlePrompts, ScenesPrompts, SumsPrompts
+from plaudit.recipe.prompts import (
+    CustomPrompts,
+    FilePrompts,
+    Prompts,
+    PuzzlePrompts,
+    ScenesPrompts,
+    SumsPrompts,
+    WorldPrompts,
+)
+from plaudit.worlds import WORLDS
 
 
 class PromptSource(Protocol):
@@ -33,62 +38,6 @@ class PromptSource(Protocol):
     def evaluation(self, count: int) -> dict[str, list[Prompt]]:
         """Fixed prompts per held-out split; at most `count` each."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScenesSource:
-    categories: Sequence[str]
-    pairs: Sequence[Prompt] = ()
-
-    def batch(self, step: int, count: int, seed: int) -> list[Prompt]:
-        if self.pairs:
-            return FileSource(train=self.pairs, heldout=()).batch(step, count, seed)
-        return grammar.sample_prompts("train", count, np.random.default_rng([seed, step, 1]), self.categories)
-
-    def evaluation(self, count: int) -> dict[str, list[Prompt]]:
-        return {
-            "heldout": grammar.evaluation_prompts("heldout", count, self.categories),
-            "compositional": grammar.evaluation_prompts("compositional", max(count // 2, 1), self.categories),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class SumsSource:
-    """Fresh problems at every step, or passes over a fixed set of them."""
-
-    config: SumsPrompts
-    categories: Sequence[str]
-
-    def batch(self, step: int, count: int, seed: int) -> list[Prompt]:
-        if self.config.problems is None:
-            drawn = sums.sample_prompts("train", count, np.random.default_rng([seed, step, 1]), self.categories)
-        else:
-            drawn = FileSource(train=self._fixed(self.config.problems), heldout=()).batch(step, count, seed)
-        return [self._answered(prompt) for prompt in drawn]
-
-    def evaluation(self, count: int) -> dict[str, list[Prompt]]:
-        return {"heldout": sums.evaluation_prompts("heldout", count, self.categories)}
-
-    def _fixed(self, count: int) -> list[Prompt]:
-        return sums.evaluation_prompts("train", count, self.categories)
-
-    def _answered(self, prompt: Prompt) -> Prompt:
-        """The same solutions whenever a problem comes up."""
-        if self.config.answers == "none":
-            return prompt
-        rng = np.random.default_rng([int(prompt.id[:8], 16), 5])
-        if self.config.answers == "demonstrations":
-            return replace(prompt, inputs={"completion": sample_trace(prompt, rng).text})
-        right, wrong = (_trace(prompt, rng, correct) for correct in (True, False))
-        chosen, rejected = (wrong, right) if rng.random() < self.config.noise else (right, wrong)
-        return replace(prompt, inputs={"chosen": chosen, "rejected": rejected})
-
-
-def _trace(prompt: Prompt, rng: np.random.Generator, correct: bool) -> str:
-    """A solution as pretraining has them, drawn until it is right, or wrong."""
-    while read_facts(text := sample_trace(prompt, rng).text, prompt.facts).correct is not correct:
-        pass
-    return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,11 +199,9 @@ def _text_in(where: str, name: str, value: Any) -> str:
 
 def load_prompts(config: Prompts) -> PromptSource:
     match config:
-        case ScenesPrompts():
-            pairs = preferred(config.pairs, None, "prompts.pairs") if config.pairs else ()
-            return ScenesSource(categories=config.categories, pairs=pairs)
-        case SumsPrompts():
-            return SumsSource(config=config, categories=_known_sums(config.categories))
+        case ScenesPrompts() | SumsPrompts() | WorldPrompts():
+            of_the_world: PromptSource = import_dotted(WORLDS[config.type].prompts, "prompts.type")(config)
+            return of_the_world
         case PuzzlePrompts():
             instruction = {} if config.instruction is None else {"instruction": config.instruction}
             train, heldout = (
@@ -294,10 +241,3 @@ def _training_prompts(config: FilePrompts) -> list[Prompt]:
     if config.layout is None:
         return read_prompts(config.train, "prompts.train")
     return preferred(config.train, None if config.layout == "preferences" else config.layout, "prompts.train")
-
-
-def _known_sums(categories: Sequence[str] | None) -> Sequence[str]:
-    unknown = sorted(set(categories or ()) - set(sums.CATEGORIES))
-    if unknown:
-        raise DataError(f"prompts.categories: {unknown[0]!r}; allowed: {', '.join(sums.CATEGORIES)}")
-    return categories or sums.CATEGORIES

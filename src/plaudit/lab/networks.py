@@ -9,14 +9,16 @@ Shape legend: B batch, L caption tokens, N state tokens, T = L + N, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plaudit.lab.scenes.grammar import MAX_OBJECTS, MAX_TOKENS, VOCABULARY
-from plaudit.lab.scenes.render import BACKGROUND, SLOT_DIM
+from plaudit.data.prompt import Prompt
+from plaudit.lab.scenes.grammar import MAX_OBJECTS, MAX_TOKENS, VOCABULARY, tokenise
+from plaudit.lab.scenes.render import BACKGROUND, SLOT_DIM, rasterise
 
 WEIGHTS = Path(__file__).parent / "weights"  # all that ship
 PIXEL_SCALE = 2.0
@@ -96,12 +98,21 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Caption embedding and the stack of blocks shared by both networks."""
+    """Caption embedding and the stack of blocks that the generators share."""
 
-    def __init__(self, width: int, depth: int, heads: int, expansion: int, side: int | None) -> None:
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        expansion: int,
+        side: int | None,
+        words: int = len(VOCABULARY),
+        length: int = MAX_TOKENS,
+    ) -> None:
         super().__init__()
-        self.embed = nn.Embedding(len(VOCABULARY) + 1, width)
-        self.position = nn.Parameter(0.02 * torch.randn(MAX_TOKENS, width))
+        self.embed = nn.Embedding(words + 1, width)
+        self.position = nn.Parameter(0.02 * torch.randn(length, width))
         self.modulation = Modulation(width)
         self.adaln = nn.Linear(width, 6 * width)
         self.blocks = nn.ModuleList(Block(width, heads, expansion, side) for _ in range(depth))
@@ -132,6 +143,14 @@ class SlotNetwork(nn.Module):
 
     latent_shape = (MAX_OBJECTS, SLOT_DIM)
 
+    @staticmethod
+    def read(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        return {"ids": torch.from_numpy(tokenise([prompt.text for prompt in prompts]))}
+
+    @staticmethod
+    def decode(latents: Tensor) -> Tensor:
+        return rasterise(latents)
+
     def forward(self, x_BKC: Tensor, t: Tensor, ids_BL: Tensor) -> Tensor:
         return self.leave(self.trunk(self.enter(x_BKC), t, ids_BL))
 
@@ -155,6 +174,12 @@ class PixelNetwork(nn.Module):
         nn.init.zeros_(self.leave.weight)
 
     latent_shape = (3, 32, 32)
+    read = staticmethod(SlotNetwork.read)
+
+    @staticmethod
+    def decode(latents: Tensor) -> Tensor:
+        return from_pixel_latents(latents)
+
     smallest_time = 0.05  # below it the clean prediction is divided by this instead of t
 
     def clean(self, x: Tensor, t: Tensor, ids_BL: Tensor) -> Tensor:
@@ -169,18 +194,18 @@ class PixelNetwork(nn.Module):
         return (x - self.clean(x, t, ids_BL)) / t.clamp(min=self.smallest_time)[:, None, None, None]
 
 
-class ProxyNetwork(nn.Module):
-    """A convolution network whose middle is modulated by the caption; one logit per pair."""
+class PairTrunk(nn.Module):
+    """A convolution network whose middle is modulated by the caption: features `[B, F]` of pairs."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
+        self.width = 3 * width
         self.embed = nn.Embedding(len(VOCABULARY) + 1, width)
         self.order = nn.GRU(width, width, batch_first=True)
         self.enter = nn.Conv2d(3, width, 3, stride=2, padding=1)
         self.middle = nn.Conv2d(width, width, 3, stride=2, padding=1)
         self.modulate = nn.Linear(width, 2 * width)
         self.late = nn.Conv2d(width, width, 3, padding=1)
-        self.judge = nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, 1))
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
         states, _ = self.order(self.embed(ids))
@@ -189,11 +214,18 @@ class ProxyNetwork(nn.Module):
         scale, shift = self.modulate(text)[:, :, None, None].chunk(2, dim=1)
         seen = F.silu(self.middle(F.silu(self.enter(images))))
         seen = F.silu(self.late(seen * (1 + scale) + shift))
-        pooled = torch.cat([seen.mean((2, 3)), seen.amax((2, 3)), text], dim=1)
-        return self.judge(pooled)[:, 0]
+        return torch.cat([seen.mean((2, 3)), seen.amax((2, 3)), text], dim=1)
 
 
-NETWORKS: dict[str, type[nn.Module]] = {"slots": SlotNetwork, "pixels": PixelNetwork}
+class ProxyNetwork(PairTrunk):
+    """One logit per pair."""
+
+    def __init__(self, width: int = 48) -> None:
+        super().__init__(width)
+        self.judge = nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, 1))
+
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        return self.judge(super().forward(images, ids))[:, 0]
 
 
 def to_pixel_latents(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from plaudit.recipe.models import DottedModel, LabModel, Model, Sd3Model, Transf
 
 def build_model(config: Model) -> FlowModel | TokenModel:
     match config:
-        case LabModel(name="sums"):
+        case LabModel(family="tokens"):
             from plaudit.models.lab_text import LabTokenModel
 
             return LabTokenModel(config.weights)

@@ -5,32 +5,30 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from plaudit.data.prompt import Prompt
+from plaudit.dotted import import_dotted
 from plaudit.errors import RecipeError
-from plaudit.lab.networks import NETWORKS, WEIGHTS, from_pixel_latents, to_pixel_latents
-from plaudit.lab.scenes.grammar import tokenise
-from plaudit.lab.scenes.render import rasterise
+from plaudit.lab.networks import WEIGHTS, to_pixel_latents
 from plaudit.models.flow import Condition, shifted_times
 from plaudit.storage import load_weights
-
-OWN_SHIFT = {"slots": 1.0, "slots-turbo": 1.0, "pixels": 1.0}
+from plaudit.worlds import world_of
 
 
 class LabFlowModel:
-    """`slots`: object slots drawn by a differentiable rasteriser, `slots-turbo` the same in one step or two. `pixels`: 32x32
-    RGB pictures."""
+    """A generator of one of the lab's worlds. A network brings `latent_shape`, `read` for prompts, and `decode`: `slots`, `edits`
+    and `slots-turbo`, in one step or two, draw objects by a differentiable rasteriser, `pixels` 32x32 RGB pictures."""
 
     lora_targets = ("qkv", "project", "up", "down")
 
     def __init__(self, name: str, weights: str | None = None) -> None:
         self.name = name
-        self.network: nn.Module = NETWORKS[name.removesuffix("-turbo")]()
-        self.latent_shape: tuple[int, ...] = self.network.latent_shape  # type: ignore[assignment]
+        self.network: Any = import_dotted(world_of(name).networks[name], "model.name")()
+        self.latent_shape: tuple[int, ...] = self.network.latent_shape
         path = Path(weights) if weights else WEIGHTS / f"{name}.safetensors"
         if not path.is_file():
             raise RecipeError(
@@ -40,13 +38,13 @@ class LabFlowModel:
         self.network.eval()
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
-        return Condition(tensors={"ids": torch.from_numpy(tokenise([prompt.text for prompt in prompts]))})
+        return Condition(tensors=self.network.read(prompts))
 
     def velocity(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return self.network(x, t, condition.tensors["ids"])
+        return self.network(x, t, *condition.tensors.values())
 
     def decode(self, x0: Tensor) -> Tensor:
-        return from_pixel_latents(x0) if self.name == "pixels" else rasterise(x0)
+        return self.network.decode(x0)
 
     def latents(self, pictures: Tensor) -> Tensor:
         if self.name != "pixels":
@@ -54,7 +52,7 @@ class LabFlowModel:
         return to_pixel_latents(pictures)
 
     def schedule(self, steps: int, shift: float | None) -> Tensor:
-        return shifted_times(steps, shift or OWN_SHIFT[self.name])
+        return shifted_times(steps, shift or 1.0)
 
     def save(self, folder: Path) -> None:
         """All weights as one file that `model.weights` reads; adapters are merged into the layers they adapt."""

@@ -81,8 +81,9 @@ class Arm(Strict):
     """A shipped recipe or a file; `a+b` lays b over a."""
     overrides: dict[str, Any] = {}
     """A recipe laid over it."""
-    verb: Literal["align", "search"] = "align"
-    """What is done with the recipe; a search measures the truth of the best output of each held-out prompt."""
+    verb: Literal["align", "search", "fit"] = "align"
+    """What is done with the recipe; a fit measures the order of held-out pairs, a search the truth of the best output of each
+    held-out prompt."""
     function: str | None = None
     """Instead of a recipe `package.module:function`, called with `seed`, `quick` and `arguments`; it returns numbers by
     metric, or by metric and item."""

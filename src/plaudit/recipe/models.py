@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from plaudit.recipe.base import Positive, PositiveFloat, Strict
+from plaudit.worlds import NETWORKS, world_of
 
 Family = Literal["flow", "tokens"]
+if TYPE_CHECKING:
+    Network = str
+else:
+    Network = Literal[tuple(NETWORKS)]
 
 
 class LoraConfig(Strict):
@@ -35,8 +40,8 @@ class LabModel(Strict):
 
     type: Literal["lab"] = "lab"
     """A network that ships with Plaudit."""
-    name: Literal["slots", "slots-turbo", "pixels", "sums"] = "slots"
-    """Which one: pictures from slots or pixels, pictures in few steps, or sums as texts."""
+    name: Network = "slots"
+    """Which one: pictures from slots or pixels, pictures in few steps, sums as texts, or edits of a picture."""
     weights: str | None = None
     """Another safetensors file for the same network."""
     lora: LoraConfig | None = None
@@ -44,7 +49,7 @@ class LabModel(Strict):
 
     @property
     def family(self) -> Family:
-        return "tokens" if self.name == "sums" else "flow"
+        return world_of(self.name).family
 
 
 class Sd3Model(Strict):

@@ -39,6 +39,15 @@ class SumsPrompts(Strict):
     """Share of the pairs that are swapped."""
 
 
+class WorldPrompts(Strict):
+    """Prompts of a lab world that has no keys of its own."""
+
+    type: Literal["edits"]
+    """`edits`: a picture, and an instruction that changes it."""
+    categories: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Kinds of prompt to draw from; null = all."""
+
+
 class PuzzlePrompts(Strict):
     """Puzzles of a reasoning-gym task, whose scorer is the reward `reasoning_gym`. `config` is the task's own."""
 
@@ -84,5 +93,6 @@ class CustomPrompts(Strict):
 
 
 Prompts = Annotated[
-    ScenesPrompts | SumsPrompts | PuzzlePrompts | FilePrompts | CustomPrompts, Field(discriminator="type")
+    ScenesPrompts | SumsPrompts | WorldPrompts | PuzzlePrompts | FilePrompts | CustomPrompts,
+    Field(discriminator="type"),
 ]

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from plaudit.recipe.base import Optimiser, Positive, PositiveFloat, Strict
 from plaudit.recipe.credit import Credit, OutcomeCredit, PositionsCredit
+from plaudit.recipe.fit import Fit
 from plaudit.recipe.models import LabModel, Model
 from plaudit.recipe.objectives import DENSITIES, KLS, CustomObjective, Needs, NftConfig, Objective, Shaping
 from plaudit.recipe.prompts import Prompts, ScenesPrompts
@@ -155,6 +156,8 @@ class Recipe(Strict):
     """What is measured on held-out prompts."""
     search: Search = Search()
     """What `plaudit search` does with this recipe."""
+    fit: Fit | None = None
+    """What `plaudit fit` makes of it: a reward from preferences."""
     run: Run = Run()
     """Where results go."""
 

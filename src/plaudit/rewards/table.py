@@ -10,6 +10,11 @@ SECTIONS: dict[str, dict[str, str]] = {
         "scene_part": "plaudit.rewards.rules.scenes:ScenePart",
         "scene_proxy": "plaudit.rewards.learned.proxy:SceneProxy",
         "adversarial_proxy": "plaudit.rewards.learned.adversarial:AdversarialProxy",
+        "edit_exact": "plaudit.rewards.rules.edits:edit_exact",
+        "edit_execution": "plaudit.rewards.rules.edits:edit_execution",
+        "edit_consistency": "plaudit.rewards.rules.edits:edit_consistency",
+        "edit_match": "plaudit.rewards.rules.edits:edit_match",
+        "edit_proxy": "plaudit.rewards.rules.edits:edit_proxy",
         "sum_correct": "plaudit.rewards.rules.sums:sum_correct",
         "sum_answer": "plaudit.rewards.rules.sums:sum_answer",
         "sum_format": "plaudit.rewards.rules.sums:sum_format",
@@ -91,6 +96,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "states_answer": "plaudit.rewards.rules.redundancy:states_answer",
     },
     "encoders and likelihoods": {
+        "fitted": "plaudit.rewards.learned.fitted:Fitted",
         "discriminator": "plaudit.rewards.learned.adversarial:Discriminator",
         "encoder_similarity": "plaudit.rewards.encoders.similarity:EncoderSimilarity",
         "goal_baseline_similarity": "plaudit.rewards.encoders.goal:GoalBaselineSimilarity",
@@ -129,6 +135,6 @@ ISOLATED = "plaudit.serve.process:Isolated"  # any of them, in the environment t
 BUILT_IN = {name: path for section in SECTIONS.values() for name, path in section.items()}
 # They score with something that the user names, those of TeX with a system program.
 UNPINNED = {
-    *("answer_likelihood", "policy_likelihood", "pair_accuracy", "completion_likelihood", "reference_score"),
+    *("answer_likelihood", "fitted", "policy_likelihood", "pair_accuracy", "completion_likelihood", "reference_score"),
     *("verl", "openrlhf", "remote", "tex_renders", "tex_similarity"),
 }

@@ -95,10 +95,7 @@ class PlainDisplay:
 
     def line(self, step: int, metrics: Metrics, seconds: float) -> str:
         left = duration(self.limits.seconds_left(step, seconds))
-        return (
-            f"{self.limits.steps_text(step)}  reward {number(metrics.get('reward'))}  "
-            f"ratio check {number(metrics.get(RATIO_CHECK), '.1e')}  {duration(seconds)} trained, {left} left"
-        )
+        return f"{self.limits.steps_text(step)}  {_said(metrics)}  {duration(seconds)} trained, {left} left"
 
     def evaluation(self, step: int, label: str, mean: float, low: float, high: float) -> None:
         self.say(evaluation_line(step, label, mean, low, high))
@@ -142,8 +139,7 @@ class LiveDisplay:
         if self.task is None:
             return
         numbers = (
-            f"{self.limits.steps_text(step)}  reward {number(metrics.get('reward'))}  "
-            f"held-out {number(self.held_out)}  ratio check {number(metrics.get(RATIO_CHECK), '.1e')}  "
+            f"{self.limits.steps_text(step)}  {_said(metrics)}  held-out {number(self.held_out)}  "
             f"{duration(self.limits.seconds_left(step, seconds))} left"
         )
         self.progress.update(self.task, completed=self.limits.fraction(step, seconds), numbers=numbers)
@@ -166,6 +162,13 @@ def _make_progress(console: Console | None) -> Progress:
 
     columns = BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}", markup=False)
     return Progress(*columns, console=console or Console(stderr=True))
+
+
+def _said(metrics: Metrics) -> str:
+    """Of a generator its reward, of a reward that is fitted the share of pairs in the right order."""
+    if "accuracy" in metrics:
+        return f"loss {number(metrics.get('loss'))}  pairs right {number(metrics.get('accuracy'))}"
+    return f"reward {number(metrics.get('reward'))}  ratio check {number(metrics.get(RATIO_CHECK), '.1e')}"
 
 
 def evaluation_line(step: int, label: str, mean: float, low: float, high: float) -> str:

@@ -30,10 +30,9 @@ from plaudit.rewards.suite import Suite, load_suite, make_suite
 from plaudit.search.budget import Budget
 from plaudit.search.config import SearchSampler
 from plaudit.search.flow.task import FlowTask
-from plaudit.search.token_setup import TOKEN_RECIPE
+from plaudit.worlds import NETWORKS, world_of
 
 LAB = "lab/"
-TOKEN_LAB = "lab/sums"
 KERNEL = "flow_sde"  # of stochastic steps, where the recipe's own sampler has none
 
 
@@ -60,10 +59,10 @@ def find_origin(given: str | Mapping[str, Any]) -> Origin:
         config = parse(text, f"--model {text}") if isinstance(given, str) else given
         custom = {"type": "custom"} if "factory" in config else {}
         return Origin(name=text, recipe=load({"model": {**custom, **config}}))
-    if text == TOKEN_LAB:
-        return Origin(name=text, recipe=load([TOKEN_RECIPE]))
     if text.startswith(LAB):
-        return Origin(name=text, recipe=load({"model": {"type": "lab", "name": text.removeprefix(LAB)}}))
+        network = text.removeprefix(LAB)
+        world = [world_of(network).recipe] if network in NETWORKS else []
+        return Origin(name=text, recipe=load([*world, {"model": {"type": "lab", "name": network}}]))
     path = Path(text)
     run = path.resolve().parents[1] if storage.is_complete(path) else path
     if (run / "recipe.yaml").is_file():

@@ -9,6 +9,8 @@ Shape legend: B scenes, K slots, S shapes, H = W = 32 pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,14 +102,27 @@ def sample_scene(prompt: Prompt, rng: np.random.Generator) -> np.ndarray:
     pairs = [(o["color"], o["shape"]) for o in prompt.facts["objects"] for _ in range(o["count"])]
     slots = np.zeros((MAX_OBJECTS, SLOT_DIM), dtype=np.float32)
     slots[:, 0] = -1
-    low, high = RADIUS_RANGE
     placed = _place(pairs, prompt.facts["relation"], rng)
     for row, (color, shape), (x, y, radius) in zip(rng.permutation(MAX_OBJECTS), pairs, placed, strict=False):
-        slots[row, :4] = 1, x * 2 / SIZE - 1, y * 2 / SIZE - 1, (radius - low) / (high - low) * 2 - 1
-        slots[row, 4:7] = np.array(PALETTE[color]) * 2 - 1
-        slots[row, 7:] = -1
-        slots[row, 7 + SHAPES.index(shape)] = 1
+        _fill(slots[row], color, shape, x, y, radius)
     return slots
+
+
+def slots_of(things: Sequence[Mapping[str, Any]]) -> Tensor:
+    """The scene `[K, 10]` of objects with `color`, `shape`, `x`, `y` and `radius`, in pixels."""
+    slots = np.zeros((MAX_OBJECTS, SLOT_DIM), dtype=np.float32)
+    slots[:, 0] = -1
+    for row, thing in zip(slots, things, strict=False):
+        _fill(row, thing["color"], thing["shape"], thing["x"], thing["y"], thing["radius"])
+    return torch.from_numpy(slots)
+
+
+def _fill(slot: np.ndarray, color: str, shape: str, x: float, y: float, radius: float) -> None:
+    low, high = RADIUS_RANGE
+    slot[:4] = 1, x * 2 / SIZE - 1, y * 2 / SIZE - 1, (radius - low) / (high - low) * 2 - 1
+    slot[4:7] = np.array(PALETTE[color]) * 2 - 1
+    slot[7:] = -1
+    slot[7 + SHAPES.index(shape)] = 1
 
 
 def sample_scenes(prompts: list[Prompt], rng: np.random.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 A spec is a text, or one of
 `{scene: CAPTION, seed: N}`        a lab picture that shows the caption (32x32)
+`{objects: [[COLOR, SHAPE, X, Y], ...]}`   a lab picture of objects at places, in pixels
 `{shade: [R, G, B], size: N}`      one colour, N x N
 `{ramp: [LOW, HIGH], size: N}`     grey, from LOW on the left to HIGH on the right
 `{checks: CELL, size: N}`          black and white squares of CELL pixels
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from plaudit.errors import DataError
 from plaudit.lab.scenes.grammar import find_prompt
-from plaudit.lab.scenes.render import rasterise, sample_scenes
+from plaudit.lab.scenes.render import rasterise, sample_scenes, slots_of
 
 SAMPLE_RATE = 16_000
 
@@ -32,7 +33,7 @@ def make(spec: Any) -> Any:
     """The output a spec describes: a text, a picture `[3, H, W]` in 0..1, or a signal `[T]`."""
     if isinstance(spec, str):
         return spec
-    makers = {"scene": _scene, "shade": _shade, "ramp": _ramp, "checks": _checks, "line": _line}
+    makers = {"scene": _scene, "objects": _objects, "shade": _shade, "ramp": _ramp, "checks": _checks, "line": _line}
     makers |= {"tones": _tones, "speech": _speech}
     name = next((key for key in makers if isinstance(spec, Mapping) and key in spec), None)
     if name is None:
@@ -46,6 +47,13 @@ def _scene(spec: Mapping[str, Any]) -> Tensor:
     if prompt is None:
         raise DataError(f"pinned output: {spec['scene']!r} is not a caption of the `scenes` world")
     return rasterise(sample_scenes([prompt], np.random.default_rng(spec.get("seed", 0))))[0]
+
+
+def _objects(spec: Mapping[str, Any]) -> Tensor:
+    things = [
+        dict(zip(("color", "shape", "x", "y"), thing, strict=True)) | {"radius": 4.0} for thing in spec["objects"]
+    ]
+    return rasterise(slots_of(things)[None])[0]
 
 
 def _shade(spec: Mapping[str, Any]) -> Tensor:

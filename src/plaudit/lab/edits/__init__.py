@@ -1,0 +1,1 @@
+"""A world of edits: a picture of a scene, an instruction, and the scene as it should be."""
