@@ -1068,6 +1068,13 @@ MUTATIONS = [
         CACHE,
     ),
     Mutation(
+        "a late child is waited for",
+        "rewards/calling/child.py",
+        "            self.process.kill()\n\n        timer",
+        "            pass\n\n        timer",
+        "tests/rewards/test_child.py",
+    ),
+    Mutation(
         "options of rewards are not checked",
         "rewards/options.py",
         "return adapter.validate_python(value)",
