@@ -1,4 +1,4 @@
-"""What every built-in reward must show; each family's tests call `ships(name)` for each of its rewards."""
+"""What every built-in reward must show."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def ships(name: str) -> None:
         assert agrees(score, expected, pinned.tolerance), f"{name} case {i}: {expected} pinned, {shown(score)} found"
         assert score.status is not Status.OK or card.low - 1e-6 <= score.value <= card.high + 1e-6
         assert score.status is not Status.OK or not card.verdict or score.value in (0, 1), f"{name} is no verdict"
-    assert len({shown(score) for score in found}) >= 3, f"{name}: the pinned scores hardly differ"
+    gate = {score.value for score in found} == {0, 1}  # one that judges every output has two scores only
+    assert gate or len({shown(score) for score in found}) >= 3, f"{name}: the pinned scores hardly differ"
     if not card.batch_invariant:
         return
     alone = [fresh()(request.rows([i]))[0] for i in range(len(request))]

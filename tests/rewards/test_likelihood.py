@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.rewards.ships import ships
 
 from plaudit.builds.encoder import measure_captioner, pictures_of
 from plaudit.data.prompt import Prompt
@@ -244,10 +243,6 @@ def test_a_chat_model_recites_the_prompt_token_by_token(llava: Path) -> None:
         assert own.value == pytest.approx(sum(expected) / len(expected), abs=1e-4)
     swapped = reward(["a cat", "dogs"], images.flip(0))
     assert abs(swapped[0].value - found[0].value) > 1e-4, "the picture is not looked at"
-
-
-def test_ships() -> None:
-    ships("caption_likelihood")
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.rewards.base import Score
@@ -27,11 +26,6 @@ VARIANTS = [
     {"within_episode": "leave_one_out"},
     {"over_training": "distillation", "episode": "prompt", "combine": "episodic"},
 ]
-
-
-@pytest.mark.parametrize("name", ("novelty", "text_novelty"))
-def test_it_ships(name: str) -> None:
-    ships(name)
 
 
 def pictures(*captions: str, seed: int = 1) -> torch.Tensor:

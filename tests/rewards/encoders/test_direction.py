@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from tests.rewards.encoders.gradients import check_picture_gradient
-from tests.rewards.ships import ships
 
 from plaudit.builds.encoder import pictures_of
 from plaudit.errors import RecipeError, RewardError
@@ -87,7 +86,3 @@ def test_gradients_reach_the_pictures() -> None:
     images = pictures_of(prompts, np.random.default_rng(9)).clamp(0.05, 0.95)
     reward = DirectionalSimilarity()
     check_picture_gradient(lambda x: reward([p.text for p in prompts], x), images)
-
-
-def test_ships() -> None:
-    ships("directional_similarity")

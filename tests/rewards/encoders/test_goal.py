@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.rewards.encoders.gradients import check_picture_gradient
-from tests.rewards.ships import ships
 
 from plaudit.builds.encoder import pictures_of
 from plaudit.data.prompt import Prompt
@@ -110,7 +109,3 @@ def test_a_window_of_frames_is_one_state(scenes: tuple) -> None:
 
 def _placed(rewards: torch.Tensor) -> torch.Tensor:
     return torch.tensor([0.0, rewards[0].item(), 0.0, rewards[1].item(), 0.0])
-
-
-def test_ships() -> None:
-    ships("goal_baseline_similarity")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import PlauditError
@@ -94,7 +93,3 @@ def test_a_guesser_that_loses_decks_is_an_error() -> None:
         call_reward("inverse", reward, [Prompt(id="", text="", facts=ORDER)], [DECK])
     with pytest.raises(PlauditError, match="cannot be called"):
         InverseSpecification(guesser="math:pi")
-
-
-def test_ships() -> None:
-    ships("inverse_specification")

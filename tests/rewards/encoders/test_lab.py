@@ -8,7 +8,6 @@ import torch
 from tests.rewards.encoders.gradients import check_picture_gradient
 from tests.rewards.encoders.needs import needs_minilm
 from tests.rewards.encoders.toy import TOY
-from tests.rewards.ships import ships
 
 from plaudit.builds.encoder import edited, make_trial, meaning, measure_encoder, pictures_of, surely_false
 from plaudit.data.prompt import Prompt
@@ -143,10 +142,6 @@ def test_encoders_without_eyes_are_refused_for_pictures() -> None:
         EncoderSimilarity(encoder=TOY)
     with pytest.raises(RewardError, match="sees no pictures"):
         load_encoder(TOY).embed_images(torch.zeros(1, 3, 8, 8))
-
-
-def test_ships() -> None:
-    ships("encoder_similarity")
 
 
 @needs_minilm

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from tests.rewards.encoders.needs import needs_minilm
 from tests.rewards.encoders.toy import TOY
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
@@ -111,8 +109,3 @@ def test_copying_the_question_no_longer_pays() -> None:
 def test_wrong_ranges(options: dict) -> None:
     with pytest.raises(RecipeError, match="range"):
         RegularizedRelevance(encoder=TOY, **options)
-
-
-@needs_minilm
-def test_ships() -> None:
-    ships("regularized_relevance")

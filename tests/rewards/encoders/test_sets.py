@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from tests.rewards.encoders.needs import needs_minilm
 from tests.rewards.encoders.toy import TOY
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
@@ -153,12 +152,6 @@ def test_bank_from_a_file(tmp_path: object) -> None:
     path.write_text("\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="no sentence"):
         BankSimilarity(bank=str(path), encoder=TOY)
-
-
-@needs_minilm
-@pytest.mark.parametrize("name", ["set_distance", "bank_similarity"])
-def test_ships(name: str) -> None:
-    ships(name)
 
 
 @needs_minilm

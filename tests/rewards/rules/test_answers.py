@@ -4,7 +4,6 @@ import threading
 from fractions import Fraction
 
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
@@ -14,11 +13,6 @@ from plaudit.rewards.rules import answers
 from plaudit.rewards.rules.answers import boxed, find_answer, letter_of, normalised
 from plaudit.rewards.rules.bounded import Helper, HelperError
 from plaudit.rewards.rules.numbers import number_of
-
-
-@pytest.mark.parametrize("name", ["boxed_answer", "math_equal", "number_answer", "choice_answer", "exact_answer"])
-def test_ships(name: str) -> None:
-    ships(name)
 
 
 def score(function, output: str, answer: object, **options: object) -> Score:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
@@ -44,10 +43,6 @@ def parts(scored: Score) -> tuple[float, float, float]:
 def cut(height: float) -> str:
     """The cat's box cut to a height, so that its IoU and GIoU are height / 100, and the dog's."""
     return write([FoundBox(box=Box(0, 0, 100, height), label="cat"), EXACT[1]])
-
-
-def test_ships() -> None:
-    ships("box_detection")
 
 
 def test_the_staircase_has_a_dead_zone_and_saturates() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
@@ -27,10 +26,6 @@ def verdicts(
     program: str, tests: list[str] = TESTS, reward: UnitTests = quick, entry_point: str | None = None
 ) -> list[str]:
     return [result.verdict for result in reward.run(program, tests, entry_point)]
-
-
-def test_ships() -> None:
-    ships("unit_tests")
 
 
 # --- the code in the text ---------------------------------------------------------------------------------------------

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tests.rewards.ships import ships
 from torch import Tensor
 
 from plaudit.errors import SandboxError
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.encoders.base import Encoder
-from plaudit.rewards.pinned import load_pinned, verify
 from plaudit.rewards.rules import rendering
 from plaudit.rewards.rules.drawings import SvgRenders, SvgSimilarity, extract_svg
 from plaudit.rewards.rules.rendering import Workshop, alike, draw, draw_afresh, load_similarity
@@ -43,16 +41,6 @@ def svg(inside: str) -> str:
 
 def gates(outputs: list[str], **options: object) -> list[Score]:
     return SvgRenders(size=32, item_s=1, **options)([""] * len(outputs), outputs)  # type: ignore[arg-type]
-
-
-def test_similarity_ships() -> None:
-    ships("svg_similarity")
-
-
-def test_the_gate_ships() -> None:
-    """It judges every text, so it has two scores only."""
-    assert verify("svg_renders").wrong == []
-    assert len(load_pinned("svg_renders").expected) == 8 and set(load_pinned("svg_renders").expected) == {0, 1}
 
 
 # --- the drawing in the text ------------------------------------------------------------------------------------------

@@ -3,23 +3,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.errors import RewardError
-from plaudit.rewards.pinned import load_pinned, verify
 from plaudit.rewards.rules.formats import JsonFormat, RegexFormat, tags_soft, tags_strict
-
-
-@pytest.mark.parametrize("name", ["tags_soft", "regex_format", "json_format"])
-def test_ships(name: str) -> None:
-    ships(name)
-
-
-@pytest.mark.parametrize("name", ["tags_strict", "boxed_format"])
-def test_gates_ship(name: str) -> None:
-    """A gate that judges every text has two scores only."""
-    assert verify(name).wrong == []
-    assert len(load_pinned(name).expected) == 8 and set(load_pinned(name).expected) == {0, 1}
 
 
 def test_soft_is_one_exactly_where_strict_is() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.errors import RecipeError, RewardError
 from plaudit.rewards.base import Score, Status
@@ -50,10 +49,6 @@ def score(text: str, masks: Any = MASKS, ids: Any = IDS, video: Any = VIDEO, **o
 
 def boxes_at(t: int) -> list[list[int]]:
     return [[int(x) for x in box] for mask in MASKS[:, t] if (box := box_of(mask))]
-
-
-def test_ships() -> None:
-    ships("key_frame_grounding")
 
 
 def test_a_perfect_answer_earns_four() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
@@ -17,11 +16,6 @@ from plaudit.rewards.rules.geometry import Box
 from plaudit.rewards.rules.grounding import box_gaussian, box_hit, boxes_gaussian, set_gaussian
 
 TARGET = [40, 40, 60, 60]
-
-
-@pytest.mark.parametrize("name", ["box_hit", "box_gaussian", "boxes_gaussian"])
-def test_ships(name: str) -> None:
-    ships(name)
 
 
 def hit(text: str, box: Any = TARGET, size: Any = (100, 100), **options: Any) -> Score:

@@ -7,7 +7,6 @@ import random
 from fractions import Fraction
 
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
@@ -34,11 +33,6 @@ def score(reward, rows: list[Row], step: int = 0) -> list[Score]:
 
 def value(reward, rows: list[Row], step: int = 0) -> list[float]:
     return [s.value for s in score(reward, rows, step)]
-
-
-@pytest.mark.parametrize("name", ["short_where_solved", "correct_within_tiers"])
-def test_ships(name: str) -> None:
-    ships(name)
 
 
 def test_pass_rates_leave_the_unknown_out() -> None:

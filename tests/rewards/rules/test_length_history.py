@@ -7,7 +7,6 @@ import math
 import random
 
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
@@ -27,10 +26,6 @@ def score(reward: ShorterThanBefore, rows: list[Row]) -> list[Score]:
 
 def value(reward: ShorterThanBefore, rows: list[Row]) -> list[float]:
     return [s.value for s in score(reward, rows)]
-
-
-def test_ships() -> None:
-    ships("shorter_than_before")
 
 
 def test_the_cosine_and_its_clips() -> None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import pytest
 from tests.rewards.rules.tiny_lm import save_tiny_lm
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import PlauditError, RecipeError, RewardError
@@ -67,11 +66,6 @@ def values(*args, **rest) -> list[float]:
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny_lm(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.mark.parametrize("name", ["brevity", "brief_thought", "correct_within", "format_length"])
-def test_ships(name: str) -> None:
-    ships(name)
 
 
 # --- lengths and rightness -------------------------------------------------------------------------------------------

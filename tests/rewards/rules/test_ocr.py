@@ -7,7 +7,6 @@ import random
 
 import pytest
 import torch
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
@@ -17,10 +16,6 @@ from plaudit.rewards.pinned.media import make
 from plaudit.rewards.rules.ocr import OcrAccuracy, edit_distance, normalised, quoted_text, text_similarity
 
 pytest.importorskip("rapidocr")
-
-
-def test_it_ships() -> None:
-    ships("ocr_accuracy")
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
-from tests.rewards.ships import ships
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
@@ -38,11 +37,6 @@ NAMES = (
 )  # fmt: skip
 SMOOTH = {"brightness": brightness, "saturation": saturation, "contrast": contrast, "sharpness": sharpness}
 SMOOTH["grid_energy"] = GridEnergy()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_it_ships(name: str) -> None:
-    ships(name)
 
 
 def random_pictures(*shape: int, seed: int = 0) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.lab.scenes.check import detect
 from plaudit.lab.scenes.grammar import sample_prompts
@@ -20,11 +19,6 @@ from plaudit.rewards.rules.plans import (
     plan_matches_outcome,
     plan_overlap,
 )
-
-
-@pytest.mark.parametrize("name", ["plan_matches_outcome", "picture_matches_plan"])
-def test_ships(name: str) -> None:
-    ships(name)
 
 
 def true_box(slot: np.ndarray) -> Box:

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.rewards.ships import ships
 
 from plaudit.rewards.base import Score, Status
-from plaudit.rewards.pinned import load_pinned, verify
 from plaudit.rewards.rules import plots
 from plaudit.rewards.rules.plots import PlotFields, PlotRuns, PlotSimilarity
 from plaudit.rewards.rules.rendering import Drawn, Workshop, draw, draw_afresh
@@ -17,17 +15,6 @@ from plaudit.rewards.rules.rendering import Drawn, Workshop, draw, draw_afresh
 SHOP = Workshop(worker="figure_worker", size=64, item_s=2, memory_mb=768)
 IMPORT = "import matplotlib.pyplot as plt\n"
 LINE = IMPORT + "plt.plot([1, 2, 3], [2, 4, 8], color='red')\n"
-
-
-@pytest.mark.parametrize("name", ["plot_similarity", "plot_fields"])
-def test_ships(name: str) -> None:
-    ships(name)
-
-
-def test_the_gate_ships() -> None:
-    """It judges every text, so it has two scores only."""
-    assert verify("plot_runs").wrong == []
-    assert len(load_pinned("plot_runs").expected) == 8 and set(load_pinned("plot_runs").expected) == {0, 1}
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------

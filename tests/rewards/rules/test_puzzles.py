@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.data.tasks import UNSOUND, decode, encode, reasoning_gym_prompts
@@ -19,10 +18,6 @@ from reasoning_gym.factory import DATASETS
 WITHOUT_ORACLE = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
 TASKS = sorted(set(DATASETS) - UNSOUND - {"composite"})
 GARBAGE = "zz garbage 7?"
-
-
-def test_ships() -> None:
-    ships("reasoning_gym")
 
 
 def test_every_task_pays_its_own_answer_and_not_garbage() -> None:

@@ -1,13 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.rewards.rules.reasoning import PHRASES, reasoning_pattern, reasoning_phrases, repetition
-
-
-def test_ships() -> None:
-    ships("reasoning_phrases")
 
 
 def test_forty_phrases_and_their_cap() -> None:

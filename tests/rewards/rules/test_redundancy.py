@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 from tests.rewards.rules.tiny_lm import save_tiny_lm
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
@@ -34,11 +33,6 @@ def score(outputs: Sequence[str], right: Sequence[float | None], answer: object 
 
 def pieces(text: str) -> list[str]:
     return [text[span.start : span.end] for span in chunks(text)]
-
-
-@pytest.mark.parametrize("name", ["needed_reasoning", "states_answer"])
-def test_ships(name: str) -> None:
-    ships(name)
 
 
 def test_chunks_begin_at_words_of_reconsideration() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RewardError
@@ -17,10 +16,6 @@ from plaudit.rewards.rules.routes import (
 )
 
 LINES = {"Red": ["Ash", "Oak", "Elm"], "Blue": ["Oak", "Fir", "Yew"], "Green": ["Yew", "Bay"]}
-
-
-def test_ships() -> None:
-    ships("route_credit")
 
 
 def leg(line: str, departure: str, arrival: str) -> Leg:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.rewards.ships import ships
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
@@ -16,14 +15,6 @@ from plaudit.rewards.base import Score, Status
 from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.pinned.media import make
 from plaudit.rewards.rules.scenes import ScenePart, scene_exact, scene_graded, scene_match
-
-
-@pytest.mark.parametrize(
-    "name",
-    ("scene_exact", "scene_graded", "scene_match", "scene_part", "scene_proxy", "adversarial_proxy", "discriminator"),
-)
-def test_it_ships(name: str) -> None:
-    ships(name)
 
 
 def scored(reward, caption: str, shown: str, *, seed: int = 1, **change) -> Score:

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.rewards.ships import ships
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
@@ -31,12 +30,6 @@ pytest.importorskip("pesq")
 SPEECH = {"speech": 120, "seconds": 1.5}
 COMPARING = (SiSdr(), SpectralCorrelation(), energy_match, Stoi(), Pesq())
 SMOOTH = (SiSdr(), SpectralCorrelation(64), energy_match)
-
-
-@pytest.mark.filterwarnings("ignore:Not enough STFT frames")
-@pytest.mark.parametrize("name", ("si_sdr", "spectral_correlation", "energy_match", "smoothness", "stoi", "pesq"))
-def test_it_ships(name: str) -> None:
-    ships(name)
 
 
 def scored(reward, outputs: list[Tensor], references: list[Tensor | None], **facts) -> list[Score]:

@@ -7,7 +7,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tests.rewards.ships import ships
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
@@ -28,13 +27,7 @@ from plaudit.rewards.rules.similarity import (
     within_group_range,
 )
 
-NAMES = ("negative_l2", "psnr", "ssim", "patch_transport", "restoration_quality")
 PIXELWISE = (negative_l2, Psnr(), ssim)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_it_ships(name: str) -> None:
-    ships(name)
 
 
 def random_pictures(*shape: int, seed: int = 0) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.lab.sums.grammar import encode, evaluation_prompts, find_prompt, sample_prompts
@@ -14,11 +13,6 @@ from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.load import find_reward
 
 CORRECT = {"type": "sum_correct"}
-
-
-@pytest.mark.parametrize("name", ("sum_correct", "sum_answer", "sum_format", "sum_proxy"))
-def test_it_ships(name: str) -> None:
-    ships(name)
 
 
 def scores(name: str, problem: str | Prompt, *outputs: str, group: list[int] | None = None, **arguments) -> list[Score]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import pytest
 import torch
 from tests.rewards.rules.tiny_lm import save_tiny_lm
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
@@ -31,10 +30,6 @@ def score(reward: ReasoningNats, outputs: Sequence[str], right: Sequence[float |
 
 def totals(prior, texts: Sequence[str] = TEXTS) -> list[float]:
     return [float(row.sum()) for row in prior.log_prob(texts)]
-
-
-def test_ships() -> None:
-    ships("reasoning_nats")
 
 
 def test_the_reasoning_is_what_stands_before_the_answer() -> None:
