@@ -11,14 +11,15 @@ from typing import Literal
 class World:
     """Prompts with facts, networks that answer them, and what judges the answers.
 
-    `networks` are the generators that ship, by the name after `lab/`, each the class at a dotted path; `prompts` makes a source
-    from their config; `recipe` trains in this world; `truth` is the exact reward, `judges` a cheap one with a planted flaw and a
-    better one, and `budgets` what searches of it are compared at.
+    `networks` are the generators that ship, by the name after `lab/`, each the class at a dotted path; `build` pretrains one by
+    its name; `prompts` makes a source from their config; `recipe` trains in this world; `truth` is the exact reward, `judges` a
+    cheap one with a planted flaw and a better one, and `budgets` what searches of it are compared at.
     """
 
     name: str
     family: Literal["flow", "tokens"]
     networks: Mapping[str, str]
+    build: str
     prompts: str
     recipe: str
     truth: str
@@ -37,6 +38,7 @@ WORLDS = {
                 "slots-turbo": "plaudit.lab.networks:SlotNetwork",
                 "pixels": "plaudit.lab.networks:PixelNetwork",
             },
+            build="plaudit.builds.generators:build",
             prompts="plaudit.lab.scenes.world:ScenesSource",
             recipe="default",
             truth="scene_exact",
@@ -47,6 +49,7 @@ WORLDS = {
             name="sums",
             family="tokens",
             networks={"sums": "plaudit.lab.language:LanguageNetwork"},
+            build="plaudit.builds.language:build_language",
             prompts="plaudit.lab.sums.world:SumsSource",
             recipe="sums-grpo",
             truth="sum_correct",
@@ -57,6 +60,7 @@ WORLDS = {
             name="edits",
             family="flow",
             networks={"edits": "plaudit.lab.edits.network:EditNetwork"},
+            build="plaudit.builds.generators:build",
             prompts="plaudit.lab.edits.world:EditsSource",
             recipe="edits-grpo",
             truth="edit_exact",
