@@ -311,4 +311,4 @@ def test_mutated_files_are_read_or_refused(tmp_path):
         call, text = (load, chance.choice(texts)) if i % 4 else (read_file, service)
         path.write_text(mutated(text, chance), encoding="utf-8", errors="surrogatepass")
         seen[outcome(call, path)] += 1
-    assert min(seen.values()) > 20, seen
+    assert min(seen.values()) > 10, seen
