@@ -234,8 +234,8 @@ def expanded(content: Mapping[str, Any]) -> Document:
         family, slash, name = model.partition("/")
         if family != "lab" or not slash:
             raise RecipeError(
-                f"`model` is {shown(model)}; as one word it can be lab/slots or lab/pixels, any other model is a mapping "
-                "such as `model: {type: sd3, path: FOLDER}`"
+                f"`model` is {shown(model)}; as one word it can be {' or '.join(f'lab/{name}' for name in NETWORKS)}, any other "
+                "model is a mapping such as `model: {type: sd3, path: FOLDER}`"
             )
         document["model"] = {"type": family, "name": name}
     if isinstance(rewards, Mapping):

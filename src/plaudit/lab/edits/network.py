@@ -56,7 +56,7 @@ class EditNetwork(nn.Module):
     @staticmethod
     def examples(count: int, rng: np.random.Generator) -> tuple[Tensor, Sequence[Prompt]]:
         """In an order of slots that says nothing."""
-        edits = [_pool()[i] for i in rng.integers(POOL, size=count)]
+        edits = [_pool(POOL)[i] for i in rng.integers(POOL, size=count)]
         targets = [edit.target[torch.from_numpy(rng.permutation(len(edit.target)))] for edit in edits]
         return torch.stack(targets), [edit.prompt for edit in edits]
 
@@ -66,8 +66,8 @@ class EditNetwork(nn.Module):
 
 
 @functools.cache
-def _pool() -> list[Edit]:
-    return sample_edits("train", POOL, np.random.default_rng([0, 77]))
+def _pool(count: int) -> list[Edit]:
+    return sample_edits("train", count, np.random.default_rng([0, 77]))
 
 
 def _source_of(prompt: Prompt) -> Tensor:
