@@ -11,20 +11,22 @@ from typing import Literal
 class World:
     """Prompts with facts, networks that answer them, and what judges the answers.
 
-    `networks` are the generators that ship, by the name after `lab/`, each the class at a dotted path; `build` pretrains one by
-    its name; `prompts` makes a source from their config; `recipe` trains in this world; `truth` is the exact reward, `judges` a
-    cheap one with a planted flaw and a better one, and `budgets` what searches of it are compared at.
+    `networks` are the generators that ship, by the name after `lab/`, each the class at a dotted path; `prompts` makes a source
+    from their config; `recipe` trains in this world; `truth` is the exact reward, `judges` a cheap one with a planted flaw and a
+    better one, and `budgets` what searches of it are compared at; `own_keys` says that its prompts have a config of their own,
+    and `build` pretrains a network by its name.
     """
 
     name: str
     family: Literal["flow", "tokens"]
     networks: Mapping[str, str]
-    build: str
     prompts: str
     recipe: str
     truth: str
     judges: tuple[str, ...]
     budgets: tuple[str, ...]
+    own_keys: bool = False
+    build: str = "plaudit.builds.generators:build"
 
 
 WORLDS = {
@@ -38,12 +40,12 @@ WORLDS = {
                 "slots-turbo": "plaudit.lab.networks:SlotNetwork",
                 "pixels": "plaudit.lab.networks:PixelNetwork",
             },
-            build="plaudit.builds.generators:build",
             prompts="plaudit.lab.scenes.world:ScenesSource",
             recipe="default",
             truth="scene_exact",
             judges=("scene_proxy", "caption_likelihood"),
             budgets=("40nfe", "80nfe", "160nfe"),
+            own_keys=True,
         ),
         World(
             name="sums",
@@ -55,12 +57,12 @@ WORLDS = {
             truth="sum_correct",
             judges=("sum_proxy", "sum_steps"),
             budgets=("200nfe", "400nfe", "800nfe"),
+            own_keys=True,
         ),
         World(
             name="edits",
             family="flow",
             networks={"edits": "plaudit.lab.edits.network:EditNetwork"},
-            build="plaudit.builds.generators:build",
             prompts="plaudit.lab.edits.world:EditsSource",
             recipe="edits-grpo",
             truth="edit_exact",
