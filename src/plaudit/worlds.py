@@ -13,7 +13,7 @@ class World:
 
     `networks` are the generators that ship, by the name after `lab/`, each the class at a dotted path; `prompts` makes a source
     from their config; `recipe` trains in this world; `truth` is the exact reward, `judges` a cheap one with a planted flaw and a
-    better one, and `budgets` what searches of it are compared at.
+    better one, and `budgets` what searches of it are compared at; `own_keys` says that its prompts have a config of their own.
     """
 
     name: str
@@ -24,6 +24,7 @@ class World:
     truth: str
     judges: tuple[str, ...]
     budgets: tuple[str, ...]
+    own_keys: bool = False
 
 
 WORLDS = {
@@ -42,6 +43,7 @@ WORLDS = {
             truth="scene_exact",
             judges=("scene_proxy", "caption_likelihood"),
             budgets=("40nfe", "80nfe", "160nfe"),
+            own_keys=True,
         ),
         World(
             name="sums",
@@ -52,6 +54,7 @@ WORLDS = {
             truth="sum_correct",
             judges=("sum_proxy", "sum_steps"),
             budgets=("200nfe", "400nfe", "800nfe"),
+            own_keys=True,
         ),
         World(
             name="edits",
