@@ -57,6 +57,9 @@ POLICY, LEARN, COLLECT = (f"tests/train/test_{n}.py" for n in ("policy", "learn"
 CLAIM = "tests/train/test_claim.py"
 JUDGED, REPRODUCED = "tests/audit/test_claim.py", "tests/audit/test_experiment.py"
 CUSTOM = "tests/docs/test_objectives.py"
+ASK, READ, ENDPOINT, JUDGES, EDITS, LOCAL = (
+    f"tests/rewards/judges/test_{n}.py" for n in ("ask", "read", "endpoint", "conformance", "edits", "local")
+)
 PATH, GRADIENT = "tests/sampling/test_path.py", "tests/objectives/test_gradient.py"
 ESCAPES = "tests/sandbox/test_escapes.py"
 HOSTILE = "tests/recipe/test_hostile.py"
@@ -956,6 +959,67 @@ MUTATIONS = [
         "if not math.isfinite(self.value) and self.status is Status.OK:",
         CALL,
     ),
+    # --- judges
+    Mutation("a text opens a turn", "rewards/judges/ask.py", 'value.replace("<|", "< |")', "value", ASK),
+    Mutation(
+        "failures are kept", "rewards/judges/ask.py", "kept = (Status.OK, Status.REFUSED)", "kept = tuple(Status)", ASK
+    ),
+    Mutation("one answer for every k", "rewards/judges/ask.py", "asked.k if self.backend.draws else 0", "0", ASK),
+    Mutation("asked by each thread", "rewards/judges/ask.py", "& self.awaited.keys()}", "& set()}", ASK),
+    Mutation("doubles cost again", "rewards/judges/ask.py", "if first[key] == i else", "if True else", ASK),
+    Mutation("a key comes twice", "rewards/judges/read.py", "if len(found) < len(pairs):", "if False:", READ),
+    Mutation("any number is in range", "rewards/judges/read.py", " and low <= value <= high", "", READ),
+    Mutation(
+        "a verdict inside what is broken",
+        "rewards/judges/read.py",
+        'said.count("{", 0, start.start()) > said.count("}", 0, start.start())',
+        "False",
+        READ,
+    ),
+    Mutation(
+        "the first place wins",
+        "rewards/judges/read.py",
+        "forward == first and swapped == second",
+        "forward == first",
+        READ,
+    ),
+    Mutation("half an answer is read", "rewards/judges/judged.py", "if answer.cut:", "if False:", JUDGES),
+    Mutation(
+        "what is unreadable is the middle",
+        "rewards/judges/judged.py",
+        "return read(answer.text) or missing(",
+        "return read(answer.text) or Score(value=0.5) or missing(",
+        JUDGES,
+    ),
+    Mutation(
+        "a quoted heading is a block",
+        "rewards/judges/claims.py",
+        "alone = len(HEADING.findall(spoken)) == len(blocks)",
+        "alone = True",
+        JUDGES,
+    ),
+    Mutation(
+        "the key is told",
+        "rewards/judges/endpoint.py",
+        '.replace(self.key, "[key]") if self.key',
+        " if self.key",
+        ENDPOINT,
+    ),
+    Mutation("repeats without end", "rewards/judges/endpoint.py", "return self.left >= 0", "return True", ENDPOINT),
+    Mutation("every answer of one seed", "rewards/judges/endpoint.py", "self.seed + asked.k", "self.seed", ENDPOINT),
+    Mutation(
+        "marks of the tokenizer are read", "rewards/judges/local.py", 'token[0] + " " + token[1:]', "token", LOCAL
+    ),
+    Mutation(
+        "the mean of two for the least", "rewards/judges/edits.py", "min(found) / MOST", "sum(found) / 2 / MOST", EDITS
+    ),
+    Mutation(
+        "half a pass counts",
+        "rewards/judges/edits.py",
+        "sc.status is Status.OK and pq.status is Status.OK",
+        "True",
+        EDITS,
+    ),
     # --- cache, scales, suite
     Mutation("errors are kept", "rewards/calling/cache.py", " if score.status in self.kept", "", CACHE),
     Mutation(
@@ -1002,6 +1066,13 @@ MUTATIONS = [
         "while self.size() > self.max_bytes:",
         "while False:",
         CACHE,
+    ),
+    Mutation(
+        "a late child is waited for",
+        "rewards/calling/child.py",
+        "            self.process.kill()\n\n        timer",
+        "            pass\n\n        timer",
+        "tests/rewards/test_child.py",
     ),
     Mutation(
         "options of rewards are not checked",

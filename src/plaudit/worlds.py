@@ -13,7 +13,8 @@ class World:
 
     `networks` are the generators that ship, by the name after `lab/`, each the class at a dotted path; `prompts` makes a source
     from their config; `recipe` trains in this world; `truth` is the exact reward, `judges` a cheap one with a planted flaw and a
-    better one, and `budgets` what searches of it are compared at.
+    better one, and `budgets` what searches of it are compared at; `own_keys` says that its prompts have a config of their own,
+    and `build` pretrains a network by its name.
     """
 
     name: str
@@ -24,6 +25,8 @@ class World:
     truth: str
     judges: tuple[str, ...]
     budgets: tuple[str, ...]
+    own_keys: bool = False
+    build: str = "plaudit.builds.generators:build"
 
 
 WORLDS = {
@@ -42,16 +45,19 @@ WORLDS = {
             truth="scene_exact",
             judges=("scene_proxy", "caption_likelihood"),
             budgets=("40nfe", "80nfe", "160nfe"),
+            own_keys=True,
         ),
         World(
             name="sums",
             family="tokens",
             networks={"sums": "plaudit.lab.language:LanguageNetwork"},
+            build="plaudit.builds.language:build_language",
             prompts="plaudit.lab.sums.world:SumsSource",
             recipe="sums-grpo",
             truth="sum_correct",
             judges=("sum_proxy", "sum_steps"),
             budgets=("200nfe", "400nfe", "800nfe"),
+            own_keys=True,
         ),
         World(
             name="edits",

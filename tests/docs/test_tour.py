@@ -16,9 +16,10 @@ from plaudit.recipe.experiment import find as find_experiments
 from plaudit.recipe.load import load
 from plaudit.search.table import METHODS
 
-TOUR, README = page("docs/tour.md"), page("README.md")
+TOUR, README, FIT = page("docs/tour.md"), page("README.md"), page("docs/fit.md")
 VERBS = {
     "align",
+    "fit",
     "sample",
     "score",
     "serve",
@@ -50,7 +51,7 @@ def test_the_python_of_the_tour_runs_in_order(workplace: Path) -> None:
     assert "tensor(0., dtype=torch.float64" in done.stdout, "the ratio is 1 before training"
 
 
-@pytest.mark.parametrize("arguments", commands(TOUR) + commands(README), ids=" ".join)
+@pytest.mark.parametrize("arguments", commands(TOUR) + commands(README) + commands(FIT), ids=" ".join)
 def test_commands_name_existing_verbs_and_valid_recipes(arguments: list[str], workplace: Path) -> None:
     verb, *rest = arguments
     assert verb in VERBS
@@ -58,7 +59,7 @@ def test_commands_name_existing_verbs_and_valid_recipes(arguments: list[str], wo
         assert find_experiments(rest)
     if verb == "recipe":
         assert CliRunner().invoke(app, arguments, prog_name="plaudit").exit_code == 0
-    if verb in {"align", "doctor", "compare"}:
+    if verb in {"align", "fit", "doctor", "compare"}:
         names = [word for word in rest if not word.startswith("--")]
         sources = [name for name in names if rest.index(name) == 0 or not rest[rest.index(name) - 1].startswith("--")]
         dotted = [i for i, word in enumerate(rest) if word.startswith("--") and "." in word]

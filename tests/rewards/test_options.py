@@ -20,6 +20,8 @@ from plaudit.rewards.table import BUILT_IN
 if TYPE_CHECKING:
     from nowhere import Absent  # type: ignore[import-not-found]
 
+RIGHT = {"type": "exact_answer"}
+JUDGED = {"judge": {"type": "states_answer"}, "unit": "words"}
 COUNTED = {"type": "uniform", "vocabulary": 9}
 SENSELESS = [
     ("ocr_accuracy", {"mode": "word"}, r'mode` is "word"; allowed: line, page'),
@@ -37,6 +39,34 @@ SENSELESS = [
     ("si_sdr", {"limit_db": 100}, "limit_db` is 100"),
     ("spectral_correlation", {"window": 30}, "window` is 30; it must be a multiple of 4"),
     ("scene_part", {"part": "size"}, r'part` is "size"; allowed: count, color, shape, relation'),
+    ("correct_within", {"correct": {"kind": "x"}}, "give a `type` and optional `arguments`"),
+    ("correct_within", {"correct": {**RIGHT, "weight": 2}}, "give a `type` and optional `arguments`"),
+    ("correct_within", {"correct": RIGHT, "threshold": 10}, "`threshold` 10 is outside the scale"),
+    ("correct_within", {"correct": RIGHT, "threshold": 0}, "`threshold` 0 is outside the scale"),
+    ("correct_within", {"limit": 0}, "`limit` 0; it must be more than 0"),
+    ("correct_within_tiers", {"short": 0}, "`short` 0; it must be more than 0"),
+    ("correct_within_tiers", {"short": 50, "long": 40}, "`short` 50 is longer than `long` 40"),
+    ("brevity", {"limit": 0}, "`limit` 0; it must be more than 0"),
+    ("brevity", {"limit": 5, "low": 1}, "`low` 1; allowed: 0 up to but not including 1"),
+    ("brevity", {"limit": 5, "low": -0.1}, "`low` -0.1"),
+    ("brief_thought", {"unit": "tokens"}, "does not say where the thought ends"),
+    ("brief_thought", {"limit": 0}, "`limit` 0; it must be more than 0"),
+    ("brief_thought", {"fade": -1}, "`fade` -1; it must be at least 0"),
+    ("format_length", {"turn": 0}, "`turn` 0 with the curve 'parabola'"),
+    ("format_length", {"turn": 1.1}, "`turn` 1.1 with the curve 'parabola'"),
+    ("format_length", {"turn": 0.4, "curve": "polyline"}, "the polyline at 0.5 only"),
+    ("format_length", {"curve": "cubic"}, r'curve` is "cubic"; allowed: parabola, polyline'),
+    ("format_length", {"limit": 0}, "`limit` 0; it must be more than 0"),
+    ("short_where_solved", {"share": 0}, "`share` 0; allowed: more than 0, at most 1"),
+    ("short_where_solved", {"alpha": 2}, "`alpha` 2; allowed: more than 0, at most 1"),
+    ("shorter_than_before", {"weight": 0}, "`weight` 0; it must be more than 0"),
+    ("shorter_than_before", {"floor": 0.1}, "`floor` 0.1; allowed: -1 to 0"),
+    ("shorter_than_before", {"floor": -2}, "`floor` -2; allowed: -1 to 0"),
+    ("shorter_than_before", {"capacity": 0}, "`capacity` 0; it must be more than 0"),
+    ("needed_reasoning", {**JUDGED, "unit": "tokens"}, "does not say where in the text a token begins"),
+    ("needed_reasoning", {**JUDGED, "beta": 0}, "`beta` 0; it must be more than 0"),
+    ("needed_reasoning", {**JUDGED, "limit": 0}, "`limit` 0; it must be more than 0"),
+    ("needed_reasoning", {**JUDGED, "judge": {}}, "give a `type` and optional `arguments`"),
     ("box_detection", {"overlap": "dice"}, r'overlap` is "dice"; allowed: giou, iou'),
     ("box_detection", {"first": {"dead": 0}}, "first.match` is missing"),
     ("box_hit", {"coordinates": "guess"}, r'coordinates` is "guess"; allowed: pixel, unit, thousand'),
@@ -69,7 +99,15 @@ SENSELESS = [
     ("reference_score", {"reward": {"type": "sum_proxy"}, "index": -1}, "index` -1; number"),
     ("reasoning_nats", {"prior": COUNTED, "beta": 0}, "beta` is 0"),
     ("reasoning_nats", {"prior": COUNTED, "part": "answer"}, "allowed: thought, output"),
+    ("reasoning_nats", {"prior": {"type": "gaussian"}}, "prior.type 'gaussian'; allowed: uniform, laplace, ngram, lm"),
+    ("reasoning_nats", {"prior": {}}, "prior.type None; allowed: "),
+    ("reasoning_nats", {"prior": {"type": "uniform"}}, "missing 1 required keyword-only argument: 'vocabulary'"),
     ("reasoning_nats", {"prior": {"type": "uniform", "vocabulary": 0}}, "vocabulary` is 0"),
+    ("reasoning_nats", {"prior": {**COUNTED, "unit": "tokens"}}, "would need to know which ids are the reasoning"),
+    ("reasoning_nats", {"prior": {"type": "laplace", "target": 3, "scale": 0}}, "scale` is 0"),
+    ("reasoning_nats", {"prior": {"type": "ngram", "texts": [], "unit": "lines"}}, "allowed: words, characters"),
+    ("reasoning_nats", {"prior": {"type": "ngram", "texts": [], "smoothing": 0}}, "smoothing` is 0"),
+    ("reasoning_nats", {"prior": {"type": "lm", "modle": "x"}}, "unexpected keyword argument 'modle'"),
 ]
 
 

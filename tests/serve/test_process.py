@@ -68,8 +68,8 @@ def test_the_same_scores_as_in_this_process_for_who_knows_the_token() -> None:
         stranger = Client(client.url, "wrong")
         assert stranger.ask("GET", "/v1/rewards", until).status == 401
         assert client.url.startswith("http://127.0.0.1:")
-        arguments = Path(f"/proc/{worker.process.pid}/cmdline").read_bytes()
-        environment = Path(f"/proc/{worker.process.pid}/environ").read_bytes()
+        arguments = Path(f"/proc/{worker.child.process.pid}/cmdline").read_bytes()
+        environment = Path(f"/proc/{worker.child.process.pid}/environ").read_bytes()
         assert worker.token.encode() not in arguments + environment
     finally:
         reward.caller.function.close()
@@ -118,7 +118,7 @@ def test_it_ends_with_its_parent() -> None:
         "from plaudit.serve.process import WorkerProcess\n"
         f"worker = WorkerProcess(python=sys.executable, config={{'rewards': {{'odd': {ODD!r}}}}})\n"
         "worker.connection()\n"
-        "print(worker.process.pid, flush=True)\n"
+        "print(worker.child.process.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:

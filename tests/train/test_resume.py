@@ -332,6 +332,10 @@ SLOTS = {
         {"sampler": {"window": {"size": 2, "start": [0, 1]}}, "objective": {"kl": {"weight": 0.01}}},
     ),
     "nft on lora": ("slots-nft", {"model": {"lora": {"rank": 4}}}),
+    "grpo on an editor": (
+        "edits-grpo",
+        {"sampler": {"steps": 2}, "evaluate": {"sampler": {"steps": 2}}, "train": {"updates_per_step": 1}},
+    ),
 }
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from plaudit.recipe.base import Fraction, Positive, Strict
+from plaudit.worlds import WORLDS
+
+if TYPE_CHECKING:
+    WorldName = str
+else:
+    WorldName = Literal[tuple(world.name for world in WORLDS.values() if not world.own_keys)]
 
 
 class ScenesPrompts(Strict):
@@ -42,7 +48,7 @@ class SumsPrompts(Strict):
 class WorldPrompts(Strict):
     """Prompts of a lab world that has no keys of its own."""
 
-    type: Literal["edits"]
+    type: WorldName
     """`edits`: a picture, and an instruction that changes it."""
     categories: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Kinds of prompt to draw from; null = all."""

@@ -33,10 +33,14 @@ def fields_of(component: Component) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in component.model_fields.items()}
 
 
-def type_of(component: Component) -> str | None:
-    """The value of `type` that picks this variant of a union."""
+def types_of(component: Component) -> tuple[str, ...]:
+    """The values of `type` that pick this variant of a union."""
     field = component.model_fields.get("type")
-    return get_args(field.annotation)[0] if field and get_origin(field.annotation) is Literal else None
+    return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
+
+
+def type_of(component: Component) -> str | None:
+    return next(iter(types_of(component)), None)
 
 
 def component_of(annotation: Any, value: Any) -> Component | None:
@@ -44,7 +48,7 @@ def component_of(annotation: Any, value: Any) -> Component | None:
     possible = variants(annotation)
     if len(possible) > 1:
         chosen = value.get("type") if isinstance(value, Mapping) else None
-        possible = [variant for variant in possible if type_of(variant) == chosen]
+        possible = [variant for variant in possible if chosen in types_of(variant)]
     return possible[0] if possible else None
 
 

@@ -82,6 +82,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "caption_language": "plaudit.rewards.judges.claims:CaptionLanguage",
         "caption_balance": "plaudit.rewards.judges.claims:CaptionBalance",
         "visual_differences": "plaudit.rewards.judges.severity:VisualDifferences",
+        "edit_score": "plaudit.rewards.judges.edits:EditScore",
+        "judge": "plaudit.rewards.judges.prompted:PromptedJudge",
     },
     "lengths": {
         "brevity": "plaudit.rewards.rules.lengths:Brevity",
@@ -136,5 +138,5 @@ BUILT_IN = {name: path for section in SECTIONS.values() for name, path in sectio
 # They score with something that the user names, those of TeX with a system program.
 UNPINNED = {
     *("answer_likelihood", "fitted", "policy_likelihood", "pair_accuracy", "completion_likelihood", "reference_score"),
-    *("verl", "openrlhf", "remote", "tex_renders", "tex_similarity"),
+    *("judge", "verl", "openrlhf", "remote", "tex_renders", "tex_similarity"),
 }

@@ -10,10 +10,8 @@ import contextlib
 import json
 import os
 import secrets
-import select
 import subprocess
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +21,12 @@ from plaudit.errors import RewardError
 from plaudit.http import Client, Failed, Reply
 from plaudit.recipe.rewards import RewardConfig, key_of
 from plaudit.rewards.base import Card, Score, Status, missing
+from plaudit.rewards.calling.child import Child, Late
 from plaudit.rewards.calling.request import Outputs, Request
 from plaudit.serve.pack import Packed
 from plaudit.serve.remote import Remote
 
 MODULE = "plaudit.serve.worker"
-MAX_GREETING = 2**16
 OWN_KEYS = ("type", "arguments")  # the rest of a reward's configuration is this side's business
 SCORING_S = 600.0
 DYING_S = 2.0
@@ -53,7 +51,7 @@ class WorkerProcess:
         self.python, self.config, self.name = str(python), dict(config), name
         self.start_s, self.max_restarts, self.restarts_left = start_s, max_restarts, max_restarts
         self.lock = threading.RLock()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.child: Child | None = None
         self.client: Client | None = None
 
     def __enter__(self) -> WorkerProcess:
@@ -67,14 +65,14 @@ class WorkerProcess:
 
     @property
     def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return self.child is not None and self.child.alive
 
     def connection(self) -> Client:
         """A client of the running process, which is started first if need be."""
         with self.lock:
             if self.alive and self.client is not None:
                 return self.client
-            if self.process is not None:
+            if self.child is not None:
                 if not self.restarts_left:
                     raise RewardError(f"the process of {self.name} died too often; its last messages say why")
                 self.restarts_left -= 1
@@ -86,8 +84,8 @@ class WorkerProcess:
     def replaced(self) -> Client:
         """A client after a failed exchange: of another process if this one turns out to be dying."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            if self.process is not None:
-                self.process.wait(DYING_S)  # its threads take a moment to end
+            if self.child is not None:
+                self.child.process.wait(DYING_S)  # its threads take a moment to end
         return self.connection()
 
     def proved(self) -> None:
@@ -97,45 +95,33 @@ class WorkerProcess:
     def _start(self) -> None:
         token = self.token = secrets.token_urlsafe(32)
         try:
-            self.process = subprocess.Popen(
-                [self.python, "-m", MODULE],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=_environment(),
-                start_new_session=True,  # Ctrl-C is for the trainer, which may still want scores while it ends
-            )
+            # Ctrl-C is for the trainer, which may still want scores while it ends.
+            self.child = Child([self.python, "-m", MODULE], _environment(), apart=True)
         except OSError as error:
             raise RewardError(
                 f"{self.name}: cannot start {self.python}: {error.strerror}; `python` must be an interpreter"
             ) from None
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it is gone already, which the missing greeting will tell
-            self.process.stdin.write(json.dumps({"token": token, "config": self.config}).encode() + b"\n")
-            self.process.stdin.flush()
-        greeting = self._greeting()
+        greeting = self._greeting(self.child, json.dumps({"token": token, "config": self.config}).encode())
         if "port" not in greeting:
             self.stop()
-            why = greeting.get("error") or f"{self.python} -m {MODULE} did not start within {self.start_s:g} s"
+            why = greeting["error"]
             raise RewardError(why if why.startswith(self.name) else f"{self.name}: {why}")
         self.client = Client(f"http://127.0.0.1:{greeting['port']}", token)
 
-    def _greeting(self) -> dict[str, Any]:
+    def _greeting(self, child: Child, given: bytes) -> dict[str, Any]:
         """The first line that the process writes: its port, or what is wrong."""
-        assert self.process is not None and self.process.stdout is not None
-        descriptor, line, deadline = self.process.stdout.fileno(), b"", time.monotonic() + self.start_s
-        while not line.endswith(b"\n") and len(line) < MAX_GREETING:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-                return {}
-            some = os.read(descriptor, 4096)
-            if not some:
-                code = self.process.wait(10)
-                return {"error": f"{self.python} -m {MODULE} ended with code {code}; its messages are above"}
-            line += some
+        who = f"{self.python} -m {MODULE}"
         try:
-            return dict(json.loads(line))
+            line = child.ask(given, self.start_s)
+        except Late:
+            return {"error": f"{who} did not start within {self.start_s:g} s"}
+        if not line:
+            return {"error": f"{who} ended with code {child.process.wait(10)}; its messages are above"}
+        try:
+            greeting = dict(json.loads(line))
         except (ValueError, TypeError):
-            return {"error": f"{self.python} -m {MODULE} greeted with {line[:100]!r}"}
+            greeting = {}
+        return greeting if greeting.keys() & {"port", "error"} else {"error": f"{who} greeted with {line[:100]!r}"}
 
     def stop(self) -> None:
         """End the process now; the next call may start another."""
@@ -143,15 +129,8 @@ class WorkerProcess:
             if self.client is not None:
                 self.client.close()
                 self.client = None
-            if self.process is None:
-                return
-            for pipe in (self.process.stdin, self.process.stdout):
-                with contextlib.suppress(OSError):  # what was not written cannot be any more
-                    if pipe is not None:
-                        pipe.close()
-            if self.process.poll() is None:
-                self.process.kill()
-            self.process.wait()
+            if self.child is not None:
+                self.child.stop()
 
     def close(self) -> None:
         """End the process for good."""

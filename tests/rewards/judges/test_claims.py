@@ -4,10 +4,9 @@ import json
 import math
 
 import pytest
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
-from plaudit.errors import RewardError
+from plaudit.errors import RecipeError
 from plaudit.lab.scenes.grammar import evaluation_prompts
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.calling.call import call_reward
@@ -27,13 +26,7 @@ from plaudit.rewards.judges.claims import (
     severity,
 )
 from plaudit.rewards.judges.lab import assess_caption, compare_claims, verify_claims
-
-REWARDS = "claim_difference claim_verification caption_precision caption_coverage caption_language caption_balance"
-
-
-@pytest.mark.parametrize("name", REWARDS.split())
-def test_ships(name: str) -> None:
-    ships(name)
+from plaudit.rewards.load import find_reward
 
 
 def compared(*severities: tuple[int, int], verdicts: str = "", winner: str = "tie") -> Comparison:
@@ -163,8 +156,8 @@ def test_verifications() -> None:
 
 
 def test_an_unknown_form_is_named() -> None:
-    with pytest.raises(RewardError, match="form 'absolute'; allowed: actor, relative, judgment"):
-        ClaimDifference(judge=compare_claims, form="absolute")
+    with pytest.raises(RecipeError, match=r"arguments.form` is .absolute.; allowed: actor, relative, judgment"):
+        find_reward("c", "claim_difference", {"judge": compare_claims, "form": "absolute"})
 
 
 # --- precision, coverage, language -----------------------------------------------------------------------------------

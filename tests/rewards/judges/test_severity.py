@@ -4,16 +4,11 @@ import json
 
 import pytest
 import torch
-from tests.rewards.ships import ships
 
 from plaudit.data.prompt import Prompt
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.judges.severity import VisualDifferences, parse_severities, severity_score
-
-
-def test_ships() -> None:
-    ships("visual_differences")
 
 
 def test_the_score_by_hand() -> None:

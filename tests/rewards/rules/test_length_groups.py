@@ -9,7 +9,6 @@ from fractions import Fraction
 import pytest
 
 from plaudit.data.prompt import Prompt
-from plaudit.errors import RecipeError
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.calling.call import Caller
 from plaudit.rewards.calling.request import make_request
@@ -116,15 +115,3 @@ def test_tiers_switch_at_the_stated_rate() -> None:
     assert value(reward, [*half, (0, 0, 1)]) == [1, 1, 0, 0, 0]  # 2 of 5: the long limit
     assert value(reward, [(0, 1, 30), (0, 1, 50), (0, 0, 1)]) == [1, 0, 0]  # what is cut off at 40 is not right
     assert [s.components["limit"] for s in score(reward, half)] == [20] * 4
-
-
-@pytest.mark.parametrize("arguments", [{"share": 0}, {"share": 1.1}, {"alpha": 0}, {"alpha": 2}])
-def test_arguments_without_meaning_are_refused(arguments: dict) -> None:
-    with pytest.raises(RecipeError):
-        ShortWhereSolved(**arguments)
-
-
-def test_tiers_need_an_order() -> None:
-    for arguments in ({"short": 0}, {"short": 50, "long": 40}):
-        with pytest.raises(RecipeError):
-            CorrectWithinTiers(**arguments)

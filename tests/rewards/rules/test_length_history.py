@@ -9,7 +9,7 @@ import random
 import pytest
 
 from plaudit.data.prompt import Prompt
-from plaudit.errors import RecipeError, RewardError
+from plaudit.errors import RewardError
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.calling.call import Caller
 from plaudit.rewards.calling.request import make_request
@@ -141,9 +141,3 @@ def test_prompts_with_the_same_id_but_another_text_are_two() -> None:
 def test_a_history_in_another_unit_is_refused() -> None:
     with pytest.raises(RewardError, match="words"):
         ShorterThanBefore().load_state(ShorterThanBefore(unit="words").state())
-
-
-@pytest.mark.parametrize("arguments", [{"weight": 0}, {"floor": 0.1}, {"floor": -2}, {"capacity": 0}])
-def test_arguments_without_meaning_are_refused(arguments: dict) -> None:
-    with pytest.raises(RecipeError):
-        ShorterThanBefore(**arguments)

@@ -9,7 +9,7 @@ import pytest
 from tests.rewards.rules.tiny_lm import save_tiny_lm
 
 from plaudit.data.prompt import Prompt
-from plaudit.errors import PlauditError, RecipeError, RewardError
+from plaudit.errors import RewardError
 from plaudit.rewards.base import Card, Score, Status, card
 from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.rules.lengths import (
@@ -121,21 +121,6 @@ def test_an_inner_reward_that_compares_outputs_sees_the_whole_batch() -> None:
     assert values(reward, ["a", "b", "b"], [{}] * 3) == [0, 1, 1]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"correct": {"kind": "x"}},
-        {"correct": {"type": EXACT["type"], "weight": 2}},
-        {"correct": EXACT, "threshold": 10},
-        {"correct": EXACT, "threshold": 0},
-        {"limit": 0},
-    ],
-)
-def test_arguments_without_meaning_are_refused(arguments: dict) -> None:
-    with pytest.raises(RecipeError):
-        CorrectWithin(unit="words", **arguments)
-
-
 def test_the_base_scores_nothing() -> None:
     class Bare(OutcomeReward):
         card = Card(summary="nothing", kind="text", low=0, high=1)
@@ -175,10 +160,7 @@ def test_a_malformed_output_never_gains_by_its_length() -> None:
     assert found[2].components == {"format": 0, "length_term": 1, "length": 2}
 
 
-def test_format_length_has_no_turn_where_there_is_no_curve() -> None:
-    for arguments in ({"turn": 0}, {"turn": 1.1}, {"turn": 0.4, "curve": "polyline"}, {"curve": "cubic"}, {"limit": 0}):
-        with pytest.raises(RecipeError):
-            FormatLength(format=BOXED, **arguments)
+def test_the_straight_curve() -> None:
     assert values(
         FormatLength(format=BOXED, limit=4, unit="words", curve="polyline"), ["a \\boxed{1}", "a b c"], [{}] * 2
     ) == [
@@ -192,9 +174,6 @@ def test_conciseness_is_linear_and_ends_at_its_floor() -> None:
     facts = [{"completion_ids": [0] * n} for n in (5, 20)]
     assert values(Brevity(limit=20, low=0), ["", ""], facts) == pytest.approx([0.75, 0])
     assert scores(Brevity(limit=20), ["", ""], [*facts[:1], {}])[1].status is Status.NOT_APPLICABLE
-    for arguments in ({"limit": 0}, {"limit": 5, "low": 1}, {"limit": 5, "low": -0.1}):
-        with pytest.raises(RecipeError):
-            Brevity(**arguments)
 
 
 def test_a_brief_thought_by_default_is_one_of_fewer_than_ten_characters() -> None:
@@ -209,6 +188,3 @@ def test_leaving_the_thought_out_does_not_pay() -> None:
     assert values(
         BriefThought(limit=2, unit="words"), ["<think>two words</think>", "<think>one\n</think>"], [{}] * 2
     ) == [0, 1]
-    for arguments in ({"unit": "tokens"}, {"limit": 0}, {"fade": -1}):
-        with pytest.raises(PlauditError):
-            BriefThought(**arguments)

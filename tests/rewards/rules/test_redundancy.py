@@ -8,7 +8,6 @@ import pytest
 from tests.rewards.rules.tiny_lm import save_tiny_lm
 
 from plaudit.data.prompt import Prompt
-from plaudit.errors import RecipeError
 from plaudit.rewards.base import Score, Status, missing
 from plaudit.rewards.calling.call import call_reward
 from plaudit.rewards.rules.redundancy import NeededReasoning, chunks, needed_share, redundant, token_starts
@@ -112,9 +111,3 @@ def test_tokens_of_a_tokenizer_follow_its_offsets(tmp_path) -> None:
     wait, end = text.index("Wait"), text.index("</think>")
     assert [bool(d < 1.1 - 1e-6) for d in dense] == [wait <= s < end for s in starts]
     assert token_starts("a b", "characters") == [0, 1, 2] and token_starts(" a  b", "words") == [1, 4]
-
-
-def test_arguments_without_meaning_are_refused() -> None:
-    for arguments in ({"unit": "tokens"}, {"beta": 0}, {"limit": 0}, {"judge": {}}):
-        with pytest.raises(RecipeError):
-            NeededReasoning(**({"judge": JUDGE, "unit": "words"} | arguments))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from plaudit.data.prompt import Prompt
-from plaudit.errors import RewardError
 from plaudit.lab.scenes.grammar import evaluation_prompts, find_prompt
 from plaudit.lab.scenes.render import rasterise, sample_scenes
 from plaudit.rewards.base import Score, Status
@@ -92,11 +91,6 @@ def test_other_prompts_in_the_batch_are_not_applicable(reward) -> None:
     scores = call_reward("mine", reward, prompts, pictures)
     assert [score.status for score in scores] == [Status.NOT_APPLICABLE, Status.OK, Status.NOT_APPLICABLE]
     assert scores[1].value == 1
-
-
-def test_an_unknown_part_is_refused() -> None:
-    with pytest.raises(RewardError, match="part is 'size'; allowed: count, color, shape, relation"):
-        ScenePart("size")
 
 
 def test_an_empty_picture_has_no_part() -> None:

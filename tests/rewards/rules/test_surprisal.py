@@ -13,7 +13,7 @@ from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError, RewardError
 from plaudit.rewards.base import Score, Status
 from plaudit.rewards.calling.call import call_reward
-from plaudit.rewards.likelihood.surprisal import CausalLM, Laplace, Ngram, ReasoningNats, Uniform, make_prior, reasoning
+from plaudit.rewards.likelihood.surprisal import CausalLM, Laplace, Ngram, ReasoningNats, Uniform, reasoning
 
 TEXTS = ["go on . go on . stop .", "the sum is 7", "", "zebra zebra zebra", "go"]
 
@@ -132,22 +132,3 @@ def test_a_model_without_a_first_token_is_refused(tmp_path) -> None:
     prior = CausalLM(save_tiny_lm(tmp_path, with_start=False))
     with pytest.raises(RecipeError, match="neither a begin nor an end"):
         prior.log_prob(["go"])
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        {"type": "gaussian"},
-        {},
-        {"type": "uniform"},
-        {"type": "uniform", "vocabulary": 0},
-        {"type": "uniform", "vocabulary": 9, "unit": "tokens"},
-        {"type": "laplace", "target": 3, "scale": 0},
-        {"type": "ngram", "texts": [], "unit": "lines"},
-        {"type": "ngram", "texts": [], "smoothing": 0},
-        {"type": "lm", "modle": "x"},
-    ],
-)
-def test_priors_without_meaning_are_refused(spec: dict) -> None:
-    with pytest.raises(RecipeError):
-        make_prior(spec)

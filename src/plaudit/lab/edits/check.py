@@ -37,10 +37,10 @@ def check_edits(images: Tensor, facts: Sequence[Facts]) -> list[EditVerdict]:
     for row in facts:
         if not {"kept", "gone", "new"} <= row.keys():
             raise DataError(f"edits: the facts have {', '.join(row) or 'nothing'}; they need kept, gone and new")
-    return [_judged(scene, row) for scene, row in zip(detect(images), facts, strict=True)]
+    return [judge_edit(scene, row) for scene, row in zip(detect(images), facts, strict=True)]
 
 
-def _judged(scene: Scene, facts: Facts) -> EditVerdict:
+def judge_edit(scene: Scene, facts: Facts) -> EditVerdict:
     left = list(scene.objects)
     kept = [_take(left, thing) for thing in facts["kept"]]
     made = [_take(left, thing) for thing in facts["new"]]

@@ -26,6 +26,7 @@ from plaudit.dotted import import_dotted, made
 from plaudit.errors import DataError, RecipeError, RewardError
 from plaudit.rewards.base import Status
 from plaudit.rewards.calling.cache import ScoreCache
+from plaudit.rewards.options import checked
 from plaudit.storage import explain_write_errors
 
 PLACE = re.compile(r"\{([a-z_]+)\}")
@@ -343,12 +344,17 @@ class Judge:
         return media_hash([self.backend.identity, asked.question.key, asked.k if self.backend.draws else 0])
 
 
+def made_of(key: str, type_: str, table: Mapping[str, str], options: Mapping[str, Any]) -> Any:
+    """What a name of the table or a dotted path makes of options as its annotations want them."""
+    path = table.get(type_, type_)
+    maker = import_dotted(path, f"{key}.type", built_in=table)
+    return made(path, key, "its options", checked(key, maker, options))
+
+
 def as_judge(given: Any, samples: int = 1) -> Judge:
     """The judge that a reward's argument `judge` names: `{type: endpoint, ...}`, or the dotted path of a function of the lab
     or of a backend, or the thing itself."""
     judge = given if isinstance(given, Judge) else _made(given)
-    if samples < 1:
-        raise RecipeError(f"arguments.samples is {samples}; a judge is asked at least once")
     if samples > 1 and not judge.backend.draws:
         raise RecipeError(
             f"arguments.samples is {samples}, and this judge says the same each time; leave `samples` out, raise the judge's "
@@ -368,6 +374,5 @@ def _made(given: Any) -> Judge:
         raise RecipeError(
             f"arguments.judge.type is {type_!r}; allowed: {', '.join(BACKENDS)}, or a dotted path `my_module:Mine`"
         )
-    import_dotted(BACKENDS.get(type_, type_), "arguments.judge.type", built_in=BACKENDS)
-    backend = made(BACKENDS.get(type_, type_), "arguments.judge", "its options", options)
+    backend = made_of("arguments.judge", type_, BACKENDS, options)
     return Judge(backend, record=None if record is None else Path(record))

@@ -10,9 +10,9 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from plaudit.errors import RewardError
+from plaudit.recipe.base import Positive
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.judges.ask import Question
 from plaudit.rewards.judges.judged import Judged, LogMetric
@@ -244,14 +244,12 @@ A, B or Tie"""
     def __init__(
         self,
         judge: Any,
-        form: str = "actor",
+        form: Literal["actor", "relative", "judgment"] = "actor",
         weighted: bool = True,
         penalise_hedges: bool = False,
-        samples: int = 1,
+        samples: Positive = 1,
     ) -> None:
         super().__init__(judge, samples)
-        if form not in FORMS:
-            raise RewardError(f"claim_difference: form {form!r}; allowed: {', '.join(FORMS)}")
         self.form, self.penalise_hedges = form, penalise_hedges
         self.weights = SEVERITY_WEIGHT if weighted else dict.fromkeys(SEVERITY_WEIGHT, 1.0)
 

@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
+from pydantic import Field
 
-from plaudit.errors import RecipeError
 from plaudit.http import Client, Failed, Reply, persistently, token_from
+from plaudit.recipe.base import Fraction, NotNegative, Positive, PositiveFloat
 from plaudit.rewards.base import Status
 from plaudit.rewards.judges.ask import Answer, Asked, Cost, declined
 
@@ -59,26 +60,18 @@ class Endpoint:
         url: str,
         model: str,
         key_env: str | None = None,
-        temperature: float = 0.7,
+        temperature: NotNegative = 0.7,
         seed: int = 0,
-        max_tokens: int = 1024,
-        top_logprobs: int = 0,
-        timeout_s: float = 120.0,
-        deadline_s: float = 1800.0,
-        retries: int = 3,
-        retry_budget: float = 0.2,
-        backoff_s: float = 0.5,
-        concurrency: int = 8,
+        max_tokens: Positive = 1024,
+        top_logprobs: Annotated[int, Field(ge=0)] = 0,
+        timeout_s: PositiveFloat = 120.0,
+        deadline_s: PositiveFloat = 1800.0,
+        retries: Annotated[int, Field(ge=0)] = 3,
+        retry_budget: Fraction = 0.2,
+        backoff_s: NotNegative = 0.5,
+        concurrency: Positive = 8,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        if (
-            min(timeout_s, deadline_s, concurrency, max_tokens) <= 0
-            or min(temperature, retries, backoff_s, retry_budget) < 0
-        ):
-            raise RecipeError(
-                "arguments.judge: timeout_s, deadline_s, concurrency and max_tokens must be positive, temperature, retries, "
-                "backoff_s and retry_budget must not be negative"
-            )
         self.key = token_from(key_env, "arguments.judge.key_env")
         self.client = Client(url, self.key, "arguments.judge.url")
         self.url, self.seed, self.draws = url, seed, temperature > 0

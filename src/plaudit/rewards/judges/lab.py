@@ -1,7 +1,8 @@
-"""Exact judges for the lab's `scenes`: they know the truth and answer in the words of the model judges they stand for."""
+"""Judges of the lab: they are told the truth, and answer in the words of the model judges that they stand for."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import Counter
@@ -9,10 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from plaudit.lab.scenes.check import SceneObject, detect
+from plaudit.data.content import media_hash
+from plaudit.lab.edits.check import judge_edit
+from plaudit.lab.scenes.check import UNEXPLAINED_LIMIT, Scene, SceneObject, detect
 from plaudit.lab.scenes.grammar import COLORS, COUNT_WORDS, RELATION_WORDS, SHAPES, Pair
+from plaudit.lab.scenes.render import SIZE
 
 COUNTS = {word: count for count, word in COUNT_WORDS.items()} | {"an": 1, "one": 1}
 NOUN = re.compile(rf"\b({'|'.join(COUNTS)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})s?\b")
@@ -175,3 +181,48 @@ def _difference(category: str, severity: int, description: str) -> dict[str, Any
 
 def _name(pair: Pair) -> str:
     return " ".join(pair)
+
+
+# --- edits -----------------------------------------------------------------------------------------------------------
+
+MARK = 25.0
+LOOKS_AWAY = 0.5
+BROKEN = 10 * UNEXPLAINED_LIMIT  # of a picture
+
+
+def exact_edit(edited: Tensor, facts: Mapping[str, Any], aspect: str) -> str:
+    """EditScore's judge that knows the truth: following and consistency, or naturalness and freedom from artifacts."""
+    scene = _seen(edited.numpy().tobytes())
+    if aspect == "quality":
+        return _told(1 / (1 + len(scene.blobs)), 1 - min(scene.unexplained / BROKEN, 1.0))
+    verdict = judge_edit(scene, facts)
+    return _told(float(verdict.execution), verdict.consistency)
+
+
+@functools.lru_cache(maxsize=256)
+def _seen(pixels: bytes) -> Scene:
+    """What a picture shows, of which a judge is asked several times over."""
+    return detect(torch.frombuffer(bytearray(pixels), dtype=torch.float32).reshape(1, 3, SIZE, SIZE))[0]
+
+
+def noisy_edit(edited: Tensor, facts: Mapping[str, Any], aspect: str, k: int) -> str:
+    """The exact judge, which looks away half of the time: its marks are then anything between none and all."""
+    digest = media_hash([edited, aspect, k])
+    noise = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+    if noise.random() >= LOOKS_AWAY:
+        return exact_edit(edited, facts, aspect)
+    return _told(*noise.random(2))
+
+
+def biased_edit(edited: Tensor, facts: Mapping[str, Any], aspect: str) -> str:
+    """It looks for what the instruction names as new, and for nothing that should be gone or should have stayed."""
+    if aspect == "quality":
+        return exact_edit(edited, facts, aspect)
+    verdict = judge_edit(_seen(edited.numpy().tobytes()), {"kept": [], "gone": [], "new": facts["new"]})
+    return _told(float(verdict.execution), 1.0)
+
+
+def _told(*marks: float) -> str:
+    return json.dumps(
+        {"reasoning": "It was compared with the facts.", "score": [round(MARK * mark, 6) for mark in marks]}
+    )

@@ -7,16 +7,18 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.models.build import build_model
 from plaudit.models.tokens import Ids, with_media
+from plaudit.recipe.base import NotNegative, Positive
+from plaudit.recipe.explain import of_one_value
 from plaudit.recipe.models import Model
 from plaudit.recipe.sampling import TokenSampling
 from plaudit.rewards.base import Status
@@ -36,21 +38,17 @@ class Local:
         self,
         *,
         model: Mapping[str, Any],
-        temperature: float = 0.7,
+        temperature: NotNegative = 0.7,
         seed: int = 0,
-        max_tokens: int = 512,
-        top_logprobs: int = 0,
-        batch: int = 8,
+        max_tokens: Positive = 512,
+        top_logprobs: Annotated[int, Field(ge=0)] = 0,
+        batch: Positive = 8,
     ) -> None:
         try:
             config = TypeAdapter[Any](Model).validate_python(dict(model))
-            self.sampling = TokenSampling(type="tokens", temperature=temperature, max_new_tokens=max_tokens)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise RecipeError(
-                f"arguments.judge: {'.'.join(map(str, first['loc']))} is {first['input']!r}: {first['msg']}; write `model` as a "
-                "recipe's `model:`, and max_tokens and temperature as its sampler's"
-            ) from error
+            raise RecipeError(of_one_value("arguments.judge.model", model, error)) from None
+        self.sampling = TokenSampling(type="tokens", temperature=temperature, max_new_tokens=max_tokens)
         if config.family != "tokens":
             raise RecipeError(
                 f"arguments.judge.model.type is {config.type!r}, which writes no text; take transformers or vision"

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from plaudit.recipe.base import Positive, PositiveFloat
 from plaudit.rewards.base import Card, Score, Status, missing
 from plaudit.rewards.judges.ask import Question
 from plaudit.rewards.judges.judged import Judged, LogMetric
@@ -39,7 +40,7 @@ class VisualDifferences(Judged):
         cost_ms=3,
     )
 
-    def __init__(self, judge: Any, budget: float = BUDGET, samples: int = 1) -> None:
+    def __init__(self, judge: Any, budget: PositiveFloat = BUDGET, samples: Positive = 1) -> None:
         super().__init__(judge, samples)
         self.budget = budget
 

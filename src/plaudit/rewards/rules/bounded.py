@@ -14,11 +14,12 @@ import functools
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from plaudit.rewards.calling.child import Child, Late
 
 SECONDS = 5.0
 MEMORY_BYTES = 4 << 30
@@ -34,64 +35,39 @@ class Helper:
     def __init__(self, kind: str, seconds: float = SECONDS) -> None:
         self.kind, self.seconds = kind, seconds
         self.lock = threading.Lock()
-        self.process: subprocess.Popen[str] | None = None
+        self.child: Child | None = None
 
     def __call__(self, name: str, *arguments: Any) -> Any:
         """What `name` of the helper's kind returns; `TimeoutError` where it takes longer than `seconds`."""
         with self.lock:
-            process = self._running()
-            line, late = self._exchange(process, json.dumps([name, *arguments]))
+            try:
+                line = self._running().ask(json.dumps([name, *arguments]).encode(), self.seconds)
+            except Late:
+                self.stop()
+                raise TimeoutError(f"no answer within {self.seconds:g} s") from None
             if not line:
                 self.stop()
-        if late:
-            raise TimeoutError(f"no answer within {self.seconds:g} s")
-        if not line:
-            raise HelperError("the helper process ended; the work took too much memory")
+                raise HelperError("the helper process ended; the work took too much memory")
         answer = json.loads(line)
         if "error" in answer:
             raise HelperError(answer["error"])
         return answer["value"]
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate()
-            self.process = None
+        if self.child is not None:
+            self.child.stop()
+            self.child = None
 
-    def _running(self) -> subprocess.Popen[str]:
-        if self.process is None or self.process.poll() is not None:
+    def _running(self) -> Child:
+        if self.child is None or not self.child.alive:
+            self.stop()
             command = [sys.executable, "-P", "-m", __spec__.name, self.kind, str(self.seconds)]
-            pipe = subprocess.PIPE
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-            self.process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment, encoding="utf-8"
-            )
-            assert self.process.stdout is not None
-            if self.process.stdout.readline() != "ready\n":  # imports are not charged to the first request
+            self.child = Child(command, environment, quiet=True)
+            if self.child.hear.readline() != b"ready\n":  # imports are not charged to the first request
                 self.stop()
                 raise HelperError(f"the helper for {self.kind!r} did not start; run `{' '.join(command)}` to see why")
-        return self.process
-
-    def _exchange(self, process: subprocess.Popen[str], request: str) -> tuple[str, bool]:
-        """The answer's line, empty where the process ended, and whether that was for lateness."""
-        assert process.stdin is not None and process.stdout is not None
-        late = threading.Event()
-
-        def kill() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(self.seconds, kill)
-        timer.start()
-        try:
-            process.stdin.write(request + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        finally:
-            timer.cancel()
-        return (line, False) if line.endswith("\n") else ("", late.is_set())
+        return self.child
 
 
 def helper(kind: str) -> Helper:
