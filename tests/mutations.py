@@ -1614,8 +1614,20 @@ MUTATIONS = [
     ),
     Mutation("fooled means ahead", "train/turns.py", "if lead < 0 else POLICY", "if lead > 0 else POLICY", TURNS),
     Mutation(
-        "the generator learns in every turn", "train/loop.py", "rollout is None or turn.who == POLICY", "True", TURNS
+        "the check of what is trainable looks at the generator only",
+        "train/doctor/doctor.py",
+        "for name, one in setup.learners.items()}",
+        "for name, one in ()}",
+        TURNS,
     ),
+    Mutation(
+        "a rollout costs no network calls",
+        "train/feeds.py",
+        "network_calls=rollout.network_calls",
+        "network_calls=0",
+        COLLECT,
+    ),
+    Mutation("the generator learns in every turn", "train/loop.py", "turn.who == POLICY", "True", TURNS),
     Mutation(
         "what a reward learned is not restored",
         "train/setup.py",
