@@ -13,7 +13,8 @@ class World:
 
     `networks` are the generators that ship, by the name after `lab/`, each the class at a dotted path; `prompts` makes a source
     from their config; `recipe` trains in this world; `truth` is the exact reward, `judges` a cheap one with a planted flaw and a
-    better one, and `budgets` what searches of it are compared at; `own_keys` says that its prompts have a config of their own.
+    better one, and `budgets` what searches of it are compared at; `own_keys` says that its prompts have a config of their own,
+    and `build` pretrains a network by its name.
     """
 
     name: str
@@ -25,6 +26,7 @@ class World:
     judges: tuple[str, ...]
     budgets: tuple[str, ...]
     own_keys: bool = False
+    build: str = "plaudit.builds.generators:build"
 
 
 WORLDS = {
@@ -49,6 +51,7 @@ WORLDS = {
             name="sums",
             family="tokens",
             networks={"sums": "plaudit.lab.language:LanguageNetwork"},
+            build="plaudit.builds.language:build_language",
             prompts="plaudit.lab.sums.world:SumsSource",
             recipe="sums-grpo",
             truth="sum_correct",

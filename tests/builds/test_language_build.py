@@ -83,7 +83,7 @@ def test_the_rate_rises_stays_and_falls_to_zero() -> None:
 def test_a_stopped_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PLAN", replace(PLAN, batch=4, log_every=4, save_every=2))
     monkeypatch.setattr(module, "evaluation_prompts", lambda split, count: evaluation_prompts(split, 4))
-    whole = load_file(build_language(tmp_path / "whole", steps=4))
+    whole = load_file(build_language("sums", tmp_path / "whole", steps=4))
     calls, right = [], module.cross_entropy
 
     def failing(*args) -> Tensor:
@@ -94,9 +94,9 @@ def test_a_stopped_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(module, "cross_entropy", failing)
     with pytest.raises(KeyboardInterrupt):
-        build_language(tmp_path / "stopped", steps=4)
-    resumed = load_file(build_language(tmp_path / "stopped", steps=4))
+        build_language("sums", tmp_path / "stopped", steps=4)
+    resumed = load_file(build_language("sums", tmp_path / "stopped", steps=4))
     assert len(calls) == 4 + 2
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    other = load_file(build_language(tmp_path / "other", steps=4, seed=1))
+    other = load_file(build_language("sums", tmp_path / "other", steps=4, seed=1))
     assert not torch.equal(whole["lm_head.weight"], other["lm_head.weight"])

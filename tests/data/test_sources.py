@@ -20,13 +20,6 @@ def texts(prompts):
     return [prompt.text for prompt in prompts]
 
 
-def test_sums_are_a_function_of_seed_and_step_and_heldout_ones_never_come_up():
-    source = sums()
-    assert texts(source.batch(3, 16, 0)) == texts(source.batch(3, 16, 0)) != texts(source.batch(4, 16, 0))
-    trained = {text for step in range(40) for text in texts(source.batch(step, 32, 0))}
-    assert not trained & set(texts(source.evaluation(200)["heldout"]))
-
-
 def test_a_fixed_set_of_problems_is_passed_over_without_repeats():
     source = sums(problems=12, categories=["pair"])
     first = texts(source.batch(0, 6, 0)) + texts(source.batch(1, 6, 0))

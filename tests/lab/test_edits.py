@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.rewards.ships import ships
 
 from plaudit.errors import DataError
 from plaudit.lab.edits.check import check_edits
@@ -22,11 +21,6 @@ def edits() -> list[Edit]:
         for number, category in enumerate(CATEGORIES)
         for edit in sample_edits("train", 16, np.random.default_rng([number, 8]), (category,))
     ]
-
-
-@pytest.mark.parametrize("name", ("edit_exact", "edit_execution", "edit_consistency", "edit_match", "edit_proxy"))
-def test_it_ships(name: str) -> None:
-    ships(name)
 
 
 def test_what_was_carried_out_is_right_and_what_was_left_alone_is_only_consistent(edits: list[Edit]) -> None:

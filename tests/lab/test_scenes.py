@@ -578,7 +578,6 @@ def test_evaluation_prompts_are_stable() -> None:
         fixed = evaluation_prompts(split, 60)
         assert tuple(prompt.text for prompt in fixed[:6]) == texts
         assert [prompt.facts["category"] for prompt in fixed] == list(CATEGORIES) * 10
-        assert evaluation_prompts(split, 200)[:60] == fixed
         assert {prompt.text for prompt in fixed} <= {prompt.text for prompt in captions(split)}
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from plaudit.audit.compare_search import compare_search, defaults_of
 from plaudit.data.prompt import Prompt
 from plaudit.data.sources import PromptSource, load_prompts
+from plaudit.dotted import import_dotted
 from plaudit.lab.edits.grammar import sample_edits
 from plaudit.lab.scenes.render import rasterise, sample_scenes
 from plaudit.lab.sums.check import read_facts
@@ -62,9 +67,11 @@ def test_prompts_are_a_function_of_step_and_seed_and_splits_share_none(world: Wo
     first, again, later = one.batch(3, 10, 0), source(world).batch(3, 10, 0), one.batch(4, 10, 0)
     assert [p.key for p in first] == [p.key for p in again] != [p.key for p in later]
     assert all(prompt.facts["category"] for prompt in first)
+    assert [p.key for p in first] != [p.key for p in one.batch(3, 10, 1)]
     held = one.evaluation(40)
+    assert all(len({p.id for p in prompts}) == len({p.key for p in prompts}) for prompts in held.values())
     shown = [{p.id for p in prompts} for prompts in held.values()] + [
-        {p.id for s in range(5) for p in one.batch(s, 40, 0)}
+        {p.id for s in range(40) for p in one.batch(s, 32, 0)}
     ]
     assert all(not a & b for i, a in enumerate(shown) for b in shown[:i])
     assert [p.id for p in one.evaluation(12)["heldout"]] == [p.id for p in held["heldout"][:12]]
@@ -83,7 +90,9 @@ def test_the_truth_knows_right_from_wrong(world: World) -> None:
 
 @WORLD
 def test_the_flawed_judge_can_be_fooled(world: World) -> None:
-    """It scores something false above something true."""
+    """It scores something false above something true, and its card says that it is flawed."""
+    card = reward(world.judges[0]).card
+    assert card is not None and "law" in card.summary, card
     prompts = source(world).batch(3, 10, 0)
     right = right_answers(world, prompts)
     if world.name == "scenes":
@@ -109,6 +118,36 @@ def test_its_networks_load_and_draw_what_its_truth_can_judge(network: str) -> No
     assert len(found) == 8 and all(value in (0.0, 1.0) for value in found)
 
 
+@pytest.mark.parametrize("network", [name for name, world in NETWORKS.items() if world.family == "flow"])
+def test_what_its_networks_of_pictures_are_pretrained_on_is_true(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plaudit.lab.edits.network.POOL", 100)
+    made = import_dotted(NETWORKS[network].networks[network], network)
+    latents, prompts = made.examples(24, np.random.default_rng(2))
+    assert scores(NETWORKS[network].truth, prompts, made.decode(latents).clamp(0, 1)) == [1.0] * 24
+    again, _ = made.examples(24, np.random.default_rng(2))
+    assert torch.equal(latents, again)
+
+
+@WORLD
+def test_it_is_searched_and_compared(world: World, tmp_path: Path) -> None:
+    """By its row alone: prompts, sampler and rewards are those of the world."""
+    network, known = next(iter(world.networks)), defaults_of(f"lab/{next(iter(world.networks))}", needed=True)
+    assert (known.verifiers, known.truth, known.budgets) == (world.judges, world.truth, world.budgets)
+    short = {"steps": 4} if world.family == "flow" else {"max_new_tokens": 24}
+    page = compare_search(
+        model=f"lab/{network}",
+        verifiers=world.judges[:1],
+        truth=world.truth,
+        contestants=[],
+        budgets=["8nfe" if world.family == "flow" else "60nfe"],
+        seeds=[0],
+        count=3,
+        out=tmp_path,
+        sampler=short,
+    )
+    assert page.is_file()
+
+
 @WORLD
 def test_its_recipe_trains_in_it(world: World) -> None:
     recipe = load(world.recipe)
@@ -118,8 +157,6 @@ def test_its_recipe_trains_in_it(world: World) -> None:
 
 def test_two_sources_under_one_text_become_two_pictures() -> None:
     """Pitfall: conditions kept by text alone."""
-    from dataclasses import replace
-
     prompts = sample_edits("train", 2, np.random.default_rng(0), ("remove",))
     two = [edit.prompt for edit in prompts]
     two = [two[0], replace(two[0], inputs={"source": two[1].inputs["source"]})]

@@ -249,8 +249,8 @@ def test_shorthands():
     assert recipe.rewards["a"].type == "scene_match"
     assert recipe.evaluate.reward.type == "x:y"
     assert error_of([{"model": "sd3"}]) == (
-        '`model` is "sd3"; as one word it can be lab/slots or lab/pixels, any other model is a mapping such as '
-        "`model: {type: sd3, path: FOLDER}`"
+        '`model` is "sd3"; as one word it can be lab/ and slots, slots-turbo, pixels, sums, edits; any other '
+        "model is a mapping such as `model: {type: sd3, path: FOLDER}`"
     )
 
 

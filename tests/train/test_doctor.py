@@ -76,6 +76,7 @@ def test_every_check_is_run_and_named(tmp_path: Path) -> None:
     [
         ("slots-nft", [], {"isolation", "lora_zero", "ratio_one", "mismatch_kl", "kl_matches", "draws_match_density"}),
         ("slots-grpo", [], {"isolation", "lora_zero", "kl_has_gradient"}),
+        ("edits-grpo", [], {"isolation", "lora_zero", "kl_has_gradient"}),
         (
             "slots-grpo",
             [
@@ -88,7 +89,7 @@ def test_every_check_is_run_and_named(tmp_path: Path) -> None:
             {"isolation"},
         ),
     ],
-    ids=("nft", "grpo", "grpo with everything"),
+    ids=("nft", "grpo", "grpo on an editor", "grpo with everything"),
 )
 def test_the_shipped_recipes_are_sound(base: str, layers: list[dict], not_applicable: set[str]) -> None:
     found = verdicts(examine(load([{"base": base, "run": {"threads": 1}}, *layers])))

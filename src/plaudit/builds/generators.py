@@ -1,4 +1,4 @@
-"""Rebuild the lab's pretrained generators: `plaudit lab build slots|pixels|edits`.
+"""Rebuild the lab's pretrained generators of pictures: `plaudit lab build slots|pixels|edits`.
 
 Seeded by step, resumable from its checkpoints, logged one JSON line at a time. The shipped weights are the moving average
 of the parameters, stored in half precision.
@@ -6,10 +6,10 @@ of the parameters, stored in half precision.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +17,7 @@ from torch import Tensor, nn
 
 from plaudit.builds.training import Plan, pretrain
 from plaudit.dotted import import_dotted
-from plaudit.errors import RecipeError
-from plaudit.lab.edits.grammar import Edit, sample_edits
-from plaudit.lab.edits.network import EditNetwork
-from plaudit.lab.networks import to_pixel_latents
-from plaudit.lab.scenes.grammar import sample_prompts, tokenise
-from plaudit.lab.scenes.render import rasterise, sample_scenes
 from plaudit.worlds import world_of
-
-EDITS = 24_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +29,8 @@ class FlowPlan(Plan):
     drop_caption: float = 0.1
 
 
-PLANS = {
-    "slots": FlowPlan(steps=6_000, batch=64, adam_lr=1.5e-3, muon_lr=None, time_mean=0.3, time_std=1.0),
-    "edits": FlowPlan(steps=6_000, batch=64, adam_lr=1.5e-3, muon_lr=None, time_mean=0.3, time_std=1.0),
+SLOTS = FlowPlan(steps=6_000, batch=64, adam_lr=1.5e-3, muon_lr=None, time_mean=0.3, time_std=1.0)
+PLANS = {  # of those that are not pretrained as `slots` is
     "pixels": FlowPlan(steps=10_850, batch=24, adam_lr=2e-3, muon_lr=0.02, time_mean=0.9, time_std=1.2),
 }
 
@@ -54,37 +45,17 @@ class Examples:
     read: Sequence[Tensor]
 
 
-def training_batch(name: str, plan: FlowPlan, seed: int, step: int) -> Examples:
+def training_batch(network: Any, plan: FlowPlan, seed: int, step: int) -> Examples:
     """Of one step; a pure function of (seed, step). Some lose what they would read."""
     rng = np.random.default_rng([seed, step])
-    x0, read = _edits(plan, rng, seed) if name == "edits" else _scenes(name, plan, rng)
+    x0, prompts = network.examples(plan.batch, rng)
+    read = list(network.read(prompts).values())
     lost = torch.from_numpy(rng.random(plan.batch) < plan.drop_caption)
     for tensor in read:
         tensor[lost] = 0
     t = torch.sigmoid(torch.from_numpy(rng.normal(plan.time_mean, plan.time_std, plan.batch)).float())
     noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
     return Examples(x0=x0, noise=noise, t=t.clamp(0.01, 0.999), read=read)
-
-
-def _scenes(name: str, plan: FlowPlan, rng: np.random.Generator) -> tuple[Tensor, list[Tensor]]:
-    prompts = sample_prompts("train", plan.batch, rng)
-    scenes = sample_scenes(prompts, rng)
-    x0 = scenes if name == "slots" else to_pixel_latents(rasterise(scenes))
-    return x0, [torch.from_numpy(tokenise([prompt.text for prompt in prompts]))]
-
-
-def _edits(plan: FlowPlan, rng: np.random.Generator, seed: int) -> tuple[Tensor, list[Tensor]]:
-    """In an order of slots that says nothing."""
-    pool = _pool_of_edits(seed)
-    edits = [pool[i] for i in rng.integers(len(pool), size=plan.batch)]
-    x0 = torch.stack([edit.target[torch.from_numpy(rng.permutation(len(edit.target)))] for edit in edits])
-    return x0, list(EditNetwork.read([edit.prompt for edit in edits]).values())
-
-
-@functools.cache
-def _pool_of_edits(seed: int) -> list[Edit]:
-    """Drawing one takes longer than learning from it."""
-    return sample_edits("train", EDITS, np.random.default_rng([seed, 77]))
 
 
 def velocity_loss(network: nn.Module, of: Examples) -> Tensor:
@@ -94,11 +65,11 @@ def velocity_loss(network: nn.Module, of: Examples) -> Tensor:
 
 
 @torch.no_grad()
-def caption_gap(network: nn.Module, name: str, plan: FlowPlan) -> dict[str, float]:
+def caption_gap(network: nn.Module, plan: FlowPlan) -> dict[str, float]:
     """Loss with the right and with a shuffled caption on fixed batches: the smoothest sign of progress."""
     right = wrong = 0.0
     for step in range(8):
-        batch = training_batch(name, plan, seed=987_654, step=step)
+        batch = training_batch(network, plan, seed=987_654, step=step)
         right += velocity_loss(network, batch).item() / 8
         others = replace(batch, read=[tensor.roll(1, dims=0) for tensor in batch.read])
         wrong += velocity_loss(network, others).item() / 8
@@ -107,19 +78,17 @@ def caption_gap(network: nn.Module, name: str, plan: FlowPlan) -> dict[str, floa
 
 def build(name: str, out: Path, *, steps: int | None = None, seed: int = 0, install: bool = False) -> Path:
     """Train a lab generator into `out`, going on from its last checkpoint when there is one; returns the weights file."""
-    if name not in PLANS:
-        raise RecipeError(f"lab build: unknown model {name!r}; allowed: {', '.join(PLANS)}")
-    plan = PLANS[name]
+    plan = PLANS.get(name, SLOTS)
     torch.manual_seed(seed)
     make = import_dotted(world_of(name).networks[name], "lab build")
     network = make()
 
     def loss(step: int) -> Tensor:
-        return velocity_loss(network, training_batch(name, plan, seed, step))
+        return velocity_loss(network, training_batch(network, plan, seed, step))
 
     def measured(average: Mapping[str, Tensor]) -> dict[str, float]:
         shown = make()
         shown.load_state_dict(average)
-        return caption_gap(shown, name, plan)
+        return caption_gap(shown, plan)
 
     return pretrain(name, network, plan, loss, measured, out, steps=steps, install=install)

@@ -99,14 +99,14 @@ def cross_entropy(network: LanguageNetwork, batch: Packed) -> Tensor:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def build_language(out: Path, *, steps: int | None = None, seed: int = 0, install: bool = False) -> Path:
+def build_language(name: str, out: Path, *, steps: int | None = None, seed: int = 0, install: bool = False) -> Path:
     """Train into `out`, going on from its last checkpoint when there is one; returns the weights file."""
     network = initialise(LanguageNetwork(), torch.Generator().manual_seed(seed))
 
     def loss(step: int) -> Tensor:
         return cross_entropy(network, training_batch(seed, step, PLAN.batch))
 
-    return pretrain("sums", network, PLAN, loss, solved, out, steps=steps, install=install)
+    return pretrain(name, network, PLAN, loss, solved, out, steps=steps, install=install)
 
 
 def solved(average: Mapping[str, Tensor]) -> dict[str, float]:

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from plaudit.cli.command import PlauditCommand
+from plaudit.dotted import import_dotted
+from plaudit.worlds import NETWORKS, world_of
 
 app = typer.Typer(help="The embedded lab.", no_args_is_help=True, rich_markup_mode=None)
-
-
-class LabNetwork(StrEnum):
-    SLOTS = "slots"
-    PIXELS = "pixels"
-    EDITS = "edits"
-    SLOTS_TURBO = "slots-turbo"
-    PROXY = "proxy"
-    CAPTIONER = "captioner"
-    ENCODER = "encoder"
-    DIRECTION = "direction"
-    PICTURE_ENCODER = "picture-encoder"
-    SUMS = "sums"
-    PREVIEWS_PIXELS = "previews-pixels"
+OTHERS = ("proxy", "captioner", "encoder", "direction", "picture-encoder", "previews-pixels")
+if TYPE_CHECKING:
+    LabNetwork = StrEnum
+else:
+    LabNetwork = StrEnum("LabNetwork", [(name, name) for name in (*NETWORKS, *OTHERS)])
 
 
 @app.callback()
@@ -51,45 +44,42 @@ def build(
         import torch
 
         torch.set_num_threads(threads)
-    typer.echo(f"wrote {_built(name, out, steps=steps, seed=seed, install=install, data=data)}")
+    typer.echo(f"wrote {_built(name.value, out, steps=steps, seed=seed, install=install, data=data)}")
 
 
-def _built(name: LabNetwork, out: Path, *, steps: int | None, seed: int, install: bool, data: Path | None) -> Path:
+def _built(name: str, out: Path, *, steps: int | None, seed: int, install: bool, data: Path | None) -> Path:
     from plaudit.errors import RecipeError
 
-    if (data is None) == (name is LabNetwork.PICTURE_ENCODER):
+    if (data is None) == (name == "picture-encoder"):
         raise RecipeError(f"lab build {name}: --data FOLDER goes with picture-encoder, and only with it")
     match name:
-        case LabNetwork.PROXY:
+        case "proxy":
             from plaudit.builds.proxy import build_proxy
 
             return build_proxy(out, steps=steps, seed=seed, install=install)
-        case LabNetwork.CAPTIONER | LabNetwork.ENCODER:
+        case "captioner" | "encoder":
             from plaudit.builds.encoder import build_encoder
 
-            return build_encoder(name.value, out, steps=steps, seed=seed, install=install)
-        case LabNetwork.DIRECTION:
+            return build_encoder(name, out, steps=steps, seed=seed, install=install)
+        case "direction":
             from plaudit.builds.direction import build_direction
 
             return build_direction(out, steps=steps, seed=seed, install=install)
-        case LabNetwork.PICTURE_ENCODER:
+        case "picture-encoder":
             from plaudit.builds.picture import build_picture_encoder
 
             assert data is not None
             return build_picture_encoder(out, data, steps=steps, seed=seed, install=install)
-        case LabNetwork.SUMS:
-            from plaudit.builds.language import build_language
-
-            return build_language(out, steps=steps, seed=seed, install=install)
-        case LabNetwork.PREVIEWS_PIXELS:
+        case "previews-pixels":
             from plaudit.builds.previews import build_previews
 
             return build_previews("pixels", out, steps=steps, seed=seed, install=install)
-        case LabNetwork.SLOTS_TURBO:
+        case "slots-turbo":
             from plaudit.builds.turbo import build_turbo
 
             return build_turbo(out, steps=steps, seed=seed, install=install)
-        case LabNetwork.SLOTS | LabNetwork.PIXELS | LabNetwork.EDITS:
-            from plaudit.builds.generators import build
-
-            return build(name.value, out, steps=steps, seed=seed, install=install)
+        case _:
+            built: Path = import_dotted(world_of(name).build, "lab build")(
+                name, out, steps=steps, seed=seed, install=install
+            )
+            return built

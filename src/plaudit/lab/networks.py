@@ -12,13 +12,14 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plaudit.data.prompt import Prompt
-from plaudit.lab.scenes.grammar import MAX_OBJECTS, MAX_TOKENS, VOCABULARY, tokenise
-from plaudit.lab.scenes.render import BACKGROUND, SLOT_DIM, rasterise
+from plaudit.lab.scenes.grammar import MAX_OBJECTS, MAX_TOKENS, VOCABULARY, sample_prompts, tokenise
+from plaudit.lab.scenes.render import BACKGROUND, SLOT_DIM, rasterise, sample_scenes
 
 WEIGHTS = Path(__file__).parent / "weights"  # all that ship
 PIXEL_SCALE = 2.0
@@ -148,6 +149,11 @@ class SlotNetwork(nn.Module):
         return {"ids": torch.from_numpy(tokenise([prompt.text for prompt in prompts]))}
 
     @staticmethod
+    def examples(count: int, rng: np.random.Generator) -> tuple[Tensor, Sequence[Prompt]]:
+        prompts = sample_prompts("train", count, rng)
+        return sample_scenes(prompts, rng), prompts
+
+    @staticmethod
     def decode(latents: Tensor) -> Tensor:
         return rasterise(latents)
 
@@ -175,6 +181,11 @@ class PixelNetwork(nn.Module):
 
     latent_shape = (3, 32, 32)
     read = staticmethod(SlotNetwork.read)
+
+    @staticmethod
+    def examples(count: int, rng: np.random.Generator) -> tuple[Tensor, Sequence[Prompt]]:
+        scenes, prompts = SlotNetwork.examples(count, rng)
+        return to_pixel_latents(rasterise(scenes)), prompts
 
     @staticmethod
     def decode(latents: Tensor) -> Tensor:

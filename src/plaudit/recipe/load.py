@@ -22,6 +22,7 @@ from plaudit.recipe.explain import Layer, explain, nearest, shown
 from plaudit.recipe.rewards import named
 from plaudit.recipe.schema import Recipe
 from plaudit.recipe.walk import filled, known_keys
+from plaudit.worlds import NETWORKS
 
 Source = str | Path | Mapping[str, Any]
 Document = dict[str, Any]
@@ -234,8 +235,8 @@ def expanded(content: Mapping[str, Any]) -> Document:
         family, slash, name = model.partition("/")
         if family != "lab" or not slash:
             raise RecipeError(
-                f"`model` is {shown(model)}; as one word it can be lab/slots or lab/pixels, any other model is a mapping "
-                "such as `model: {type: sd3, path: FOLDER}`"
+                f"`model` is {shown(model)}; as one word it can be lab/ and {', '.join(NETWORKS)}; any other "
+                "model is a mapping such as `model: {type: sd3, path: FOLDER}`"
             )
         document["model"] = {"type": family, "name": name}
     if isinstance(rewards, Mapping):

@@ -5,19 +5,22 @@ Shape legend: B batch, K slots, C their numbers, L instruction tokens, D width, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from plaudit.data.prompt import Prompt
 from plaudit.errors import DataError
-from plaudit.lab.edits.grammar import MAX_TOKENS, VOCABULARY, tokenise
+from plaudit.lab.edits.grammar import MAX_TOKENS, VOCABULARY, Edit, sample_edits, tokenise
 from plaudit.lab.networks import Trunk, grid_features
 from plaudit.lab.scenes.grammar import MAX_OBJECTS
 from plaudit.lab.scenes.render import SIZE, SLOT_DIM, rasterise
 
 SIDE = 4  # the source is read as 4 x 4 patches
+POOL = 24_000  # edits that it was pretrained on, for drawing one takes longer than learning from it
 
 
 class EditNetwork(nn.Module):
@@ -51,8 +54,20 @@ class EditNetwork(nn.Module):
         return {"ids": ids, "source": torch.stack([_source_of(prompt) for prompt in prompts])}
 
     @staticmethod
+    def examples(count: int, rng: np.random.Generator) -> tuple[Tensor, Sequence[Prompt]]:
+        """In an order of slots that says nothing."""
+        edits = [_pool(POOL)[i] for i in rng.integers(POOL, size=count)]
+        targets = [edit.target[torch.from_numpy(rng.permutation(len(edit.target)))] for edit in edits]
+        return torch.stack(targets), [edit.prompt for edit in edits]
+
+    @staticmethod
     def decode(latents: Tensor) -> Tensor:
         return rasterise(latents)
+
+
+@functools.cache
+def _pool(count: int) -> list[Edit]:
+    return sample_edits("train", count, np.random.default_rng([0, 77]))
 
 
 def _source_of(prompt: Prompt) -> Tensor:
