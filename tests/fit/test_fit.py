@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from plaudit.fit.fit import fit_reward, prepare
 from plaudit.lab.scenes.check import check
 from plaudit.lab.scenes.grammar import evaluation_prompts, sample_prompts
 from plaudit.lab.scenes.render import rasterise, sample_scenes
+from plaudit.recipe.experiment import load_experiment, shipped
 from plaudit.recipe.fit import Fit, Head
 from plaudit.recipe.load import load
 from plaudit.recipe.rewards import RewardConfig
@@ -165,3 +167,12 @@ def test_the_network_of_a_seed_is_always_the_same(tmp_path: Path) -> None:
     first, again, other = (prepare(plan, plan.fit).network.head[0].weight for plan in plans)
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert isinstance(prepare(plans[0], plans[0].fit).network, RewardNetwork)
+
+
+def test_an_ensemble_orders_by_mean_scores_and_its_members_are_right_one_by_one(monkeypatch) -> None:
+    load_experiment(shipped()["S116-ensemble"])
+    ensemble = importlib.import_module("fitted_ensemble")
+    gaps = [torch.tensor(gap, dtype=torch.float64) for gap in ([2.0, -1.0, 0.0, 1.0], [-1.0, -1.0, 3.0, -1.0])]
+    monkeypatch.setattr(ensemble, "_gaps", lambda paths, quick: gaps)
+    assert ensemble.ensemble([], 0, False) == {"truth": {"0": 1.0, "1": 0.0, "2": 1.0, "3": 0.5}}
+    assert ensemble.members([], 0, False) == {"truth": {"0": 0.5, "1": 0.0, "2": 0.75, "3": 0.5}}
