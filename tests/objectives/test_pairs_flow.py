@@ -20,7 +20,7 @@ from plaudit.models.latents import LatentCache, encoded
 from plaudit.objectives.batch import Batch
 from plaudit.objectives.pairs_flow import both_sides, flow_dpo_loss
 from plaudit.recipe.load import load
-from plaudit.train.reading import read_batch
+from plaudit.train.feeds import feed
 from plaudit.train.setup import Setup, prepare
 
 DPO = {"objective": {"type": "flow_dpo", "beta": 7.0, "times_per_sample": 3}}
@@ -36,7 +36,7 @@ def moved(folder: Path, *layers: dict) -> tuple[Setup, Batch]:
     """Another policy than its reference, and a batch of pairs."""
     setup = prepare(paired_recipe(folder, *layers))
     perturb(setup.policy.model)
-    return setup, read_batch(setup, 0)
+    return setup, feed(setup, 0, 0).batch
 
 
 def errors(setup: Setup, batch: Batch, name: str) -> np.ndarray:
@@ -95,7 +95,7 @@ def test_both_sides_and_the_reference_share_times_and_noise(tmp_path: Path) -> N
 
 def test_at_the_reference_the_loss_is_log_two_and_pulls_toward_the_chosen(tmp_path: Path) -> None:
     setup = prepare(paired_recipe(tmp_path, DPO))
-    batch = read_batch(setup, 0)
+    batch = feed(setup, 0, 0).batch
 
     def slope(given: Batch) -> torch.Tensor:
         setup.policy.model.network.zero_grad()
@@ -171,4 +171,4 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps({k: v for k, v in r.items() if "score" not in k}) + "\n" for r in rows))
     with pytest.raises(DataError, match="has no `score_chosen`"):
         prepare(recipe)
-    assert read_batch(prepare(paired_recipe(tmp_path, DPO)), 0).pairs.margin is not None
+    assert feed(prepare(paired_recipe(tmp_path, DPO)), 0, 0).batch.pairs.margin is not None

@@ -376,7 +376,7 @@ def test_a_lock_is_not_opened_through_a_link_and_loses_nothing(kind: str, tmp_pa
 
 def test_a_run_that_learned_nothing_makes_room_for_the_corrected_command(tmp_path: Path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "collect", lambda *_, **__: (_ for _ in ()).throw(RewardError("rewards.red failed")))
+        patch.setattr(loop, "feed", lambda *_, **__: (_ for _ in ()).throw(RewardError("rewards.red failed")))
         with pytest.raises(RewardError):
             loop.train(toy_recipe(tmp_path))
     assert (folder_of(tmp_path) / "checkpoints" / "step_0").is_dir()

@@ -26,7 +26,7 @@ from plaudit.runs.display import Silent
 from plaudit.train import loop
 from plaudit.train.checkpoint import Progress
 from plaudit.train.doctor.doctor import cheap_checks, examine
-from plaudit.train.reading import read_batch
+from plaudit.train.feeds import feed
 from plaudit.train.setup import prepare
 from plaudit.verbs import align
 
@@ -63,7 +63,7 @@ def test_a_model_does_not_prefer_what_it_has_not_learned(tmp_path: Path) -> None
 
 def test_pairs_are_right_and_wrong_but_for_the_noise_and_always_the_same(tmp_path: Path) -> None:
     setup = prepare(sums_recipe(tmp_path, PAIRS, {"prompts": {"problems": 60}, "train": {"prompts_per_step": 60}}))
-    batch = read_batch(setup, 0)
+    batch = feed(setup, 0, 0).batch
     model = setup.policy.model
 
     def right(rows: Sequence[Sequence[int]]) -> list[bool]:
@@ -73,7 +73,7 @@ def test_pairs_are_right_and_wrong_but_for_the_noise_and_always_the_same(tmp_pat
     chosen, rejected = right(batch.pairs.chosen.rows()), right(batch.pairs.rejected.rows())
     assert [a != b for a, b in zip(chosen, rejected, strict=True)] == [True] * 60
     assert 3 <= sum(rejected) <= 27, "a quarter is swapped"
-    again = read_batch(setup, 1)
+    again = feed(setup, 1, 0).batch
     said = {p.id: row for p, row in zip(batch.prompts, batch.pairs.chosen.rows(), strict=True)}
     assert {p.id: row for p, row in zip(again.prompts, again.pairs.chosen.rows(), strict=True)} == said
     assert Counter(p.id for p in batch.prompts).most_common(1)[0][1] == 1, "every pair once in a pass"
@@ -152,7 +152,7 @@ def test_texts_and_conversations_say_the_same(folder: Path, tmp_path: Path) -> N
     """What differs is the chat template, which a plain text goes through as a user's turn."""
 
     def first(name: str):
-        return read_batch(prepare(load([RECIPE_OF[name]], small(folder, tmp_path, written(tmp_path, name)))), 0)
+        return feed(prepare(load([RECIPE_OF[name]], small(folder, tmp_path, written(tmp_path, name)))), 0, 0).batch
 
     assert first("pairs").pairs.chosen.rows() == first("conversations").pairs.chosen.rows()
     completions, messages = first("completions").completions, first("messages").completions

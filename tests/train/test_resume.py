@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.reference.toys import EMA, GRPO, LORA, toy_recipe
+from tests.train.test_turns import LEARNS
 
 import plaudit.train.learn as learning
 import plaudit.train.loop as loop
@@ -65,7 +66,7 @@ def arm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int | None], Kill
     killer = Killer()
     real_replace, real_rmtree, real_text, real_save = os.replace, shutil.rmtree, Path.write_text, storage.save_file
     real_append, real_step = RunFolder.append, torch.optim.AdamW.step
-    real_collect, real_accumulate, real_evaluate = loop.collect, learning.accumulate, loop.evaluate
+    real_feed, real_accumulate, real_evaluate = loop.feed, learning.accumulate, loop.evaluate
 
     def replace(source, target):
         killer.moment("before rename")
@@ -109,7 +110,7 @@ def arm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int | None], Kill
     monkeypatch.setattr(storage, "save_file", save_file)
     monkeypatch.setattr(RunFolder, "append", append)
     monkeypatch.setattr(torch.optim.AdamW, "step", around("the optimiser step", real_step))
-    monkeypatch.setattr(loop, "collect", around("the rollout", real_collect))
+    monkeypatch.setattr(loop, "feed", around("the rollout", real_feed))
     monkeypatch.setattr(learning, "accumulate", around("a gradient", real_accumulate))
     monkeypatch.setattr(loop, "evaluate", around("an evaluation", real_evaluate))
 
@@ -155,6 +156,7 @@ VARIANTS = {
     "grpo": [GRPO, {"train": {"updates_per_step": 2}, "run": {"save_every": 2}}],
     "lora and ema": [LORA, EMA, {"run": {"keep_checkpoints": 1}}],
     "gradient": [{"objective": {"type": "gradient"}, "rewards": {"red": "tests.reference.toys:soft_redness"}}],
+    "a reward that learns": [LEARNS, {"train": {"steps": 3}}],
 }
 
 
@@ -167,7 +169,8 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(variant: str, tmp_pat
     expected = contents(run_folder(recipe))
     assert {"metrics.jsonl", "evaluations.jsonl", "samples/after.png", "final/toy.safetensors"} <= set(expected)
     assert moments.count > 60
-    names, stride = list(moments.names), {"nft": 1, "grpo": 3, "lora and ema": 2, "gradient": 5}[variant]
+    strides = {"nft": 1, "grpo": 3, "lora and ema": 2, "gradient": 5, "a reward that learns": 9}
+    names, stride = list(moments.names), strides[variant]
     for at in range(1, len(names) + 1, stride):
         shutil.rmtree(run_folder(recipe), ignore_errors=True)
         arm(at)

@@ -20,6 +20,8 @@ from plaudit.recipe.load import load
 from plaudit.recipe.turns import Turn, Turns
 from plaudit.rewards.learned.adversarial import AdversarialProxy, Discriminator, References, hinge
 from plaudit.train import loop
+from plaudit.train.doctor import doctor
+from plaudit.train.doctor.checks import admit
 from plaudit.train.setup import prepare
 
 
@@ -235,6 +237,14 @@ def test_how_a_rollout_is_split_changes_no_update(tmp_path: Path) -> None:
     ]
     weights = [load_file(folder / "rewards" / "shade.safetensors")["weight"].item() for folder in found]
     assert weights == pytest.approx([weights[0]] * 3, rel=1e-5) and weights[0] != 1.0
+
+
+def test_a_reward_that_learns_nothing_fails_the_check_of_what_is_trainable(tmp_path: Path) -> None:
+    setup = prepare(toy_recipe(tmp_path, LEARNS))
+    patient = admit(setup)
+    assert doctor.frozen(patient).passed and "shade 2 of 2" in doctor.frozen(patient).value
+    setup.learners["shade"].network.requires_grad_(False)
+    assert doctor.frozen(patient).passed is False and "shade 0 of 2" in doctor.frozen(patient).value
 
 
 # --- what cannot be --------------------------------------------------------------------------------------------------

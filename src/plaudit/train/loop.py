@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from plaudit import storage
 from plaudit.errors import RunError
@@ -26,16 +24,13 @@ from plaudit.rewards.suite import Suite
 from plaudit.runs.display import Display, Metrics
 from plaudit.runs.folder import RunFolder
 from plaudit.runs.record import read_run
-from plaudit.sampling.base import Outputs
-from plaudit.sampling.tokens import Completions
 from plaudit.statistics import Items, paired_gain
 from plaudit.train.balance import Balanced, balance_noise
 from plaudit.train.checkpoint import Progress, State
-from plaudit.train.collect import Rollout, collect
 from plaudit.train.doctor.doctor import cheap_checks, failed_message
 from plaudit.train.evaluate import Measured, calibrate, evaluate
+from plaudit.train.feeds import feed
 from plaudit.train.learn import learn
-from plaudit.train.reading import read_batch
 from plaudit.train.run import RunResult, Stepped, run
 from plaudit.train.setup import Setup, prepare
 from plaudit.train.turns import teach, whose_turn
@@ -143,30 +138,27 @@ def _balance(setup: Setup, folder: RunFolder, display: Display) -> Balanced:
 
 
 def _step(setup: Setup, progress: Progress) -> Stepped:
-    recipe, objective = setup.recipe, setup.objective
     step, started = progress.step, time.perf_counter()
-    rollout = collect(setup, step=step, version=progress.updates) if objective.needs.feed == "rollouts" else None
-    batch = rollout.batch if rollout else read_batch(setup, step)
+    fed = feed(setup, step, progress.updates)
     learning = time.perf_counter()
-    turn = whose_turn(setup, rollout, step)
-    if rollout is None or turn.who == POLICY:
-        learned = _learned(setup, batch, progress)
+    turn = whose_turn(setup, fed, step)
+    if turn.who == POLICY:
+        learned = _learned(setup, fed.batch, progress)
     else:
-        learned = teach(setup, turn.who, rollout, step)
+        learned = teach(setup, turn.who, fed, step)
     ended = time.perf_counter()
     progress.step += 1
-    drawn = len(batch) if objective.needs.feed == "prompts" else 0
-    progress.network_calls += rollout.network_calls if rollout else batch.samples.network_calls
-    progress.reward_calls += rollout.reward_calls if rollout else drawn * len(setup.rewards.rewards)
+    progress.network_calls += fed.network_calls
+    progress.reward_calls += fed.reward_calls
     progress.training_seconds += ended - started
-    metrics = {**(_rollout_metrics(rollout) if rollout else {}), **learned, "lr": recipe.train.lr}
+    metrics = {**fed.metrics, **learned, "lr": setup.recipe.train.lr}
     metrics |= {**turn.metrics, **{f"turns/{name}": float(name == turn.who) for name in setup.learners}}
     for reward in setup.rewards.rewards:
         metrics |= {f"rewards/{reward.name}/{key}": value for key, value in reward.caller.meter.take_metrics().items()}
     metrics |= {"network_calls": progress.network_calls, "reward_calls": progress.reward_calls}
     timing = {
-        "timing_s/rollout": rollout.seconds_sampling if rollout else 0.0,
-        "timing_s/reward": rollout.seconds_scoring if rollout else 0.0,
+        "timing_s/rollout": fed.seconds_sampling,
+        "timing_s/reward": fed.seconds_scoring,
         "timing_s/learn": ended - learning,
         "timing_s/step": ended - started,
         **_reward_costs(setup.rewards),
@@ -187,28 +179,6 @@ def _learned(setup: Setup, batch: Batch, progress: Progress) -> dict[str, float 
     return metrics
 
 
-def _rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
-    metrics: dict[str, float | None] = {"reward": rollout.scored.total.nanmean().item()}
-    for name, values in rollout.scored.parts.items():
-        present = values[values.isfinite()]
-        metrics[f"rewards/{name}/mean"] = present.mean().item() if len(present) else None
-        metrics[f"rewards/{name}/std"] = present.std().item() if len(present) > 1 else None
-        metrics[f"rewards/{name}/missing_frac"] = 1 - len(present) / len(values)
-    metrics["frac_reward_zero_std"] = rollout.credit.constant_groups / rollout.credit.groups
-    metrics["advantage/abs_mean"] = rollout.credit.value.abs().mean().item()
-    metrics |= rollout.metrics
-    if set(rollout.scored.terms) - set(rollout.scored.parts):
-        metrics |= {f"terms/{text}": values.nanmean().item() for text, values in rollout.scored.terms.items()}
-    metrics["diversity"] = _diversity(rollout.outputs, rollout.group)
-    if rollout.dropped:
-        metrics["refill/dropped_groups"] = float(rollout.dropped)
-    if isinstance(rollout.batch.samples, Completions):
-        completions = rollout.batch.samples
-        metrics["completions/mean_length"] = completions.length.double().mean().item()
-        metrics["completions/clipped_ratio"] = completions.cut.double().mean().item()
-    return metrics
-
-
 def _reward_costs(rewards: Suite) -> dict[str, float]:
     """What calling the rewards has cost: seconds per call of this step, and counts since the start."""
     costs: dict[str, float] = {}
@@ -222,18 +192,6 @@ def _reward_costs(rewards: Suite) -> dict[str, float]:
         if reward.caller.cache is not None:
             costs[f"{prefix}/cache_failures"] = reward.caller.cache.store.failures
     return costs
-
-
-def _diversity(outputs: Outputs, group: Tensor) -> float:
-    """Of pictures the mean squared distance between members of a group, twice the variance inside it; of texts the share of
-    pairs in a group that differ."""
-    size = int((group == group[0]).sum())
-    if isinstance(outputs, Tensor):
-        members = outputs.flatten(1).unflatten(0, (-1, size))
-        return 2 * float(members.var(dim=1).mean())
-    groups = [Counter(outputs[i : i + size]) for i in range(0, len(outputs), size)]
-    pairs = size * (size - 1)
-    return sum(1 - sum(n * (n - 1) for n in same.values()) / pairs for same in groups) / len(groups)
 
 
 def _show(display: Display, step: int, label: str, measured: Mapping[str, Measured]) -> None:

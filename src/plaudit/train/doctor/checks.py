@@ -65,9 +65,9 @@ class Patient:
     def batch(self) -> Batch:
         """What the objective learns from, with made-up advantages of both signs."""
         if self.setup.objective.needs.feed != "rollouts":
-            from plaudit.train.reading import read_batch
+            from plaudit.train.feeds import feed
 
-            return read_batch(self.setup, 0)
+            return feed(self.setup, 0, 0).batch
         count = len(self.keys)
         true = torch.ones(count, dtype=torch.bool)
         scored = self.setup.rewards(self.prompts, self.piece.outputs, group=self.group, completion_ids=self.piece.ids)

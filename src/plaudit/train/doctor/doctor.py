@@ -194,15 +194,18 @@ def constant_group(patient: Patient) -> Check:
 
 
 def frozen(patient: Patient) -> Check:
-    network = patient.setup.policy.model.network
-    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in network.parameters())
+    """Of the generator, and of every reward that learns."""
+    setup = patient.setup
+    networks = {"": setup.policy.network, **{f"{name} ": one.network for name, one in setup.learners.items()}}
+    parameters = {name: list(network.parameters()) for name, network in networks.items()}
+    trainable = {name: sum(p.numel() for p in own if p.requires_grad) for name, own in parameters.items()}
+    said = [f"{name}{trainable[name]:,} of {sum(p.numel() for p in own):,}" for name, own in parameters.items()]
     return Check(
         name="something is trainable",
-        passed=trainable > 0,
-        value=f"{trainable:,} of {total:,} parameters",
+        passed=min(trainable.values()) > 0,
+        value=f"{'; '.join(said)} parameters",
         limit="> 0",
-        remedy="set model.lora, or leave it out for full tuning",
+        remedy="set model.lora, or leave it out for full tuning; a reward that learns needs parameters that do",
     )
 
 
