@@ -37,6 +37,7 @@ NOISE, ADVANTAGES, TERMS = (
     "tests/objectives/test_terms.py",
 )
 PUBLISHED = "tests/reference/test_published.py"
+WORLDS, LAB_EDITS = "tests/lab/test_worlds.py", "tests/lab/test_edits.py"
 PAIRS_FLOW = "tests/objectives/test_pairs_flow.py"
 PREFERENCE = "tests/data/test_preference.py"
 GRPO, NFT = "tests/objectives/test_grpo.py", "tests/objectives/test_nft.py"
@@ -1009,6 +1010,34 @@ MUTATIONS = [
     Mutation("every answer of one seed", "rewards/judges/endpoint.py", "self.seed + asked.k", "self.seed", ENDPOINT),
     Mutation(
         "marks of the tokenizer are read", "rewards/judges/local.py", 'token[0] + " " + token[1:]', "token", LOCAL
+    ),
+    Mutation(
+        "an editor that does not see its source",
+        "lab/edits/network.py",
+        "self.see(2 * source - 1)",
+        "self.see(0 * source)",
+        WORLDS,
+    ),
+    Mutation(
+        "a thing found twice",
+        "lab/edits/check.py",
+        "            left.remove(found)\n",
+        "",
+        LAB_EDITS,
+    ),
+    Mutation(
+        "what should be gone may stay",
+        "lab/edits/check.py",
+        "execution=all(made) and not still",
+        "execution=all(made)",
+        LAB_EDITS,
+    ),
+    Mutation(
+        "examples of another order than their prompts",
+        "lab/edits/network.py",
+        "return torch.stack(targets), [",
+        "return torch.stack(targets[::-1]), [",
+        WORLDS,
     ),
     Mutation(
         "the mean of two for the least", "rewards/judges/edits.py", "min(found) / MOST", "sum(found) / 2 / MOST", EDITS

@@ -23,7 +23,7 @@ from tests.audit.fabricated import COLUMNS, Fabricate, fabricate_run, write_line
 
 from plaudit.audit import panels, plots
 from plaudit.audit.gallery import cut
-from plaudit.audit.measures import category_changes, change, style_of
+from plaudit.audit.measures import category_changes, change, findings, style_of
 from plaudit.audit.report import render, write_report
 from plaudit.audit.verdict import judge
 from plaudit.errors import DataError, RunError
@@ -127,7 +127,7 @@ def test_text_of_the_user_is_escaped(fabricate: Fabricate) -> None:
     recipe = Recipe(name="<b>bold</b>", summary=attack, rewards={attack: {"type": "scene_match"}})
     folder = fabricate(recipe=recipe, prompts=[attack] * 12)
     edit_json(folder / "summary.json", lambda summary: summary.update(stopped=attack))
-    html = render(read_run(folder))
+    html = render(findings(read_run(folder)))
     page = read(html)
     assert "<script" not in html
     assert "<b>" not in html
@@ -138,7 +138,7 @@ def test_text_of_the_user_is_escaped(fabricate: Fabricate) -> None:
 @pytest.mark.usefixtures("no_charts")
 def test_pictures_stand_side_by_side_with_their_marks(fabricate: Fabricate) -> None:
     folder = fabricate()
-    page = read(render(read_run(folder)))
+    page = read(render(findings(read_run(folder))))
     samples = json.loads((folder / "samples/prompts.json").read_text())
     words = {1.0: "✓ correct", 0.0: "✗ wrong", None: "unjudged"}
     expected = [
@@ -154,7 +154,7 @@ def test_pictures_stand_side_by_side_with_their_marks(fabricate: Fabricate) -> N
 
 @pytest.mark.usefixtures("no_charts")
 def test_checks_are_told_apart_and_failures_come_first(fabricate: Fabricate) -> None:
-    text = read(render(read_run(fabricate()))).text
+    text = read(render(findings(read_run(fabricate())))).text
     rows = text[text.index("What was checked") :]
     assert "1 passed, 1 failed, 1 not applicable." in rows
     assert rows.index("✗ fail") < rows.index("✓ pass") < rows.index("not applicable", 80)
@@ -164,7 +164,7 @@ def test_checks_are_told_apart_and_failures_come_first(fabricate: Fabricate) -> 
 
 @pytest.mark.usefixtures("no_charts")
 def test_time_shares_add_up(fabricate: Fabricate) -> None:
-    html = render(read_run(fabricate(minutes=10.0)))
+    html = render(findings(read_run(fabricate(minutes=10.0))))
     text = read(html).text
     for part in ("300.0 s\n50 %", "60.0 s\n10 %", "180.0 s\n30 %", "600.0 s\n100 %"):
         assert part in text
@@ -182,7 +182,7 @@ def test_what_rewards_cost_is_told_by_reward(fabricate: Fabricate) -> None:
         row |= {"rewards/match/calls": 2 * (i + 1), "rewards/match/repeats": 1, "rewards/match/cache_hits": 17}
     write_lines(folder / "timing.jsonl", rows)
     middle = (len(rows) + 1) / 2  # milliseconds rise by one a step
-    assert f"match\n{middle:.1f} ms\n500.0 ms\n{2 * len(rows)}\n1\n17" in read(render(read_run(folder))).text
+    assert f"match\n{middle:.1f} ms\n500.0 ms\n{2 * len(rows)}\n1\n17" in read(render(findings(read_run(folder)))).text
 
 
 @pytest.mark.usefixtures("no_charts")
@@ -192,7 +192,7 @@ def test_missing_scores_are_reported_at_their_worst(fabricate: Fabricate) -> Non
     rows[7]["rewards/match/missing_frac"] = 0.04
     rows[9]["reward"] = None
     write_lines(folder / "metrics.jsonl", rows)
-    assert "match: up to 4.0 % of a step's scores were missing" in read(render(read_run(folder))).text
+    assert "match: up to 4.0 % of a step's scores were missing" in read(render(findings(read_run(folder)))).text
     assert len(read_run(folder).series("reward")) == len(rows) - 1
 
 
@@ -203,7 +203,7 @@ def test_missing_scores_are_reported_at_their_worst(fabricate: Fabricate) -> Non
 def test_category_table_holds_the_counts_and_intervals_of_the_items(fabricate: Fabricate) -> None:
     folder = fabricate()
     run = read_run(folder)
-    text = read(render(run)).text
+    text = read(render(findings(run))).text
     items = json.loads((folder / "evaluations/after_000060_heldout.json").read_text())
     scores = [s for s, c in zip(items["score"], items["category"], strict=True) if c == "relation"]
     interval = mean_interval(scores)
@@ -225,7 +225,7 @@ def test_category_table_holds_the_counts_and_intervals_of_the_items(fabricate: F
 @pytest.mark.usefixtures("no_charts")
 def test_compositional_split_has_its_own_numbers(fabricate: Fabricate) -> None:
     run = read_run(fabricate(before=0.40, after=0.65))
-    text = read(render(run)).text
+    text = read(render(findings(run))).text
     assert "Split: compositional" in text
     found = change(run, "compositional")
     assert found is not None
@@ -238,7 +238,7 @@ def test_a_run_without_held_out_prompts_does_not_claim_any(fabricate: Fabricate)
     lines = (folder / "evaluations.jsonl").read_text().splitlines()
     kept = [line.replace('"split": "heldout"', '"split": "train"') for line in lines if "compositional" not in line]
     (folder / "evaluations.jsonl").write_text("\n".join(kept))
-    text = read(render(read_run(folder))).text
+    text = read(render(findings(read_run(folder)))).text
     assert "Train-split accuracy 40.0 %" in text.replace("\n", "")
     assert "eld-out" not in text
 
@@ -255,7 +255,7 @@ def test_a_truth_that_is_a_number_is_shown_with_its_change(fabricate: Fabricate)
     folder = _by_number(fabricate())
     marks = {"before": [0.25, 1.0, *[None] * 10], "after": [0.5, 0.0, *[None] * 10]}
     edit_json(folder / "samples/prompts.json", lambda samples: samples.update(marks))
-    html = render(read_run(folder))
+    html = render(findings(read_run(folder)))
     page = read(html)
     shown = [re.sub(r".*\((.*)\)", r"\1", image["alt"]) for image in page.images() if image["alt"].startswith("after:")]
     assert shown[:3] == ["0.500, +0.250", "0.000, \u22121.000", "unjudged"]
@@ -295,7 +295,7 @@ def test_scores_that_are_no_accuracy_are_not_written_as_one(fabricate: Fabricate
 def test_verdict(fabricate: Fabricate, after: float, reward: tuple[float, float], level: str, headline: str) -> None:
     run = read_run(fabricate(before=0.40, after=after, reward=reward, pictures=False))
     without_the_rest = [row for row in run.evaluations if row.split == "heldout" and row.label != "step"]
-    verdict = judge(_with_evaluations(run, without_the_rest))
+    verdict = judge(findings(_with_evaluations(run, without_the_rest)))
     assert verdict.level == level
     assert verdict.headline.startswith(headline)
     assert f"{reward[0]:.3f} to {reward[1]:.3f}" in verdict.details[0]
@@ -308,8 +308,8 @@ def _with_evaluations(run: RunRecord, evaluations: Sequence) -> RunRecord:
 
 def test_a_reward_of_negative_weight_improves_by_falling(fabricate: Fabricate) -> None:
     recipe = Recipe(rewards={"match": {"type": "scene_match", "weight": -1.0}})
-    falling = judge(read_run(fabricate("falling", recipe=recipe, reward=(0.8, 0.5), pictures=False)))
-    rising = judge(read_run(fabricate("rising", recipe=recipe, reward=(0.5, 0.8), pictures=False)))
+    falling = judge(findings(read_run(fabricate("falling", recipe=recipe, reward=(0.8, 0.5), pictures=False))))
+    rising = judge(findings(read_run(fabricate("rising", recipe=recipe, reward=(0.5, 0.8), pictures=False))))
     assert falling.headline.startswith("No sign of reward hacking")
     assert "lower is better" in falling.details[0]
     assert rising.headline.startswith("The held-out accuracy rose although")
@@ -317,7 +317,7 @@ def test_a_reward_of_negative_weight_improves_by_falling(fabricate: Fabricate) -
 
 def test_verdict_knows_when_the_truth_itself_was_trained_on(fabricate: Fabricate) -> None:
     recipe = Recipe(rewards={"match": {"type": "scene_exact"}})
-    assert any("itself trained on" in line for line in judge(read_run(fabricate(recipe=recipe))).details)
+    assert any("itself trained on" in line for line in judge(findings(read_run(fabricate(recipe=recipe)))).details)
 
 
 def test_verdict_has_a_reservation_when_the_truth_fell_from_its_peak(fabricate: Fabricate) -> None:
@@ -327,7 +327,7 @@ def test_verdict_has_a_reservation_when_the_truth_fell_from_its_peak(fabricate: 
         if row["split"] == "heldout" and row["label"] == "step" and row["step"] == 20:
             row |= {"mean": 0.95, "low": 0.90, "high": 0.98}
     write_lines(folder / "evaluations.jsonl", rows)
-    verdict = judge(read_run(folder))
+    verdict = judge(findings(read_run(folder)))
     assert verdict.level == "warning"
     assert any("peaked at step 20 with 95.0 %" in line for line in verdict.details)
 
@@ -336,7 +336,7 @@ def test_a_fall_within_noise_is_no_reservation(fabricate: Fabricate) -> None:
     run = read_run(fabricate(before=0.3, after=0.6))
     bump = {"mean": 0.61, "low": 0.51, "high": 0.70}
     rows = [r.model_copy(update=bump) if (r.step, r.label) == (40, "step") else r for r in run.evaluations]
-    assert judge(_with_evaluations(run, rows)).level == "good"
+    assert judge(findings(_with_evaluations(run, rows))).level == "good"
 
 
 def test_the_measurement_after_training_counts_wherever_it_stands(fabricate: Fabricate) -> None:
@@ -349,7 +349,7 @@ def test_the_measurement_after_training_counts_wherever_it_stands(fabricate: Fab
 def test_without_rewards_on_the_held_out_outputs_the_training_curve_is_read(fabricate: Fabricate) -> None:
     run = read_run(fabricate(reward=(0.5, 0.9), pictures=False))
     bare = _with_evaluations(run, [row.model_copy(update={"rewards": {}}) for row in run.evaluations])
-    verdict = judge(bare)
+    verdict = judge(findings(bare))
     assert "on the training prompts" in verdict.details[0]
     assert verdict.headline.startswith("No sign of reward hacking")
 
@@ -375,7 +375,7 @@ FILES = (
 def test_a_missing_file_is_named_and_the_rest_is_reported(fabricate: Fabricate, name: str) -> None:
     folder = fabricate()
     (folder / name).unlink()
-    page = read(render(read_run(folder)))
+    page = read(render(findings(read_run(folder))))
     assert f"{name} is absent" in page.text
     assert "How to reproduce it" in page.text
     if name != "evaluations.jsonl":
@@ -401,7 +401,7 @@ def test_a_run_in_progress_compares_the_items_measured_so_far(fabricate: Fabrica
     lines = (folder / "evaluations.jsonl").read_text().splitlines()
     (folder / "evaluations.jsonl").write_text("\n".join(line for line in lines if '"label": "after"' not in line))
     run = read_run(folder)
-    text = read(render(run)).text
+    text = read(render(findings(run))).text
     before = json.loads((folder / "evaluations/before_000000_heldout.json").read_text())["score"][:96]
     assert "in progress or killed after step 60" in text
     assert f"Held-out accuracy {100 * np.mean(before):.1f} %" in text.replace("\n", "")
@@ -420,7 +420,7 @@ def test_half_written_files_are_skipped_and_mentioned(fabricate: Fabricate) -> N
     (folder / "samples/after.png").write_bytes(png[: len(png) // 2])
     (folder / "checks.json").write_text('[{"name": "x"')
     (folder / "recipe.yaml").write_text("train: {stepz: 3}\n")
-    text = read(render(read_run(folder))).text
+    text = read(render(findings(read_run(folder)))).text
     assert "metrics.jsonl: line 61, the last one, is cut off and was skipped" in text
     assert "samples/after.png cannot be decoded" in text
     assert "checks.json is not complete JSON" in text
@@ -531,7 +531,7 @@ def test_cells_that_touch_are_cut_and_a_grid_that_does_not_divide_is_not() -> No
 def test_grids_that_cannot_be_cut_are_shown_whole_with_the_prompts(fabricate: Fabricate) -> None:
     folder = fabricate()
     edit_json(folder / "samples/prompts.json", lambda samples: samples.update(columns=COLUMNS + 1))
-    page = read(render(read_run(folder)))
+    page = read(render(findings(read_run(folder))))
     assert [image["alt"] for image in page.images("grid of samples")][:2] == [
         "grid of samples, before",
         "grid of samples, after",
@@ -550,8 +550,8 @@ def _axes(panel: panels.Panel) -> Axes:
 
 def test_panels_draw_the_recorded_numbers_and_say_them_in_their_titles(fabricate: Fabricate) -> None:
     run = read_run(fabricate(before=0.40, after=0.65, pictures=False))
-    drawn = {panel.name: panel for panel in panels.panels(run)}
-    assert panels.absent_panels(run) == ["ratio deviation"]
+    drawn = {panel.name: panel for panel in panels.panels(findings(run))}
+    assert panels.absent_panels(panels.panels(findings(run))) == ["ratio deviation"]
     assert drawn["held-out score"].title == "Held-out accuracy: 40.0 % to 65.0 %"
     heldout = _axes(drawn["held-out score"]).lines[0]
     rows = [row for row in run.evaluations if row.split == "heldout"]
@@ -569,8 +569,8 @@ def test_panels_draw_the_recorded_numbers_and_say_them_in_their_titles(fabricate
 def test_ratio_deviation_is_drawn_where_the_objective_has_one(fabricate: Fabricate) -> None:
     recipe = Recipe.model_validate({"objective": {"type": "grpo"}, "sampler": {"type": "flow", "kernel": "flow_sde"}})
     run = read_run(fabricate(recipe=recipe, pictures=False))
-    assert panels.absent_panels(run) == []
-    (panel,) = [panel for panel in panels.panels(run) if panel.name == "ratio deviation"]
+    assert panels.absent_panels(panels.panels(findings(run))) == []
+    (panel,) = [panel for panel in panels.panels(findings(run)) if panel.name == "ratio deviation"]
     assert _axes(panel).lines[-1].get_ydata()[0] == recipe.train.ratio_tolerance
 
 
@@ -587,11 +587,11 @@ def test_charts_are_written_and_survive_a_dollar_sign(fabricate: Fabricate) -> N
     folder = fabricate(recipe=recipe, pictures=False)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     write_lines(folder / "metrics.jsonl", [row | {"rewards/$a^_{$/mean": math.sin(row["step"])} for row in rows])
-    written = plots.write_charts(read_run(folder))
+    written = plots.write_charts(findings(read_run(folder)))
     assert [path.name for path in written] == ["curves.png", "categories.png"]
     widths = {path.name: Image.open(path).size for path in written}
     assert widths["curves.png"][0] == 2 * plots.PANEL_SIZE[0] * look.DPI
-    dark = Image.open(io.BytesIO(plots.categories_png(read_run(folder), look.DARK) or b"")).convert("RGB")
+    dark = Image.open(io.BytesIO(plots.categories_png(findings(read_run(folder)), look.DARK) or b"")).convert("RGB")
     light = Image.open(folder / "categories.png").convert("RGB")
     assert (light.getpixel((0, 0)), dark.getpixel((0, 0))) == ((255, 255, 255), (22, 27, 34))
 
@@ -600,7 +600,7 @@ def test_categories_chart_has_a_bar_for_each_side(fabricate: Fabricate, monkeypa
     figures: list[Figure] = []
     monkeypatch.setattr(plots, "png_of", lambda figure: figures.append(figure) or b"")
     run = read_run(fabricate(pictures=False))
-    plots.categories_png(run)
+    plots.categories_png(findings(run))
     before, after = figures[0].axes[0].containers[0], figures[0].axes[0].containers[2]
     changes = category_changes(run)
     assert [bar.get_height() for bar in before] == pytest.approx([found.before.mean for found in changes])
@@ -619,7 +619,7 @@ def _rewritten(folder: Path, **columns: Callable[[int], float | None]) -> RunRec
 
 
 def _panel(run: RunRecord, name: str) -> panels.Panel:
-    return {panel.name: panel for panel in panels.panels(run)}[name]
+    return {panel.name: panel for panel in panels.panels(findings(run))}[name]
 
 
 def test_a_loss_of_one_part_is_one_curve(fabricate: Fabricate) -> None:
@@ -648,8 +648,8 @@ def test_a_curve_without_numbers_has_no_panel(fabricate: Fabricate) -> None:
     lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     write_lines(folder / "evaluations.jsonl", [line | {"mean": None, "low": None, "high": None} for line in lines])
     run = _rewritten(folder, reward=lambda step: math.nan, kl=lambda step: None)
-    assert {"held-out score", "reward", "KL"} <= set(panels.absent_panels(run))
-    assert not {"held-out score", "reward", "KL"} & {panel.name for panel in panels.panels(run)}
+    assert {"held-out score", "reward", "KL"} <= set(panels.absent_panels(panels.panels(findings(run))))
+    assert not {"held-out score", "reward", "KL"} & {panel.name for panel in panels.panels(findings(run))}
 
 
 # --- the command that repeats a run ----------------------------------------------------------------------------------

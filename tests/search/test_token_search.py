@@ -18,8 +18,8 @@ from plaudit.lab.sums.grammar import evaluation_prompts, split_of
 from plaudit.models.lab_text import LabTokenModel
 from plaudit.recipe.load import load
 from plaudit.rewards.rules.sums import sum_correct
+from plaudit.search.setup import make_token_sampling
 from plaudit.search.text_table import shown
-from plaudit.search.token_setup import make_token_sampling
 
 
 def length(prompts: list[str], outputs: list[str]) -> list[float]:

@@ -19,6 +19,7 @@ import numpy as np
 from plaudit import storage
 from plaudit.audit import plots
 from plaudit.errors import Interrupted, RecipeError, RewardError
+from plaudit.models.origin import Origin, build_origin, find_origin
 from plaudit.pages import look
 from plaudit.pages.html import Content, document, element, paragraphs, section, table, themed_chart
 from plaudit.pages.numbers import Style
@@ -26,7 +27,7 @@ from plaudit.rewards.scoring import reward_of
 from plaudit.search.api import search_origin
 from plaudit.search.budget import Budget
 from plaudit.search.options import find_method
-from plaudit.search.setup import Origin, build_origin, check_kinds, find_origin, find_prompts, find_suite
+from plaudit.search.setup import check_kinds, find_prompts, find_suite
 from plaudit.search.table import METHODS
 from plaudit.statistics import Gain, Items, paired_gain, spread
 from plaudit.worlds import WORLDS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from plaudit.pages.numbers import Style
@@ -22,6 +23,31 @@ class Change:
     step: int
     finished: bool
     paired: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a report says of a run, computed once: every gain has the bounds of a bootstrap."""
+
+    run: RunRecord
+    style: Style
+    changes: Mapping[str, Change | None]
+    categories: Mapping[str, Sequence[Change]]
+
+    @property
+    def change(self) -> Change | None:
+        """That of the main split."""
+        return self.changes[self.run.main_split]
+
+
+def findings(run: RunRecord) -> Findings:
+    splits = dict.fromkeys((run.main_split, *run.splits()))
+    return Findings(
+        run=run,
+        style=style_of(run),
+        changes={split: change(run, split) for split in splits},
+        categories={split: category_changes(run, split) for split in splits},
+    )
 
 
 def style_of(run: RunRecord) -> Style:

@@ -9,12 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from plaudit.audit.measures import change, interval_of, style_of
+from plaudit.audit.measures import Findings, interval_of
 from plaudit.pages.look import Theme, score_axis
 from plaudit.pages.numbers import capital, number
 from plaudit.runs.record import BEFORE, Evaluation, RunRecord, Series
 
 FAR = 4  # times the largest gradient norm
+HELDOUT_PANEL = "held-out score"
 SMOOTH_FROM = 20  # steps; shorter curves are shown as they are
 
 
@@ -27,21 +28,22 @@ class Panel:
     draw: Callable[[Axes, Theme], None]
 
 
-def panels(run: RunRecord) -> list[Panel]:
+def panels(found: Findings) -> list[Panel]:
     """Every chart this run has data for."""
-    made = (make(run) for make in (_PANELS | _OF_TEXTS).values())
+    made = (_heldout_panel(found), *(make(found.run) for make in (_PANELS | _OF_TEXTS).values()))
     return [panel for panel in made if panel is not None]
 
 
-def absent_panels(run: RunRecord) -> list[str]:
+def absent_panels(drawn: Sequence[Panel]) -> list[str]:
     """Names of the charts for which nothing was recorded."""
-    return [name for name, make in _PANELS.items() if make(run) is None]
+    there = {panel.name for panel in drawn}
+    return [name for name in (HELDOUT_PANEL, *_PANELS) if name not in there]
 
 
-def _heldout_panel(run: RunRecord) -> Panel | None:
+def _heldout_panel(found: Findings) -> Panel | None:
+    run, style, change = found.run, found.style, found.change
     if all(row.mean is None for row in run.evaluations):
         return None
-    style = style_of(run)
 
     def draw(axes: Axes, theme: Theme) -> None:
         for color, split in zip(theme.lines, run.splits(), strict=False):
@@ -50,11 +52,10 @@ def _heldout_panel(run: RunRecord) -> Panel | None:
         axes.set_ylabel(style.noun)
         score_axis(axes, style)
 
-    found = change(run)
     title = f"{capital(style.truth)}: measured before training only"
-    if found is not None:
-        title = f"{capital(style.truth)}: {style.score(found.before.mean)} to {style.score(found.after.mean)}"
-    return Panel(name="held-out score", title=title, draw=draw)
+    if change is not None:
+        title = f"{capital(style.truth)}: {style.score(change.before.mean)} to {style.score(change.after.mean)}"
+    return Panel(name=HELDOUT_PANEL, title=title, draw=draw)
 
 
 def _draw_evaluations(axes: Axes, rows: Sequence[Evaluation], split: str, color: str) -> None:
@@ -203,7 +204,6 @@ def _pairs_panel(run: RunRecord) -> Panel | None:
 
 
 _PANELS: dict[str, Callable[[RunRecord], Panel | None]] = {
-    "held-out score": _heldout_panel,
     "reward": _reward_panel,
     "loss": _loss_panel,
     "gradient norm": _gradient_panel,

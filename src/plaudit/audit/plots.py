@@ -11,11 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-from plaudit.audit.measures import Change, category_changes, style_of
+from plaudit.audit.measures import Change, Findings
 from plaudit.audit.panels import Panel, panels
 from plaudit.pages.look import LIGHT, Theme, blank_figure, finish, new_figure, png_of, score_axis
 from plaudit.pages.numbers import Style, capital
-from plaudit.runs.record import RunRecord
 from plaudit.statistics import Interval
 from plaudit.storage import explain_write_errors
 
@@ -39,9 +38,9 @@ def panel_png(panel: Panel, theme: Theme) -> bytes:
     return png_of(figure)
 
 
-def curves_png(run: RunRecord, theme: Theme = LIGHT) -> bytes | None:
+def curves_png(found: Findings, theme: Theme = LIGHT) -> bytes | None:
     """All curves of a run in one picture; None when nothing was recorded."""
-    drawn = panels(run)
+    drawn = panels(found)
     if not drawn:
         return None
     columns = min(2, len(drawn))
@@ -55,17 +54,16 @@ def curves_png(run: RunRecord, theme: Theme = LIGHT) -> bytes | None:
     return png_of(figure)
 
 
-def categories_png(run: RunRecord, theme: Theme = LIGHT) -> bytes | None:
+def categories_png(found: Findings, theme: Theme = LIGHT) -> bytes | None:
     """Held-out score of every category before and after, with intervals; None when there are no categories."""
-    changes = category_changes(run)
+    changes, style = found.categories[found.run.main_split], found.style
     if not changes:
         return None
-    style = style_of(run)
     figure, axes = new_figure((max(4.8, 1.1 * len(changes) + 1.8), 3.2), theme)
     after = "after" if changes[0].finished else f"step {changes[0].step}"
-    _draw_bars(axes, -0.2, [found.before for found in changes], "before", theme.before, theme)
-    _draw_bars(axes, 0.2, [found.after for found in changes], after, theme.lines[0], theme)
-    axes.set_xticks(range(len(changes)), [f"{found.name}\nn = {found.after.count}" for found in changes])
+    _draw_bars(axes, -0.2, [change.before for change in changes], "before", theme.before, theme)
+    _draw_bars(axes, 0.2, [change.after for change in changes], after, theme.lines[0], theme)
+    axes.set_xticks(range(len(changes)), [f"{change.name}\nn = {change.after.count}" for change in changes])
     axes.set_ylabel(style.truth)
     score_axis(axes, style)
     if style.accuracy:
@@ -82,10 +80,10 @@ def _draw_bars(axes: Axes, offset: float, found: Sequence[Interval], label: str,
     axes.errorbar(places, heights, yerr=errors, fmt="none", ecolor=theme.text, elinewidth=1, capsize=2.5, zorder=3)
 
 
-def write_charts(run: RunRecord) -> list[Path]:
+def write_charts(found: Findings) -> list[Path]:
     """Write `curves.png` and `categories.png` into the run folder, as far as there is data for them."""
-    drawn = {"curves.png": curves_png(run), "categories.png": categories_png(run)}
-    written = {run.folder / name: png for name, png in drawn.items() if png is not None}
+    drawn = {"curves.png": curves_png(found), "categories.png": categories_png(found)}
+    written = {found.run.folder / name: png for name, png in drawn.items() if png is not None}
     for path, png in written.items():
         with explain_write_errors(path):
             path.write_bytes(png)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plaudit.audit import panels, plots
 from plaudit.audit.gallery import gallery
-from plaudit.audit.measures import Change, category_changes, change, style_of
+from plaudit.audit.measures import Change, Findings, findings
 from plaudit.audit.texts import texts
 from plaudit.audit.verdict import judge
 from plaudit.pages import look
@@ -23,22 +23,23 @@ PARTS = ("rollout", "reward", "learn")
 
 def write_report(run: Path) -> Path:
     """Write `report.html`, `curves.png` and `categories.png` into a run folder, whatever state the run is in."""
-    record = read_run(run)
-    plots.write_charts(record)
+    found = findings(read_run(run))
+    plots.write_charts(found)
     path = run / "report.html"
-    write_text(path, render(record))
+    write_text(path, render(found))
     return path
 
 
-def render(run: RunRecord) -> str:
+def render(found: Findings) -> str:
+    run = found.run
     parts = (
         _top(run),
-        _headline(run),
-        _verdict(run),
+        _headline(found),
+        _verdict(found),
         texts(run) if run.texts else gallery(run),
-        _curves(run),
-        _categories(run),
-        *(_other_split(run, split) for split in run.splits() if split != run.main_split),
+        _curves(found),
+        _categories(found),
+        *(_other_split(found, split) for split in run.splits() if split != run.main_split),
         _checks(run.checks),
         _costs(run),
         _missing(run),
@@ -70,8 +71,8 @@ def _last_step(run: RunRecord) -> int:
     return max((row["step"] for row in run.metrics if "step" in row), default=0)
 
 
-def _headline(run: RunRecord) -> Html:
-    found, style = change(run), style_of(run)
+def _headline(findings: Findings) -> Html:
+    run, found, style = findings.run, findings.change, findings.style
     if found is None:
         return element("section", *_headline_without_gain(run, style), _tiles(run, None, style), cls="card")
     heading = element(
@@ -156,8 +157,8 @@ def _calls(run: RunRecord, key: str) -> int | None:
     return stated if stated is not None else next(counted, None)
 
 
-def _verdict(run: RunRecord) -> Html:
-    verdict = judge(run)
+def _verdict(found: Findings) -> Html:
+    verdict = judge(found)
     details = element("ul", *(element("li", line) for line in verdict.details))
     return element("section", element("h2", verdict.headline), details, cls=f"card verdict {verdict.level}")
 
@@ -165,12 +166,12 @@ def _verdict(run: RunRecord) -> Html:
 # --- measurements --------------------------------------------------------------------------------------------------
 
 
-def _curves(run: RunRecord) -> Html:
-    drawn = panels.panels(run)
+def _curves(found: Findings) -> Html:
+    drawn = panels.panels(found)
     if not drawn:
         return section("Curves", element("p", "Missing: no step was recorded in metrics.jsonl.", cls="muted"))
     charts = (element("figure", _chart(panel)) for panel in drawn)
-    absent = panels.absent_panels(run)
+    absent = panels.absent_panels(drawn)
     note = element("p", f"Nothing was recorded to draw: {', '.join(absent)}.", cls="muted") if absent else None
     lead = "Long curves are moving means over the faint values of single steps; bands are 95 % intervals."
     return section("Curves", element("div", *charts, cls="charts"), note, lead=lead)
@@ -180,35 +181,37 @@ def _chart(panel: panels.Panel) -> Html:
     return themed_chart(plots.panel_png(panel, look.LIGHT), plots.panel_png(panel, look.DARK), panel.title)
 
 
-def _categories(run: RunRecord) -> Html:
+def _categories(found: Findings) -> Html:
     title = "By category"
-    light, dark = (plots.categories_png(run, theme) for theme in (look.LIGHT, look.DARK))
+    light, dark = (plots.categories_png(found, theme) for theme in (look.LIGHT, look.DARK))
     if light is None or dark is None:
         return section(title, element("p", "Missing: no category was measured before and after.", cls="muted"))
     chart = element("figure", themed_chart(light, dark, "score by category, before and after"), cls="wide scroll")
-    return section(title, chart, _split_table(run, run.main_split), lead="Whiskers and brackets are 95 % intervals.")
+    return section(
+        title, chart, _split_table(found, found.run.main_split), lead="Whiskers and brackets are 95 % intervals."
+    )
 
 
-def _other_split(run: RunRecord, split: str) -> Html:
+def _other_split(found: Findings, split: str) -> Html:
     explanation = {"compositional": "Attribute pairs that no training prompt names: what was learned, or memorised?"}
     title = f"Split: {split}"
-    if change(run, split) is None:
-        return section(title, _single_measurements(run, split), lead=explanation.get(split))
-    return section(title, _split_table(run, split), lead=explanation.get(split))
+    if found.changes[split] is None:
+        return section(title, _single_measurements(found, split), lead=explanation.get(split))
+    return section(title, _split_table(found, split), lead=explanation.get(split))
 
 
-def _single_measurements(run: RunRecord, split: str) -> Html:
+def _single_measurements(found: Findings, split: str) -> Html:
     """What there is of a split that was not measured both before and after."""
-    style = style_of(run)
-    rows = [row for row in run.evaluations if row.split == split]
+    style = found.style
+    rows = [row for row in found.run.evaluations if row.split == split]
     lines = (f"Step {row.step} ({row.label}): {style.score(row.mean)}, {number(row.count)} items." for row in rows)
     return paragraphs([*lines, "Missing: the counterpart, so no gain can be stated."])
 
 
-def _split_table(run: RunRecord, split: str) -> Html:
-    style, whole = style_of(run), change(run, split)
+def _split_table(found: Findings, split: str) -> Html:
+    style, whole = found.style, found.changes[split]
     assert whole is not None
-    rows = [_change_row("all", whole, style), *(_change_row(c.name, c, style) for c in category_changes(run, split))]
+    rows = [_change_row("all", whole, style), *(_change_row(c.name, c, style) for c in found.categories[split])]
     after = "after" if whole.finished else f"step {whole.step}"
     gain = "gain (points)" if style.accuracy else "gain"
     return table(("category", gain, "before", after, "items"), rows, numeric=range(1, 5), total=True)

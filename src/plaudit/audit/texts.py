@@ -62,8 +62,8 @@ def _line(row: TextRow, label: str, rewards: Sequence[str], extra: Sequence[str]
         _cut(row.prompt),
         label,
         _cut(row.output),
-        _number(row.truth),
-        *(_number(row.rewards.get(name)) for name in rewards),
+        number(row.truth),
+        *(number(row.rewards.get(name)) for name in rewards),
         *(str(row.extra.get(name, ABSENT)) for name in extra),
         *([told] if notes else []),
     )
@@ -72,7 +72,3 @@ def _line(row: TextRow, label: str, rewards: Sequence[str], extra: Sequence[str]
 def _cut(text: str) -> Html:
     short = text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
     return element("div", short, cls="text")
-
-
-def _number(value: float | None) -> str:
-    return ABSENT if value is None else number(value)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from plaudit.audit.measures import Change, change, interval_of, style_of
+from plaudit.audit.measures import Change, Findings, interval_of
 from plaudit.pages.numbers import Style, capital, number
 from plaudit.runs.record import Evaluation, RunRecord
 from plaudit.statistics import Z_95
@@ -40,9 +40,10 @@ class Verdict:
     details: tuple[str, ...]
 
 
-def judge(run: RunRecord) -> Verdict:
+def judge(found: Findings) -> Verdict:
     """One line on whether the reward was hacked, and the numbers behind it."""
-    rises, truth, style = trained_rises(run), change(run), style_of(run)
+    run, truth, style = found.run, found.change, found.style
+    rises = trained_rises(run)
     if truth is None or math.isnan(truth.gain.low) or not rises:
         return Verdict(level="unknown", headline="Cannot be judged yet", details=(_what_lacks(run, truth, rises),))
     direction = _direction(truth)
@@ -50,7 +51,7 @@ def judge(run: RunRecord) -> Verdict:
     details = [_rise_sentence(rise) for rise in rises] + [_truth_sentence(truth, direction, style)]
     if _trained_on_the_truth(run):
         details.append("The evaluation reward is itself trained on, so hacking of this reward could not be seen here.")
-    doubts = [doubt for doubt in (_fall_from_peak(run, style), _split_that_fell(run, style)) if doubt]
+    doubts = [doubt for doubt in (_fall_from_peak(run, style), _split_that_fell(found)) if doubt]
     if doubts and level == "good":
         level, headline = "warning", f"{headline}, with a reservation"
     return Verdict(level=level, headline=headline, details=(*details, *doubts))
@@ -185,12 +186,12 @@ def _mean(evaluation: Evaluation) -> float:
     return interval_of(evaluation).mean
 
 
-def _split_that_fell(run: RunRecord, style: Style) -> str | None:
-    for split in run.splits():
-        found = change(run, split)
-        if split != run.main_split and found is not None and found.gain.high < 0:
+def _split_that_fell(found: Findings) -> str | None:
+    style = found.style
+    for split, change in found.changes.items():
+        if split != found.run.main_split and change is not None and change.gain.high < 0:
             return (
-                f"On the split “{split}” the {style.noun} fell: {style.score(found.before.mean)} to "
-                f"{style.score(found.after.mean)} (95 % interval {style.gain_bounds(found.gain)})."
+                f"On the split “{split}” the {style.noun} fell: {style.score(change.before.mean)} to "
+                f"{style.score(change.after.mean)} (95 % interval {style.gain_bounds(change.gain)})."
             )
     return None

@@ -12,9 +12,9 @@ from plaudit.cli.command import INTERRUPTED, aligned
 from plaudit.cli.score import named_reward, read_rewards
 
 if TYPE_CHECKING:
+    from plaudit.models.origin import Origin
     from plaudit.rewards.suite import Suite
     from plaudit.search.results import SearchResult
-    from plaudit.search.setup import Origin
 
 
 def run(
@@ -94,11 +94,12 @@ def run(
 ) -> None:
     """Search for better outputs of a model, without training it."""
     from plaudit.errors import RecipeError
+    from plaudit.models.origin import find_origin
     from plaudit.search.api import search_origin
     from plaudit.search.budget import Budget
     from plaudit.search.display import showing
     from plaudit.search.options import read_options
-    from plaudit.search.setup import find_origin, find_prompts
+    from plaudit.search.setup import find_prompts
 
     if prompt and prompts:
         raise RecipeError("--prompt gives texts and --prompts a file of them; give one of the two")

@@ -13,6 +13,7 @@ import torch
 from plaudit.data.prompt import Prompt
 from plaudit.errors import RecipeError
 from plaudit.models.flow import FlowModel
+from plaudit.models.origin import Origin, build_origin, find_origin, recipe_for
 from plaudit.models.tokens import TokenModel
 from plaudit.recipe.sampling import TokenSampling
 from plaudit.rewards.load import Reward
@@ -25,17 +26,16 @@ from plaudit.search.options import find_method
 from plaudit.search.results import SearchResult, Truth
 from plaudit.search.run import Watch, run_search
 from plaudit.search.setup import (
-    Origin,
-    build_origin,
     check_kinds,
-    find_origin,
     find_prompts,
     find_suite,
     make_sampler,
     make_task,
+    make_token_sampling,
+    make_token_task,
     named_rewards,
+    token_about,
 )
-from plaudit.search.token_setup import make_token_sampling, make_token_task, recipe_for, token_about
 from plaudit.search.track import Kept, Tracker
 
 Rewards = Any  # a name, a function, several of them, or {name: either}

@@ -1,87 +1,45 @@
-"""From names to a task: a lab model, a run folder or a recipe; prompts; rewards."""
+"""From a recipe and what a user chooses to a task: prompts, rewards, how samples are drawn."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from plaudit import storage
 from plaudit.data.prompt import Prompt
 from plaudit.data.sources import identify, load_prompts, read_prompts
 from plaudit.errors import RecipeError
-from plaudit.models.build import build_model
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import FlowModel, times_of
-from plaudit.models.lora import add_lora
-from plaudit.models.origin import load_result
+from plaudit.models.origin import Origin
 from plaudit.models.tokens import TokenModel
-from plaudit.recipe.load import load
-from plaudit.recipe.sampling import EvaluationSampler, Sampler
+from plaudit.recipe.base import Positive, PositiveFloat, Strict
+from plaudit.recipe.sampling import EvaluationSampler, Sampler, TokenSampling
 from plaudit.recipe.schema import UP_TO_ONE, Recipe
-from plaudit.recipe.text import parse
 from plaudit.rewards.base import Card
 from plaudit.rewards.scoring import RewardLike, name_of, reward_of
 from plaudit.rewards.suite import Suite, load_suite, make_suite
 from plaudit.search.budget import Budget
-from plaudit.search.config import SearchSampler
 from plaudit.search.flow.task import FlowTask
-from plaudit.worlds import NETWORKS, world_of
+from plaudit.search.text.task import TokenTask
 
-LAB = "lab/"
 KERNEL = "flow_sde"  # of stochastic steps, where the recipe's own sampler has none
 
 
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What `--model` names: its recipe, and the run or checkpoint whose weights it has."""
+class SearchSampler(Strict):
+    """What is None comes from the recipe: steps, guidance, shift, solver and tile from `evaluate.sampler`, so that a plain
+    sample is what an evaluation draws; kernel and level of the methods' stochastic steps from `sampler`."""
 
-    name: str
-    recipe: Recipe
-    weights: Path | None = None
-
-    @property
-    def calibration(self) -> Path | None:
-        """Scales that the run measured before it began."""
-        file = self.weights.parents[1] if self.weights and storage.is_complete(self.weights) else self.weights
-        return file / "calibration.json" if file and (file / "calibration.json").is_file() else None
-
-
-def find_origin(given: str | Mapping[str, Any]) -> Origin:
-    """`lab/NAME`, a run folder or one of its checkpoints, `package.module:factory`, a recipe by name or file, or what a recipe
-    has as `model:`, as a mapping or in YAML."""
-    text = given if isinstance(given, str) else json.dumps(given)
-    if not isinstance(given, str) or text.lstrip().startswith("{"):
-        config = parse(text, f"--model {text}") if isinstance(given, str) else given
-        custom = {"type": "custom"} if "factory" in config else {}
-        return Origin(name=text, recipe=load({"model": {**custom, **config}}))
-    if text.startswith(LAB):
-        network = text.removeprefix(LAB)
-        world = [world_of(network).recipe] if network in NETWORKS else []
-        return Origin(name=text, recipe=load([*world, {"model": {"type": "lab", "name": network}}]))
-    path = Path(text)
-    run = path.resolve().parents[1] if storage.is_complete(path) else path
-    if (run / "recipe.yaml").is_file():
-        return Origin(name=text, recipe=load([run / "recipe.yaml"]), weights=path)
-    if path.is_dir():
-        raise RecipeError(f"--model {text}: the folder is neither a run nor a checkpoint of one; it has no recipe.yaml")
-    if ":" in text:
-        return find_origin({"factory": text})
-    return Origin(name=text, recipe=load([text]))
-
-
-def build_origin(origin: Origin) -> FlowModel | TokenModel:
-    """The model with its weights."""
-    model = build_model(origin.recipe.model)
-    if origin.weights is not None:
-        if origin.recipe.model.lora is not None:
-            add_lora(model, origin.recipe.model.lora, origin.recipe.run.seed)
-        load_result(model, origin.weights)
-    return model
+    steps: Positive | None = None
+    guidance: Annotated[float, Field(ge=0)] | None = None
+    shift: PositiveFloat | None = None
+    solver: Literal["euler", "heun"] | None = None
+    kernel: Literal["flow_sde", "constant_eta", "cps", "ddim_eta"] | None = None
+    level: Annotated[float, Field(ge=0)] | None = None
+    tile: Positive | None = None
 
 
 def find_prompts(recipe: Recipe, prompts: Sequence[str | Prompt] | Path | None, count: int) -> list[Prompt]:
@@ -174,3 +132,46 @@ def make_sampler(choices: Mapping[str, Any]) -> SearchSampler:
         raise RecipeError(
             f"search: {key}: {first['input']!r}: {first['msg']}; a flow model's sampler has {allowed}"
         ) from None
+
+
+def make_token_sampling(recipe: Recipe, choices: Mapping[str, Any]) -> TokenSampling:
+    """How an evaluation draws, so that a plain sample is what it draws; where that is greedy, how training does, for greedy
+    candidates would all be one. `choices` that are not None replace keys of it."""
+    base = next((s for s in (recipe.evaluate.sampler, recipe.sampler) if _draws(s)), recipe.evaluate.sampler)
+    given = {key: value for key, value in choices.items() if value is not None}
+    try:
+        sampling = TokenSampling.model_validate({**base.model_dump(), **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        allowed = ", ".join(name for name in TokenSampling.model_fields if name not in ("type", "pack"))
+        raise RecipeError(
+            f"search: {key}: {first['input']!r}: {first['msg']}; a token model's sampler has {allowed}"
+        ) from None
+    if sampling.temperature == 0:
+        raise RecipeError(
+            "search: temperature 0 draws the same text every time; set evaluate.sampler.temperature, or pass temperature, "
+            "above 0"
+        )
+    return sampling
+
+
+def _draws(sampler: object) -> bool:
+    return isinstance(sampler, TokenSampling) and sampler.temperature > 0
+
+
+def make_token_task(
+    model: TokenModel,
+    prompts: Sequence[Prompt],
+    suite: Suite | None,
+    budget: Budget,
+    *,
+    sampling: TokenSampling,
+    seed: int,
+) -> TokenTask:
+    return TokenTask(model, prompts, suite, budget, sampling=sampling, seed=seed)
+
+
+def token_about(task: TokenTask) -> dict[str, Any]:
+    """How the texts were drawn, for the record."""
+    return task.sampling.model_dump(exclude={"pack"}) | {"tile": task.tile}
