@@ -99,11 +99,13 @@ def transition(kernel: str, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, lev
     return find_kernel(kernel)(x.float(), v.float(), t.float(), t_next.float(), level.float())
 
 
-@functools.cache
 def find_kernel(name: str) -> Kernel:
     """One of ours, or the user's own, whose steps are held to the conventions above."""
-    if name in KERNELS:
-        return KERNELS[name]
+    return KERNELS[name] if name in KERNELS else _own_kernel(name)
+
+
+@functools.cache
+def _own_kernel(name: str) -> Kernel:
     own = import_dotted(name, "sampler.kernel", KERNELS)
 
     def checked(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, level: Tensor) -> Transition:
