@@ -16,9 +16,10 @@ from tests.reference.toys import EMA, GRPO, ToyFlowModel, asking, perturb, promp
 
 import plaudit.train.loop as loop
 from plaudit.data.prompt import Prompt
-from plaudit.data.sources import FileSource, ScenesSource, load_prompts, read_prompts
+from plaudit.data.sources import FileSource, load_prompts, read_prompts
 from plaudit.errors import DataError, RewardError
 from plaudit.lab.scenes.grammar import split_of
+from plaudit.lab.scenes.world import ScenesSource
 from plaudit.models.conditioning import PromptEncoder
 from plaudit.models.flow import Condition
 from plaudit.recipe.objectives import Shaping
