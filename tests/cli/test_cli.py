@@ -395,7 +395,7 @@ def test_live_display_shows_the_latest_of_everything():
     shown = screen.getvalue()
     assert "compositional before 0.125 [0.100, 0.150]" in shown
     assert "[resumed] after step 3" in shown
-    assert "step 3  reward 0.500  held-out 0.250  ratio check 2.5e-08  1 min 30 s left" in shown
+    assert "step 3  reward 0.500  ratio check 2.5e-08  held-out 0.250  1 min 30 s left" in shown
 
 
 def test_errors_of_recipes_are_user_errors_everywhere():

@@ -144,7 +144,14 @@ def test_verdicts_are_told_by_these_and_no_other() -> None:
     answers = {"boxed_answer", "choice_answer", "exact_answer", "math_equal", "number_answer", "states_answer"}
     formats = {"boxed_format", "plot_runs", "regex_format", "svg_renders", "tags_strict", "tex_renders"}
     found = {entry.name for entry in entries() if entry.card.verdict}
-    assert found == answers | formats | {"scene_exact", "sum_answer", "sum_correct", "sum_format"}
+    assert found == answers | formats | {
+        "scene_exact",
+        "edit_exact",
+        "edit_execution",
+        "sum_answer",
+        "sum_correct",
+        "sum_format",
+    }
     assert [UnitTests(all_or_nothing=whole).card.verdict for whole in (False, True)] == [False, True]
 
 

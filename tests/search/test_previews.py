@@ -62,7 +62,7 @@ def test_trained_it_knows_the_time_and_leaves_clean_previews_to_the_proxy() -> N
     early, late = network(captions, shown, 0.9), network(captions, shown, 0.8)
     assert (early - late).abs().max() > 0.02 and (late - expected).abs().max() > 1e-3
     alone = torch.cat([network(captions[i : i + 1], shown[i : i + 1], 0.9) for i in range(6)])
-    torch.testing.assert_close(alone, early, rtol=0, atol=1e-6)
+    torch.testing.assert_close(alone, early, rtol=0, atol=1e-5)  # matrix products round differently in other shapes
 
 
 def test_an_unknown_name_is_refused() -> None:

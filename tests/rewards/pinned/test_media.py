@@ -32,5 +32,7 @@ def test_noise_is_added_to_speech_as_told() -> None:
 
 
 def test_unknown_outputs_are_named() -> None:
-    with pytest.raises(DataError, match="a mapping with one of scene, shade, ramp, checks, line, tones, speech"):
+    with pytest.raises(
+        DataError, match="a mapping with one of scene, objects, shade, ramp, checks, line, tones, speech"
+    ):
         make({"song": "la"})
