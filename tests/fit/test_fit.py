@@ -56,7 +56,8 @@ def test_it_learns_the_order_of_pairs_that_it_never_saw(fitted: Path) -> None:
     assert summary["before"] < 0.65 < summary["after"] and summary["gain_low"] > 0
     rows = [json.loads(line) for line in (fitted / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 150 and rows[-1]["loss"] < rows[0]["loss"] and all(row["grad_norm"] > 0 for row in rows)
-    assert "<html" in (fitted / "report.html").read_text()
+    page = (fitted / "report.html").read_text()
+    assert f"plaudit fit {fitted}" in page and "Missing" not in page and "Cannot be judged" not in page
 
 
 def test_it_is_a_reward_by_its_path(fitted: Path) -> None:

@@ -14,6 +14,7 @@ from plaudit.audit.compare_search import compare_search, defaults_of
 from plaudit.data.prompt import Prompt
 from plaudit.data.sources import PromptSource, load_prompts
 from plaudit.dotted import import_dotted
+from plaudit.errors import RecipeError
 from plaudit.lab.edits.grammar import sample_edits
 from plaudit.lab.scenes.render import rasterise, sample_scenes
 from plaudit.lab.sums.check import read_facts
@@ -153,6 +154,13 @@ def test_its_recipe_trains_in_it(world: World) -> None:
     recipe = load(world.recipe)
     assert recipe.prompts.type == world.name and recipe.evaluate.reward.type == world.truth
     assert recipe.model.name in world.networks and recipe.rewards
+
+
+def test_a_model_and_prompts_of_two_worlds_are_refused() -> None:
+    with pytest.raises(
+        RecipeError, match=r"prompts.type: scenes with model lab/edits, which answers prompts of edits; set"
+    ):
+        load(["slots-grpo", {"model": "lab/edits"}])
 
 
 def test_two_sources_under_one_text_become_two_pictures() -> None:

@@ -78,6 +78,19 @@ def test_what_was_found_is_kept_and_trained_with(tmp_path: Path) -> None:
     assert first["network_calls"] == 3 * 6 * (4 + 4 + 3 + 2) + 8 * 4
 
 
+def test_a_start_that_was_killed_after_it_found_the_noise_is_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object, **rest: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(toy_recipe(tmp_path, BALANCED))
+    assert (loop.train(toy_recipe(tmp_path, BALANCED)).folder / "noise.json").is_file()
+
+
 @pytest.mark.parametrize("change", ({"kernel": "ode"}, {"level": 0}, {"window": {"size": 2}}))
 def test_where_there_is_no_noise_to_find_it_is_refused(tmp_path: Path, change: dict) -> None:
     with pytest.raises(RecipeError, match=r"sampler.level_schedule: balanced|needs stochastic steps"):

@@ -32,17 +32,17 @@ def write_report(run: Path) -> Path:
 
 def render(found: Findings) -> str:
     run = found.run
+    drawn = () if run.fits else (_verdict(found), texts(run) if run.texts else gallery(run))
     parts = (
         _top(run),
         _headline(found),
-        _verdict(found),
-        texts(run) if run.texts else gallery(run),
+        *drawn,
         _curves(found),
         _categories(found),
         *(_other_split(found, split) for split in run.splits() if split != run.main_split),
-        _checks(run.checks),
+        *(() if run.fits else (_checks(run.checks),)),
         _costs(run),
-        _missing(run),
+        *(() if run.fits else (_missing(run),)),
         _recipe(run),
     )
     return document(f"{_name(run)}: Plaudit report", *parts)
@@ -171,7 +171,7 @@ def _curves(found: Findings) -> Html:
     if not drawn:
         return section("Curves", element("p", "Missing: no step was recorded in metrics.jsonl.", cls="muted"))
     charts = (element("figure", _chart(panel)) for panel in drawn)
-    absent = panels.absent_panels(drawn)
+    absent = [] if found.run.fits else panels.absent_panels(drawn)
     note = element("p", f"Nothing was recorded to draw: {', '.join(absent)}.", cls="muted") if absent else None
     lead = "Long curves are moving means over the faint values of single steps; bands are 95 % intervals."
     return section("Curves", element("div", *charts, cls="charts"), note, lead=lead)
@@ -368,4 +368,5 @@ def _command(run: RunRecord) -> str | None:
         limits += " --train.minutes null" if run.recipe.train.minutes is not None else ""
     if summary is not None and summary.threads and run.recipe.run.threads is None:
         limits += f" --run.threads {summary.threads}"
-    return f"plaudit align {shlex.quote(str(path))} --run.name {shlex.quote(_name(run) + '-again')}{limits}"
+    verb = "fit" if run.fits else "align"
+    return f"plaudit {verb} {shlex.quote(str(path))} --run.name {shlex.quote(_name(run) + '-again')}{limits}"

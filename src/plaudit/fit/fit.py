@@ -25,13 +25,12 @@ from plaudit.recipe.schema import Recipe
 from plaudit.rewards.learned.fitted import ABOUT, WEIGHTS, RewardNetwork
 from plaudit.runs.display import Display, Metrics
 from plaudit.runs.folder import RunFolder
+from plaudit.runs.record import HELDOUT, PAIR_ORDER
 from plaudit.statistics import Items, mean_interval, paired_gain
 from plaudit.train.checkpoint import Progress, State
 from plaudit.train.run import RunResult, Stepped, run
 from plaudit.train.trainable import Trainable
 from plaudit.version import __version__
-
-SPLIT, TRUTH = "heldout", "pair_order"
 
 
 def fit_reward(
@@ -97,7 +96,7 @@ class Fitting:
         progress.step += 1
         progress.updates += 1
         progress.training_seconds += (seconds := time.perf_counter() - started)
-        return Stepped(metrics=metrics, timing={"timing_s/step": seconds})
+        return Stepped(metrics=metrics, timing={"timing_s/learn": seconds, "timing_s/step": seconds})
 
     def _update(self, pairs: PicturePairs, step: int) -> dict[str, float | None]:
         """One optimiser step on the mean loss, taken a few pairs at a time."""
@@ -152,11 +151,11 @@ class Fitting:
         pairs = [
             prompt for prompt, tie in zip(self.data.heldout.prompts, self.data.heldout.tie, strict=True) if not tie
         ]
-        items = f"evaluations/{label}_{step:06d}_{SPLIT}.json"
+        items = f"evaluations/{label}_{step:06d}_{HELDOUT}.json"
         ids = [f"{prompt.id}/{i}" for i, prompt in enumerate(pairs)]
         kinds = [str(prompt.facts.get("category", "all")) for prompt in pairs]
         folder.write_json(items, {"id": ids, "category": kinds, "score": order.tolist(), "rewards": {}})
-        entry = {"step": step, "split": SPLIT, "label": label, "reward": TRUTH, "items": items, "rewards": {}}
+        entry = {"step": step, "split": HELDOUT, "label": label, "reward": PAIR_ORDER, "items": items, "rewards": {}}
         entry |= {"mean": interval.mean, "low": interval.low, "high": interval.high}
         entry |= {
             "count": interval.count,
@@ -165,7 +164,7 @@ class Fitting:
             "verdict": True,
         }
         folder.append("evaluations.jsonl", entry)
-        display.evaluation(step, f"{SPLIT} {label}", interval.mean, interval.low, interval.high)
+        display.evaluation(step, f"{HELDOUT} {label}", interval.mean, interval.low, interval.high)
 
     def _keep(self, folder: RunFolder, progress: Progress, stopped: str) -> Mapping[str, Any]:
         """The fitted reward in `final`, by whose folder it is one, and the summary."""
@@ -181,8 +180,8 @@ class Fitting:
         gain = paired_gain(first, last)
         bounds = {"before": before, "after": after, "gain": gain}
         return {
-            "split": SPLIT,
-            "reward": TRUTH,
+            "split": HELDOUT,
+            "reward": PAIR_ORDER,
             "accuracy": True,
             **{f"{name}{end}": getattr(one, key) for name, one in bounds.items() for end, key in ENDS.items()},
             "minutes": progress.total_seconds / 60,

@@ -19,6 +19,7 @@ from plaudit.recipe.prompts import Prompts, ScenesPrompts
 from plaudit.recipe.rewards import Missing, RewardConfig
 from plaudit.recipe.sampling import AnyEvaluationSampler, AnySampler, EvaluationSampler, Sampler, TokenSampling
 from plaudit.recipe.turns import POLICY, Turns
+from plaudit.worlds import WORLDS, world_of
 
 UP_TO_ONE = ("cps", "ddim_eta")  # kernels whose level is a share
 
@@ -203,6 +204,13 @@ class Recipe(Strict):
                     f"{key}.type: {sampler.type} for a model of family {family}; set {key}.type to {family}"
                     + (", or start from the recipe sums-grpo" if family == "tokens" else "")
                 )
+        world = WORLDS.get(self.prompts.type)
+        if isinstance(self.model, LabModel) and world is not None and self.model.name not in world.networks:
+            own = world_of(self.model.name).name
+            raise ValueError(
+                f"prompts.type: {world.name} with model lab/{self.model.name}, which answers prompts of {own}; "
+                f"set prompts.type to that, or model to lab/{next(iter(world.networks))}"
+            )
         if family == "tokens" and self.evaluate.reward.type.startswith("scene_"):
             raise ValueError(
                 f"evaluate.reward: {self.evaluate.reward.type} looks at pictures, and this model writes texts; name a reward for "

@@ -30,6 +30,7 @@ EARLY = (
     "recipe.yaml",
     "checks.json",
     "calibration.json",
+    "noise.json",
     "evaluations.jsonl",
     LOCK,
 )  # written before the first checkpoint

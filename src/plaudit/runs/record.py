@@ -23,6 +23,7 @@ from plaudit.statistics import Items
 
 HELDOUT = "heldout"
 BEFORE, AFTER = "before", "after"
+PAIR_ORDER = "pair_order"  # what a fitted reward is measured by
 
 Row = dict[str, Any]
 Kind = TypeVar("Kind", bound="_Lenient")
@@ -183,6 +184,11 @@ class RunRecord:
         """Splits that were evaluated, the held-out one first."""
         found = dict.fromkeys(row.split for row in self.evaluations)
         return sorted(found, key=lambda split: split != HELDOUT)
+
+    @property
+    def fits(self) -> bool:
+        """Whether a reward was fitted, which draws nothing."""
+        return bool(self.evaluations) and self.evaluations[0].reward == PAIR_ORDER
 
     @property
     def main_split(self) -> str:
